@@ -1,0 +1,35 @@
+# Two commands from a fresh clone, on a machine with Python 3.10-3.13 and git and nothing else set up:
+#   make train   installs and runs the main job        make test   installs and passes the tests
+# ARGS go to the run: make train ARGS="-p subset 50 -p epochs 20"
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: train test lab prepare clean
+train: $(STAMP)
+	$(BIN)/papermill nbs/train.ipynb $(ARGS)
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab
+
+# what a change needs before it is committed
+prepare: $(STAMP)
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test
+
+$(STAMP): settings.ini setup.py pyproject.toml
+	@if command -v uv >/dev/null 2>&1; then \
+	  { [ -x $(BIN)/python ] || uv venv --python $(PYTHON) $(VENV); } && uv pip install --python $(BIN)/python -e '.[dev]'; \
+	else \
+	  { [ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); } && $(BIN)/python -m pip install -e '.[dev]'; \
+	fi
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) runs

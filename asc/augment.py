@@ -9,11 +9,18 @@ __all__ = ['augments', 'create_augment']
 import inspect
 from torch import nn
 from .core import InputError, pick
-from .waveaug import TimeRoll
-from .specaug import FreqMask, FreqMixStyle, TimeMask
+from .impulse import DIR
+from .mixup import MixUp
+from .specaug import ChannelMixStyle, FilterAugment, FreqGain, FreqMask, FreqMixStyle, TimeMask
+from .waveaug import Gain, PitchShift, TimeRoll
 
 # %% ../nbs/34_augment.ipynb #6b2c9c7e
-augments = {'roll': TimeRoll, 'freq_mask': FreqMask, 'time_mask': TimeMask, 'freq_mixstyle': FreqMixStyle}
+augments = {
+    'roll': TimeRoll, 'gain': Gain, 'pitch_shift': PitchShift, 'dir': DIR,                             # waveform
+    'filter_augment': FilterAugment, 'freq_gain': FreqGain,                                           # linear mel
+    'freq_mask': FreqMask, 'time_mask': TimeMask,                                                     # before or after the log
+    'freq_mixstyle': FreqMixStyle, 'channel_mixstyle': ChannelMixStyle,                               # after the log
+    'mixup': MixUp}                                                                                   # anywhere
 
 # %% ../nbs/34_augment.ipynb #e9f6dc7a
 def create_augment(name:str, # a key of `augments`

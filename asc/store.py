@@ -23,7 +23,8 @@ from fastprogress import progress_bar
 from filelock import FileLock
 
 from .core import InputError, atomic, project_root, resolve, write_json, write_text
-from .corpus import scan_audio, wav_info
+from .corpus import scan_audio
+from .sound import to_int16, wav_info
 
 # %% ../nbs/12_store.ipynb #80eb9efe
 def to_int16(x, # samples: int32 with the source's bits at the top (24-bit x is x·256), or float in [-1, 1)
@@ -99,7 +100,7 @@ def pack(corpus,         # `Corpus`
 
 # %% ../nbs/12_store.ipynb #cb7ca4c3
 def _make(corpus, folder, key, listing, rate, workers, progress):
-    scan = scan_audio(corpus, workers, progress)
+    scan = scan_audio(corpus, workers=workers, progress=progress)
     _report(scan, corpus, folder)
     src, frames = int(scan.rate.mode()[0]), int(scan.held.mode()[0])
     if frames*rate % src: raise InputError(f'rate={rate}: a clip of {frames} samples at {src} Hz has no whole number of samples at {rate} Hz')

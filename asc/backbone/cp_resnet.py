@@ -59,8 +59,8 @@ class CPResNet(nn.Module):
         self.in_c = ConvNorm(1, base, 5, 2, padding=1)
         c = base
         for s, (w, n, g) in enumerate(zip(widths, blocks, groups)):
-            stage = nn.Sequential() if s else nn.Sequential()
-            if s == 0: stage.add_module('pool0', nn.MaxPool2d(2))
+            stage = nn.Sequential()
+            if s == 0: stage.add_module('pool', nn.MaxPool2d(2))
             for b in range(n):
                 stage.add_module(f'block{b+1}', ResBlock(c, w, *kernels(rho, 2*s + b), g))
                 if s == 0: stage.add_module(f'pool{b+1}', nn.MaxPool2d((2, 1)))

@@ -92,6 +92,6 @@ class DragonTFSepNet(nn.Module):
         layers, c = make_layers(16, base, AdaResNorm, block)
         self.feature = nn.Sequential(nn.Conv2d(1, 2*base, 5, 2, 2, bias=False), *layers)
         self.classifier = nn.Conv2d(c, n_classes, 1)
-        for m in (self.feature[0], *(n for b in layers if isinstance(b, TFSepBlock) for k, n in b.named_children() if k[4:] in ('_dw_conv', '_pw_conv'))):
-            init_kaiming(m)
+        for name, m in self.feature.named_modules():
+            if isinstance(m, nn.Conv2d) and 'trans_conv' not in name: init_kaiming(m)
     def forward(self, x): return self.classifier(self.feature(x)).mean((2, 3))

@@ -1,0 +1,155 @@
+"""The main job as a user starts it: papermill from a terminal, a pipe and a script, the run folder it leaves, and what it refuses."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile as sf
+
+from conftest import ROOT
+
+PAPERMILL = [str(Path(sys.executable).with_name('papermill')), 'nbs/train.ipynb']
+QUICK = ['-p', 'epochs', '1', '-p', 'bs', '32']
+
+
+def papermill(*args, stdin=subprocess.DEVNULL, cwd=ROOT, argv=PAPERMILL, **env):
+    env = dict(os.environ, OMP_NUM_THREADS='1', **env)
+    return subprocess.run([*argv, *map(str, args)], cwd=cwd, env=env, stdin=stdin, capture_output=True, text=True, timeout=300)
+
+
+def train(out, corpus, *args, **kw):
+    "One short run into `out`"
+    return papermill('-p', 'data_dir', corpus, '-p', 'out', out, *QUICK, *args, **kw)
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory, synthetic):
+    "A finished run on a small synthetic corpus, started with a pipe as standard input"
+    out = tmp_path_factory.mktemp('runs')/'one'
+    r = train(out, synthetic, stdin=subprocess.PIPE)
+    assert r.returncode == 0, r.stderr[-3000:]
+    return out, r
+
+
+def test_run_folder(done):
+    "Everything the issue names is there, and is consistent"
+    out, r = done
+    have = {p.name for p in out.iterdir()}
+    assert have >= {'train.ipynb', 'params.json', 'metrics.json', 'history.csv', 'predictions.csv', 'model.safetensors', 'model.json',
+                    'class_wise.csv', 'class_wise.md', 'device_wise.csv', 'complexity.csv', 'split_by_scene.csv', 'confusion.csv',
+                    'confusion.png', 'class_device.png', 'history.png', 'clips.png'}
+    assert not [n for n in have if n.endswith('.part')]
+    metrics, params = (json.loads((out/f'{n}.json').read_text()) for n in ('metrics', 'params'))
+    assert {'macro_accuracy', 'accuracy', 'log_loss', 'class_accuracy', 'device_accuracy', 'group_accuracy', 'params', 'macs'} <= set(metrics)
+    assert (metrics['params'], metrics['macs']) == (61148, 29419156)
+    assert params['parameters']['epochs'] == 1 and params['parameters']['out'] == str(out)          # asked == ran
+    assert params['versions']['torch'] and params['data']['lists']['test']['clips'] == 900 and params['data']['synthetic']
+    preds = pd.read_csv(out/'predictions.csv')
+    assert list(preds.columns[:4]) == ['filename', 'scene_label', 'device', 'city'] and len(preds) == 900
+    p = preds.iloc[:, 4:]
+    assert np.allclose(p.sum(axis=1), 1, atol=1e-6)
+    assert (p.idxmax(axis=1) == preds.scene_label).mean() == pytest.approx(metrics['accuracy'])
+    assert len(pd.read_csv(out/'history.csv')) == 1
+
+
+def test_executed_notebook_is_a_report(done):
+    "The executed notebook has the injected parameters, tables, pictures and sounds, and says synthetic"
+    out, _ = done
+    nb = json.loads((out/'train.ipynb').read_text())
+    assert [c['metadata'].get('tags') for c in nb['cells'] if c['metadata'].get('tags')] == [['parameters'], ['injected-parameters']]
+    kinds = [k for c in nb['cells'] for o in c.get('outputs', []) for k in o.get('data', {})]
+    text = json.dumps(nb)
+    assert kinds.count('image/png') >= 4 and text.count('<audio') >= 3 and 'synthetic' in text
+    assert '61,148' in text and '29,419,156' in text
+
+
+def test_progress_reaches_the_terminal(done):
+    "A line per epoch and the progress bar are on standard error"
+    _, r = done
+    assert 'epoch   1/1' in r.stderr and 'Executing' in r.stderr
+
+
+def test_one_seed_one_result(done, tmp_path, synthetic):
+    "The same command gives the same metrics.json to the last digit; the two-path form leaves the notebook in both places"
+    out, _ = done
+    r = papermill(tmp_path/'mine.ipynb', '-p', 'data_dir', synthetic, '-p', 'out', tmp_path/'two', *QUICK)
+    assert r.returncode == 0, r.stderr[-3000:]
+    assert (tmp_path/'two/metrics.json').read_bytes() == (out/'metrics.json').read_bytes()
+    assert (tmp_path/'two/predictions.csv').read_bytes() == (out/'predictions.csv').read_bytes()
+    assert (tmp_path/'mine.ipynb').is_file() and (tmp_path/'two/train.ipynb').is_file()
+
+
+def refused(tmp_path, *args, **kw):
+    "Run, expect failure, return the one sentence"
+    r = papermill(tmp_path/'executed.ipynb', '-p', 'out', tmp_path/'refused', *args, **kw)
+    assert r.returncode != 0
+    assert 'epoch   1/' not in r.stderr                     # before any training
+    assert not (tmp_path/'refused/metrics.json').exists()
+    return next(l for l in r.stderr.splitlines() if l.startswith('InputError'))
+
+
+@pytest.mark.parametrize('args, told', [
+    (['-p', 'epoch', 5], 'unknown parameter epoch'),
+    (['-p', 'subset', 30], 'subset'),
+    (['-p', 'subset', 'all'], 'must be a whole number'),
+    (['-p', 'backbone', 'resnet1001'], "unknown backbone 'resnet1001'"),
+    (['-p', 'data_dir', 'nowhere/at/all'], 'nowhere/at/all'),
+    (['-p', 'epochs', 0], 'epochs=0 must be at least 1'),
+    (['-y', '{lr: 1e-3}'], 'In YAML'),
+], ids=lambda v: v if isinstance(v, str) else v[1])
+def test_bad_parameters_are_refused(tmp_path, synthetic, args, told):
+    if 'data_dir' not in args: args = ['-p', 'data_dir', synthetic, *args]
+    assert told in refused(tmp_path, *args)
+
+
+def test_folder_of_another_run_is_refused(done, synthetic):
+    "Neither form touches a folder that holds a run"
+    out, _ = done
+    before = {p: p.stat().st_mtime_ns for p in out.iterdir()}
+    r = train(out, synthetic)
+    assert r.returncode != 0 and 'already holds' in r.stderr
+    r = papermill(out.parent/'other.ipynb', '-p', 'data_dir', synthetic, '-p', 'out', out, *QUICK)
+    assert r.returncode != 0 and 'already holds' in r.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in out.iterdir()}
+
+
+def test_broken_sounds_are_all_named(tmp_path, synthetic):
+    "Every broken file is named at once, before training, and no store is left that looks whole"
+    import shutil
+    corpus = tmp_path/'broken-synthetic'
+    shutil.copytree(synthetic, corpus)
+    files = sorted((corpus/'audio').iterdir())[::90][:5]
+    x = np.zeros(44100)
+    files[0].unlink()
+    files[1].write_bytes(b'')
+    files[2].write_bytes(files[2].read_bytes()[:5000])
+    sf.write(files[3], np.stack([x, x], 1), 44100, 'PCM_24')
+    sf.write(files[4], x, 48000, 'PCM_24')
+    r = papermill(tmp_path/'executed.ipynb', '-p', 'data_dir', corpus, '-p', 'out', tmp_path/'refused', *QUICK)
+    assert r.returncode != 0 and all(f.name in r.stderr for f in files), r.stderr[-3000:]
+    assert not (tmp_path/'refused/metrics.json').exists()
+
+
+def test_full_disk_leaves_nothing_half_written(tmp_path):
+    "A write that fails half-way (here: a file-size limit) leaves the old file whole and no partial one"
+    code = ('import resource, signal, sys; from asc.core import write_text; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
+            'resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); write_text(sys.argv[1], "x" * 5000)')
+    (tmp_path/'metrics.json').write_text('old')
+    r = subprocess.run([sys.executable, '-c', code, str(tmp_path/'metrics.json')], capture_output=True, text=True, cwd=ROOT)
+    assert r.returncode != 0 and 'Nothing half-written was left' in r.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ['metrics.json'] and (tmp_path/'metrics.json').read_text() == 'old'
+
+
+def test_readme_script_runs(synthetic, tmp_path):
+    "The script of the README, word for word, on the small corpus"
+    text = (ROOT/'README.md').read_text(encoding='utf-8')
+    script = text.split('```python\n', 1)[1].split('```', 1)[0]
+    assert 10 <= len(script.strip().splitlines()) <= 20
+    script = script.replace("asc.find_corpus('synthetic')", f'asc.find_corpus(data_dir={str(synthetic)!r})')
+    r = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, cwd=tmp_path,
+                       env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1'))
+    assert r.returncode == 0, r.stderr[-3000:]

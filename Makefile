@@ -33,3 +33,8 @@ $(STAMP): settings.ini setup.py pyproject.toml
 
 clean:
 	rm -rf $(VENV) runs
+
+# README.md is nbs/index.ipynb
+.PHONY: readme
+readme: $(STAMP)
+	$(BIN)/jupyter nbconvert --to markdown --log-level ERROR --output-dir . --output README.md nbs/index.ipynb

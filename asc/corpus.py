@@ -127,7 +127,8 @@ OFFICIAL = pd.read_csv(StringIO((_SCENES + _DEVICES + _CITIES).strip()), sep=r'\
 FINGERPRINTS = {
     '2022': dict(split5='a0713391abe43333', split10='3e32316db2a23548', split25='f5092b04965d1920', split50='d0a340ff51f55d82',
                  split100='bc63f27c4f48d490', test='7b0abd2cffa71589', all='5831f3dd9c99c242'),
-    '2020': dict(split100='90ba03b9476321b7', test='324e1ba9e0e21926', all='52fe8e9dc2e9f25f')}
+    '2020': dict(split5='5694393a50fee119', split10='1bdd368541339385', split25='1f77937f2a4a8d1d', split50='fea6fd3b5dc00e66',
+                 split100='90ba03b9476321b7', test='324e1ba9e0e21926', all='52fe8e9dc2e9f25f')}
 
 # %% ../nbs/10_corpus.ipynb #764f9ed9
 @dataclass

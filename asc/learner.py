@@ -19,11 +19,11 @@ from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
+from fastai.imports import noop
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device
-from fastcore.basics import noop
 from fastprogress.fastprogress import format_time, progress_bar
 from torch import nn
 

@@ -33,7 +33,7 @@ class SparseRows(nn.Module):
         row, col = dense.nonzero(as_tuple=True)
         return cls(col, torch.searchsorted(row, torch.arange(len(dense) + 1)), dense[row, col])
     def forward(self, x):
-        return F.embedding_bag(self.col, x, self.start, mode='sum', per_sample_weights=self.weight, include_last_offset=True)
+        return F.embedding_bag(self.col, x.contiguous(), self.start, mode='sum', per_sample_weights=self.weight, include_last_offset=True)
     def extra_repr(self): return f'{len(self.start) - 1} rows, {len(self.col)} weights'
 
 # %% ../nbs/20_mel.ipynb #a342dfff
@@ -43,8 +43,8 @@ def in_pieces(fn,        # function of a tensor, item by item along `dim`
               dim=0,     # where to cut `x`
               out=0,     # where to join the results
               ):
-    "`fn(x)`, computed in pieces of 600 thousand floats on a CPU (they fit its cache) and 250 million on a GPU"
-    n = x.shape[dim] if torch.compiler.is_compiling() else max(1, (600_000 if x.device.type == 'cpu' else 250_000_000) // size)
+    "`fn(x)`, computed in pieces of 0.6 million floats on a CPU (they fit its cache) and 100 million on a GPU"
+    n = x.shape[dim] if torch.compiler.is_compiling() else max(1, (600_000 if x.device.type == 'cpu' else 100_000_000) // size)
     return fn(x) if n >= x.shape[dim] else torch.cat([fn(p) for p in x.split(n, dim)], out)
 
 # %% ../nbs/20_mel.ipynb #6dc53cab
@@ -139,14 +139,14 @@ def mel_bank(sample_rate:int,        # Hz
 
 # %% ../nbs/20_mel.ipynb #947badeb
 windows = dict(
-    hann=lambda n: torch.hann_window(n, dtype=torch.float64),
-    hann_symmetric=lambda n: torch.hann_window(n, False, dtype=torch.float64),
-    hamming=lambda n: torch.hamming_window(n, dtype=torch.float64),
-    povey=lambda n: torch.hann_window(n, False, dtype=torch.float64) ** .85)
+    hann=torch.hann_window,
+    hann_symmetric=lambda n: torch.hann_window(n, periodic=False),
+    hamming=torch.hamming_window,
+    povey=lambda n: torch.hann_window(n, periodic=False) ** .85)
 logs = {
-    'ln': lambda x, eps: (x + eps).log(),
-    'ln_clip': lambda x, eps: x.clamp(min=eps).log(),
-    'db': lambda x, eps: 10 * x.clamp(min=eps).log10(),
+    'ln': lambda x, eps: (x + eps).log_(),
+    'ln_clip': lambda x, eps: x.clamp(min=eps).log_(),
+    'db': lambda x, eps: x.clamp(min=eps).log10_().mul_(10),
     None: lambda x, eps: x}
 
 # %% ../nbs/20_mel.ipynb #1dcf7b65
@@ -170,112 +170,124 @@ def squared_magnitude(X,  # complex (B, T, K)
 
 # %% ../nbs/20_mel.ipynb #dd1740bc
 def check_logmel(k, # a LogMel's settings, by name
-                ):
+                 ):
     "Refuse settings that cannot work, before anything is built"
-    top = k['sample_rate'] / 2
+    for name, known in dict(scale=scales, window=windows, pad=pads, log=logs).items(): pick(known, k[name], name)
     for name in ('sample_rate', 'n_fft', 'win', 'hop', 'n_mels'):
         if not isinstance(k[name], int) or k[name] < 1: raise InputError(f'{name}={k[name]!r}: give a whole number above 0')
     if k['n_fft'] % 2: raise InputError(f"n_fft={k['n_fft']} is odd: give an even FFT length")
     if k['win'] > k['n_fft']: raise InputError(f"win={k['win']} is longer than n_fft={k['n_fft']}: shorten the window or lengthen the FFT")
-    if k['fmax'] + k['fmax_jitter'] // 2 > top:
-        raise InputError(f"fmax={k['fmax']:g} Hz plus half of fmax_jitter={k['fmax_jitter']} lies above half the sample rate, {top:g} Hz: lower it")
-    if not 0 <= k['fmin'] < k['fmax']: raise InputError(f"fmin={k['fmin']:g} must lie between 0 and fmax={k['fmax']:g} Hz")
-    if k['power'] not in (1, 2): raise InputError(f"power={k['power']}: give 1 (magnitude) or 2 (power)")
+    if k['fmax'] + k['fmax_jitter'] // 2 > k['sample_rate'] / 2:
+        raise InputError(f"fmax={k['fmax']:g} Hz (plus half of fmax_jitter={k['fmax_jitter']}) lies above half the sample rate, "
+                         f"{k['sample_rate'] / 2:g} Hz: lower it")
+    if not 0 <= k['fmin'] < k['fmax']: raise InputError(f"fmin={k['fmin']:g} Hz must lie between 0 and fmax={k['fmax']:g} Hz")
+    if k['power'] not in (1, 2): raise InputError(f"power={k['power']!r}: give 1 (magnitude) or 2 (power)")
     if k['log'] and k['eps'] <= 0: raise InputError(f"eps={k['eps']}: the logarithm needs a value above 0")
     if not k['std']: raise InputError('std=0: give a divisor other than 0')
 
 # %% ../nbs/20_mel.ipynb #c9272d4b
 class LogMel(nn.Module):
-    "Waveform (B, N) at `sample_rate`, any float type -> float32 log-mel (B, 1, F, T); `mel` gives (B, F, T) before the log, `log` does the rest"
+    "Waveform (B, N) at `sample_rate`, of any float type -> float32 log-mel (B, 1, F, T)"
     def __init__(self,
                  sample_rate=32000,  # Hz
                  n_fft=4096,         # FFT length, samples, even
-                 win=3072,           # window, samples, at most n_fft; centred in the FFT
+                 win=3072,           # window, samples, at most n_fft
                  hop=500,            # from frame to frame, samples
                  n_mels=256,         # bands F
                  fmin=0.,            # lower corner of the first band, Hz
-                 fmax=None,          # upper corner of the last, Hz; None is half the sample rate (less half the jitter)
+                 fmax=None,          # upper corner of the last, Hz; None is half the sample rate (less half of fmax_jitter)
                  scale='htk',        # htk, slaney, kaldi
                  norm=None,          # None (peak 1) or 'slaney' (area 1)
                  window='hann',      # hann, hann_symmetric, hamming, povey
                  power=2,            # 2 is |X|^2, 1 is |X|
-                 pad='reflect',      # reflect, zero: T = 1 + N // hop; None: T = 1 + (N - win) // hop
+                 pad='reflect',      # reflect, zero: frames centred, T = 1 + N // hop; None: T = 1 + (N - win) // hop
                  preemphasis=0.,     # c of x[n + 1] - c x[n], which drops a sample; 0 is none
+                 per_frame=False,    # Kaldi's way: remove each frame's mean, pre-emphasise inside it, drop no sample
+                 gain=1., offset=0., # what every sample is multiplied with, then what is added
                  log='ln',           # ln, ln_clip, db, None
                  eps=1e-5,           # added (ln) or least value (ln_clip, db)
-                 mean=0., std=1.,    # (log - mean) / std
-                 fmin_jitter=0,      # Hz: in training, fmin + randint(fmin_jitter), anew for each batch
-                 fmax_jitter=0,      # Hz: in training, fmax + fmax_jitter // 2 - randint(fmax_jitter)
+                 mean=0., std=1.,    # at last, (log - mean) / std
+                 fmin_jitter=0,      # Hz; in training fmin + randint(fmin_jitter), anew for each batch
+                 fmax_jitter=0,      # Hz; in training fmax + fmax_jitter // 2 - randint(fmax_jitter)
                  allow_empty=False,  # accept bands too narrow to hold an FFT bin
                 ):
         super().__init__()
         if fmax is None: fmax = sample_rate / 2 - fmax_jitter // 2
         self.kw = {k: v for k, v in locals().items() if k not in ('self', '__class__')}
         check_logmel(self.kw)
-        self.sample_rate, self.hop = sample_rate, hop
-        self.pads = 0 if pad is None else n_fft // 2                  # samples of padding at each end
-        taper, room = pick(windows, window, 'window')(win).float(), n_fft - win if self.pads else 0
+        self.sample_rate, self.hop, self.n_pad = sample_rate, hop, n_fft // 2 if pad else 0
+        taper, room = windows[window](win), n_fft - win if pad else 0
         self.register_buffer('taper', F.pad(taper, (room // 2, room - room // 2)), persistent=False)
-        self.shortest = {'reflect': self.pads + 1, 'zero': 1, None: win}[pick(pads, pad, 'padding') and pad] + (preemphasis != 0)
+        self.shortest = {'reflect': self.n_pad + 1, 'zero': 1, None: win}[pad] + bool(preemphasis and not per_frame)
         self.bank = self.make_bank(fmin, fmax)
 
-    def make_bank(self, fmin, fmax):
-        k = self.kw
-        bank = mel_bank(k['sample_rate'], k['n_fft'], k['n_mels'], fmin, fmax, k['scale'], k['norm'])
-        empty = int((bank(torch.ones(k['n_fft'] // 2 + 1, 1)) <= 0).sum())
-        if empty and not k['allow_empty']:
-            raise InputError(f"{empty} of {k['n_mels']} mel bands are too narrow to hold an FFT bin: lower n_mels, raise n_fft or allow_empty=True")
-        return bank
-
-# %% ../nbs/20_mel.ipynb #0eb5db87
+# %% ../nbs/20_mel.ipynb #6fbe3792
 @patch
-def frames(self:LogMel,
-           wave,          # (B, N) float32
-           ):             # (B, T, L), a view of the padded wave
-    "Pre-emphasis, padding and overlapping frames"
-    if c := self.kw['preemphasis']: wave = wave[:, 1:] - c * wave[:, :-1]
-    return pads[self.kw['pad']](wave, self.pads).unfold(1, len(self.taper), self.hop)
+def make_bank(self:LogMel, fmin, fmax):
+    "The filter bank of this block's constants with other corners, in Hz"
+    k = self.kw
+    bank = mel_bank(k['sample_rate'], k['n_fft'], k['n_mels'], fmin, fmax, k['scale'], k['norm'])
+    empty = 0 if k['allow_empty'] else int((bank(torch.ones(k['n_fft'] // 2 + 1, 1)) <= 0).sum())
+    if empty: raise InputError(f"{empty} of {k['n_mels']} mel bands are too narrow to hold an FFT bin: lower n_mels, raise n_fft or "
+                               'say allow_empty=True')
+    return bank
 
-@patch
-def window(self:LogMel, frames): return frames * self.taper
-
-@patch
-def power(self:LogMel,
-          frames,         # (B, T, L)
-          ):              # (K, B, T)
-    "Windowed frames to power (or magnitude), bins first"
-    p = squared_magnitude(torch.fft.rfft(self.window(frames), self.kw['n_fft']))
-    return p.sqrt() if self.kw['power'] == 1 else p
-
-# %% ../nbs/20_mel.ipynb #002691dd
 @patch
 def drawn_bank(self:LogMel):
-    "The bank of this batch: the fixed one, or in training with jitter a new one from torch's default (CPU) generator"
+    "The bank for one batch: the fixed one, or in training with jitter a new one, drawn from torch's default (CPU) generator"
     lo, hi = self.kw['fmin_jitter'], self.kw['fmax_jitter']
     if not (self.training and (lo or hi)): return self.bank
     draw = lambda n: int(torch.randint(n, ())) if n else 0
     return self.make_bank(self.kw['fmin'] + draw(lo), self.kw['fmax'] + hi // 2 - draw(hi)).to(self.taper.device)
 
+# %% ../nbs/20_mel.ipynb #0eb5db87
+@patch
+def frames(self:LogMel,
+           wave, # (B, N) float32
+           ):    # (B, T, L) view of the padded wave, L = n_fft, or win without padding
+    "Gain, pre-emphasis, padding, overlapping frames"
+    k = self.kw
+    if k['gain'] != 1 or k['offset']: wave = wave * k['gain'] + k['offset']
+    if k['preemphasis'] and not k['per_frame']: wave = wave[:, 1:] - k['preemphasis'] * wave[:, :-1]
+    return pads[k['pad']](wave, self.n_pad).unfold(1, len(self.taper), self.hop)
+
+@patch
+def power(self:LogMel,
+          frames, # (B, T, L)
+          ):      # (K, B, T)
+    "Windowed power (or magnitude) spectrum, bins first"
+    c = self.kw['preemphasis']
+    if self.kw['per_frame']:
+        x = frames - frames.mean(-1, keepdim=True)
+        frames = torch.cat([(1 - c) * x[..., :1], x[..., 1:] - c * x[..., :-1]], -1)
+    p = squared_magnitude(torch.fft.rfft(frames * self.taper, self.kw['n_fft']))
+    return p if self.kw['power'] == 2 else p.sqrt()
+
+# %% ../nbs/20_mel.ipynb #e62156fe
 @patch
 def mel(self:LogMel,
-        wave,      # (B, N) at `sample_rate`, float of any precision
-        ):         # (B, F, T) float32, before the logarithm
-    "Linear mel power"
+        wave, # (B, N) at `sample_rate`, any float type, about [-1, 1)
+        ):    # (B, F, T) float32
+    "Everything before the logarithm: linear mel power"
     wave, bank, L = check_wave(wave, self.shortest), self.drawn_bank(), len(self.taper)
     def piece(frames):
         K, B, T = (p := self.power(frames)).shape
-        return bank(p.reshape(K, B * T)).view(-1, B, T).transpose(0, 1).contiguous()
-    def clips(wave): return in_pieces(piece, f := self.frames(wave), len(f) * L, dim=1, out=2)
+        return bank(p.view(K, B * T)).view(-1, B, T).transpose(0, 1).contiguous()
+    def clips(wave):
+        x = self.frames(wave)
+        return in_pieces(piece, x, len(x) * L, dim=1, out=2)
     return in_pieces(clips, wave, L * (1 + wave.shape[1] // self.hop))
 
 # %% ../nbs/20_mel.ipynb #0b6c20b0
 @patch
 def log(self:LogMel,
-        mel,       # (B, F, T) linear mel
-        ):         # (B, 1, F, T) float32
+        mel, # (B, F, T) linear mel
+        ):   # (B, 1, F, T) float32
     "Logarithm and normalisation"
-    x = pick(logs, self.kw['log'], 'log')(mel.float(), self.kw['eps'])
-    return ((x - self.kw['mean']) / self.kw['std'])[:, None]
+    k = self.kw
+    x = logs[k['log']](mel.float(), k['eps'])
+    if k['mean'] or k['std'] != 1: x = (x - k['mean']).div_(k['std'])
+    return x[:, None]
 
 @patch
 def forward(self:LogMel, wave): return self.log(self.mel(wave))

@@ -80,6 +80,7 @@ class Run:
         params = read_parameters(ns)
         folder = params.get('out') or os.environ.get('ASC_RUN_DIR')
         folder = check_free(resolve(folder)) if folder else fresh_folder(notebook, {k: params[k] for k in ('subset',) if k in params})
+        folder.mkdir(parents=True, exist_ok=True)
         ns['out'] = params['out'] = str(folder)
         if os.environ.get('ASC_RUN_POINTER'): Path(os.environ['ASC_RUN_POINTER']).write_text(str(folder))
         return cls(folder, notebook, params)

@@ -86,10 +86,12 @@ class MixStyle(nn.Module):
 
     def forward(self, x, device=None): # x (B,C,F,T) -> same
         if not (self.training and batch_coin(self.p)): return x
-        var, mu = torch.var_mean(x.detach(), self.dims, keepdim=True)
+        mu = x.detach().mean(self.dims, keepdim=True)
+        c = x - mu
+        var = c.detach().square().sum(self.dims, keepdim=True)/(x.numel()//mu.numel() - 1)  # unbiased; torch.var takes 10 times as long
         sd, perm = (var + 1e-6).sqrt(), partners(len(x), x.device, device, self.cross)
         lam = draw_beta(self.alpha, len(x) if self.lam == 'sample' else 1, x.device)[:, None, None, None]
-        return torch.addcmul(torch.lerp(mu[perm], mu, lam), x - mu, torch.lerp(sd[perm], sd, lam)/sd)
+        return torch.addcmul(torch.lerp(mu[perm], mu, lam), c, torch.lerp(sd[perm], sd, lam)/sd)
 
 # %% ../nbs/32_specaug.ipynb #13154cf4
 class FreqMixStyle(MixStyle):

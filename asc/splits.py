@@ -86,6 +86,7 @@ def read_test(corpus, base_url=SPLITS_URL) -> pd.DataFrame:
     "The clips of the test list, as rows of `corpus.meta` in list order"
     return _read(corpus, 'test', base_url)
 
+# %% ../nbs/11_splits.ipynb #365c558f
 def _read(corpus, name, base_url):
     path = find_list(_folders(corpus), name)
     if path is None and corpus.edition:
@@ -112,6 +113,7 @@ def carve_valid(train,    # rows of `Corpus.meta`: the training split
     out = train.location.isin(_hold_out(count.loc[draw], frac) if frac else [])
     return train[~out].reset_index(drop=True), train[out].reset_index(drop=True)
 
+# %% ../nbs/11_splits.ipynb #af3e14ce
 def _hold_out(count, frac):
     "Locations to hold out; `count` is locations × scenes in drawing order"
     held, left = [], (count > 0).sum()

@@ -71,6 +71,7 @@ def test_progress_reaches_the_terminal(done):
     "A line per epoch and the progress bar are on standard error"
     _, r = done
     assert 'epoch   1/1' in r.stderr and 'Executing' in r.stderr
+    assert 'Unable to parse' not in r.stderr and 'unknown parameter' not in r.stderr
 
 
 def test_one_seed_one_result(done, tmp_path, synthetic):

@@ -35,18 +35,17 @@ class Cnn6(nn.Module):
         bands:int=256,               # mel bands, at least 16
         widths=(64, 128, 128, 128),  # channels of the four blocks
         dropout:float=0.2,           # before both dense layers
-        augment:nn.Module=None,      # applied to the normalised (B, 1, F, T); without parameters of its own
     ):
         super().__init__()
         if bands < 16: raise InputError(f'Cnn6: {bands} bands; its four halvings need at least 16')
-        self.bn0, self.augment = nn.BatchNorm2d(bands), augment or nn.Identity()
+        self.bn0 = nn.BatchNorm2d(bands)
         for i, (ci, co) in enumerate(zip((1, *widths), widths), 1): setattr(self, f'conv{i}', SepBlock(ci, co))
         self.drop, self.relu = nn.Dropout(dropout), nn.ReLU()
         self.fc1, self.fc2 = nn.Linear(widths[-1], widths[-1]), nn.Linear(widths[-1], n_classes)
     def forward(self, x):
         if x.shape[2] != self.bn0.num_features: raise InputError(f'Cnn6: {x.shape[2]} mel bands, but this network was made for {self.bn0.num_features}')
-        x = self.augment(self.bn0(x.transpose(1, 2)).transpose(1, 2))
-        x = self.conv4(self.conv3(self.conv2(self.conv1(x.transpose(2, 3))))).mean(3)
+        x = self.bn0(x.transpose(1, 2)).permute(0, 2, 3, 1)
+        x = self.conv4(self.conv3(self.conv2(self.conv1(x)))).mean(3)
         x = x.amax(2) + x.mean(2)
         return self.fc2(self.drop(self.relu(self.fc1(self.drop(x)))))
 

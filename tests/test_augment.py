@@ -1,0 +1,515 @@
+"""Every augmentation against its distribution, its identity in eval and at p = 0, its seed; the impulse responses against SciPy and MicIRP."""
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+import torchaudio
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from scipy import stats
+from torch import nn
+
+from asc.augment import augments, create_augment
+from asc.core import InputError
+from asc.impulse import DIR, load_bank, synthetic_bank
+from asc.mixup import MixUp, mix_teacher
+from asc.softmixup import MixUpLoss
+from asc.specaug import ChannelMixStyle, FilterAugment, FreqGain, FreqMask, FreqMixStyle, TimeMask
+from asc.waveaug import Gain, PitchShift, TimeRoll, draw_shifts, random_windows, shift_pitch, shifted_starts, wrapped
+
+SHAPES = {'wave': (12, 4000), 'mel': (12, 64, 20), 'spec': (12, 1, 64, 20)}
+PLACES = [(name, stage) for name, cls in augments.items() for stage in SHAPES if stage in cls.stage]
+MUCH = {'freq_mixstyle': dict(p=1), 'channel_mixstyle': dict(p=1), 'pitch_shift': dict(p=1), 'freq_mask': dict(size=30), 'time_mask': dict(size=15),
+        'roll': dict(seconds=.02), 'dir': dict(p=1)}   # keywords that make something happen on small batches
+
+
+@pytest.fixture(autouse=True)
+def seed(): torch.manual_seed(5)
+
+
+def example(stage): return torch.rand(SHAPES[stage]) + .1
+
+
+def uniform(draws, n):
+    "p-value of whole numbers being uniform on 0 … n-1"
+    return stats.chisquare(np.bincount(np.asarray(draws), minlength=n)).pvalue
+
+
+def close(a, b, **kw): torch.testing.assert_close(a, b, **kw)
+
+
+# ---- rules all of them keep
+
+@pytest.mark.parametrize('name,stage', PLACES)
+def test_identity_in_eval_and_at_p0(name, stage):
+    x, device = example(stage), torch.zeros(12, dtype=torch.long)
+    before = x.clone()
+    aug = create_augment(name, **MUCH.get(name, {}))
+    y = aug(x, device)
+    assert y.shape == x.shape and y.dtype == x.dtype and torch.isfinite(y).all()
+    assert (y - x).abs().max() > 1e-3, 'does nothing in training'
+    assert torch.equal(x, before), 'its input was changed in place'
+    assert aug.eval()(x, device) is x
+    assert create_augment(name, p=0)(x, device) is x
+
+
+@pytest.mark.parametrize('name,stage', PLACES)
+def test_seeded_by_torch_alone(name, stage):
+    x, aug = example(stage), create_augment(name, **MUCH.get(name, {}))
+    torch.manual_seed(1)
+    first, state = aug(x), torch.get_rng_state()
+    second = aug(x)
+    np.random.seed(9)
+    torch.manual_seed(1)
+    close(aug(x), first, rtol=0, atol=0)
+    torch.set_rng_state(state)
+    close(aug(x), second, rtol=0, atol=0)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize('name', augments)
+def test_nothing_to_save(name): assert not create_augment(name).state_dict()
+
+
+@pytest.mark.parametrize('name', ['roll', 'gain', 'pitch_shift', 'dir', 'filter_augment', 'freq_gain', 'freq_mask', 'time_mask'])
+def test_p_is_per_clip(name):
+    stage = next(s for s in SHAPES if s in augments[name].stage)
+    x = torch.rand(2000, *((256,) if stage == 'wave' else (64, 64))) + .1
+    kw = dict(semitones=12) if name == 'pitch_shift' else dict(seconds=1) if name == 'roll' else dict(size=64) if 'mask' in name else {}
+    if name == 'pitch_shift': x = torch.rand(300, 2000) + .1
+    changed = (create_augment(name, **kw, p=.3)(x) != x).flatten(1).any(1).sum().item()
+    assert stats.binomtest(changed, len(x), .3 if 'mask' not in name else .3*63/64).pvalue > .01
+
+
+@pytest.mark.parametrize('name', ['freq_mixstyle', 'channel_mixstyle', 'mixup'])
+def test_p_is_per_batch(name):
+    x, aug = torch.rand(8, 1, 6, 4), create_augment(name, p=.3)
+    share = [(aug(x) != x).any().item() for _ in range(1500)]
+    assert stats.binomtest(sum(share), 1500, .3).pvalue > .01
+
+
+@pytest.mark.parametrize('name,kw', [('roll', dict(seconds=-1)), ('gain', dict(low=2, high=1)), ('freq_mask', dict(size=-3)), ('freq_mask', dict(fill='median')),
+    ('freq_mask', dict(per='epoch')), ('freq_mixstyle', dict(alpha=0)), ('freq_mixstyle', dict(lam='class')), ('freq_mixstyle', dict(axis='tempo')),
+    ('mixup', dict(alpha=-1)), ('dir', dict(mode='valid')), ('dir', dict(folder='no such folder')), ('filter_augment', dict(bands=(3, 2))),
+    ('freq_gain', dict(width=0)), ('roll', dict(p=2)), ('time_mask', dict(widht=3))])
+def test_bad_keywords(name, kw):
+    with pytest.raises(InputError): create_augment(name, **kw)
+
+
+# ---- waves
+
+def test_roll_is_uniform_and_inclusive():
+    x = torch.zeros(6000, 200); x[:, 0] = 1
+    shift = (TimeRoll(.01, 1000)(x).argmax(1) + 100) % 200 - 100
+    assert shift.min() == -10 and shift.max() == 10 and uniform(shift + 10, 21) > .01
+
+
+def test_roll_is_a_roll_even_beyond_the_clip():
+    x = torch.rand(40, 37)
+    y = TimeRoll(9., 100)(x)                           # 900 samples asked of a clip of 37
+    for a, b in zip(x, y): assert any(torch.equal(a.roll(k), b) for k in range(37))
+
+
+def test_gain_is_uniform_in_db():
+    db = 20*Gain(.1, 10)(torch.ones(4000, 1))[:, 0].log10()
+    assert stats.kstest(db, stats.uniform(-20, 40).cdf).pvalue > .01
+
+
+@pytest.mark.parametrize('semitones', [-12, -7, -2, -.5, .5, 2, 7, 12])
+def test_pitch_shift_moves_a_tone(semitones):
+    t = torch.arange(32000)/32000
+    y = shift_pitch(torch.sin(2*torch.pi*1000*t)[None], semitones)[0]
+    assert y.shape == t.shape
+    spec = torch.fft.rfft(y*torch.hann_window(32000)).abs()
+    hz, want = spec.argmax().item(), 1000*2**(semitones/12)
+    assert abs(hz - want) <= 1 + .001*want
+    assert spec[int(want)-30:int(want)+30].square().sum() > .95*spec.square().sum()       # still one tone
+
+
+def test_pitch_shift_draws_each_value():
+    t = torch.arange(4000)/8000
+    y = PitchShift((-12, 12), p=.5)(torch.sin(2*torch.pi*1000*t)[None].repeat(400, 1))
+    hz = torch.fft.rfft(y*torch.hann_window(4000)).abs().argmax(1)*2
+    counts = [((hz - f).abs() < 20).sum().item() for f in (500, 1000, 2000)]
+    assert sum(counts) == 400 and stats.chisquare(counts, [100, 200, 100]).pvalue > .01
+
+
+def test_random_windows_are_uniform():
+    frames = torch.tensor([30, 14, 10]).repeat(4000)
+    start = random_windows(frames, 10).view(-1, 3)
+    assert uniform(start[:, 0], 21) > .01 and uniform(start[:, 1], 5) > .01 and (start[:, 2] == 0).all()
+    g = torch.Generator().manual_seed(3)
+    a, state = random_windows(frames, 10, g), g.get_state()
+    b = random_windows(frames, 10, g)
+    assert torch.equal(random_windows(frames, 10, torch.Generator().manual_seed(3)), a)
+    assert torch.equal(random_windows(frames, 10, torch.Generator().set_state(state)), b)
+
+
+@pytest.mark.parametrize('rate', [44100, 32000, 16000])
+def test_shifted_crops_are_a_roll_and_a_cut(rate):
+    "All nine shifts of a 10-s recording, against rolling and cutting it; the published faults D1 and D2 must not return"
+    recording = torch.arange(10*rate)
+    for tenths in range(1, 10):
+        shift = tenths*rate//10
+        start = shifted_starts(torch.arange(10), 10*rate, rate, shift)
+        assert torch.equal(recording[wrapped(start, rate, 10*rate)], recording.roll(shift).view(10, rate))
+        assert (start.diff() % (10*rate) == rate).all()                # D1: a second apart, not a sample
+    drawn = draw_shifts(4500, rate)
+    assert uniform(drawn*10//rate - 1, 9) > .01 and (drawn % (rate//10) == 0).all()   # D2: tenths of a second at the recording's rate
+
+
+def test_shifted_crops_of_uneven_recordings():
+    start = shifted_starts(torch.tensor([0, 0, 4]), torch.tensor([500, 300, 500]), 100, torch.tensor([10, 90, 30]))
+    assert start.tolist() == [490, 210, 370]
+    assert wrapped(start, 100, torch.tensor([500, 300, 500]))[:, -1].tolist() == [89, 9, 469]
+
+
+# ---- impulse responses
+
+def test_dir_is_the_full_convolution():
+    x = torch.randn(9, 3000)
+    aug = DIR(p=1, rate=32000)
+    which = torch.randint(len(aug.irs), (9,))
+    want = np.stack([np.convolve(a, aug.irs[k])[:3000] for a, k in zip(x.numpy(), which)])
+    np.testing.assert_allclose(aug.convolve(x, which), want, atol=1e-4)
+    want = np.stack([np.convolve(a, aug.irs[k])[:700] for a, k in zip(x[:, :700].numpy(), which)])       # another clip length
+    np.testing.assert_allclose(aug.convolve(x[:, :700], which), want, atol=1e-4)
+
+
+def test_dir_of_an_impulse_is_the_response(shared):
+    aug = DIR(p=1, rate=32000, folder=shared/'data/micirp')
+    x, which = torch.zeros(66, 32000), torch.arange(66)
+    x[:, 1000] = 1
+    y = aug.convolve(x, which)
+    close(y[:, 1000:17000], aug.irs[:, :16000], atol=1e-6, rtol=0)
+    assert y[:, :1000].abs().max() < 1e-6
+    assert torch.equal(y.abs().argmax(1) - 1000, aug.irs.abs().argmax(1))           # sounds stay where they were
+
+
+def test_same_convolution_loses_the_impulse(shared):
+    "F6: dragonsearch's centred convolution, with the length of each response"
+    aug = DIR(p=1, rate=32000, folder=shared/'data/micirp', mode='same', bank_rate='native')
+    x, which = .1*torch.randn(66, 32000), torch.arange(66)
+    y = aug.convolve(x, which)
+    for k in (0, 13, 65):
+        h = aug.irs[k, :aug.lengths[k]].numpy()
+        np.testing.assert_allclose(y[k], np.convolve(x[k].numpy(), h, 'same'), atol=1e-4)
+    click = torch.zeros(66, 32000); click[:, 1000] = 1
+    assert (aug.convolve(click, which).norm(dim=1)/aug.irs.norm(dim=1)).median() < .1
+
+
+def test_micirp_bank(shared):
+    "The figures of the 66 responses at 32 kHz"
+    irs, lengths = load_bank(shared/'data/micirp', 32000)
+    norm, peak, at = irs.norm(dim=1), irs.abs().amax(1), irs.abs().argmax(1)
+    assert len(irs) == 66 and (lengths.min(), lengths.max()) == (10972, 16000)
+    np.testing.assert_allclose([norm.min(), norm.max(), norm.median()], [.22, 2.37, 1.64], atol=.02)
+    np.testing.assert_allclose([peak.min(), peak.max()], [.13, 1.06], atol=.02)
+    assert (at.min(), at.max()) == (2, 84) and at.median() == 51
+    native = load_bank(shared/'data/micirp', None)[1]
+    assert (native.min(), native.max()) == (16446, 22050)
+
+
+def test_ambience_devices_can_be_kept_out(shared):
+    names = [f.stem for f in (shared/'data/ambience/irs').glob('*.wav')]
+    assert len(names) == 8 and len(load_bank(shared/'data/micirp', 44100, exclude=names)[0]) == 58
+
+
+def test_bank_reads_any_wav(tmp_path):
+    ring = .5*np.sin(np.arange(800)/3)*np.exp(-np.arange(800)/90)
+    sf.write(tmp_path/'stereo48.wav', np.stack([ring, ring], 1), 48000, subtype='PCM_24')
+    sf.write(tmp_path/'float16k.wav', ring[:100], 16000, subtype='FLOAT')
+    irs, lengths = load_bank(tmp_path, 16000)
+    assert lengths.tolist() == [100, 267] and (irs[0, 100:] == 0).all()
+    np.testing.assert_allclose(irs[0, :100], ring[:100], atol=1e-6)
+    want = torchaudio.functional.resample(torch.tensor(ring, dtype=torch.float32), 48000, 16000)
+    np.testing.assert_allclose(irs[1], want, atol=1e-5)
+    sf.write(tmp_path/'hush.wav', np.zeros(10), 16000)
+    with pytest.raises(InputError, match='hush.wav: silent'): load_bank(tmp_path, 16000)
+    (tmp_path/'hush.wav').write_bytes(b'no sound at all')
+    with pytest.raises(InputError, match='hush.wav: not readable'): load_bank(tmp_path, 16000)
+    with pytest.raises(InputError, match='no .wav file to use'): load_bank(tmp_path, 16000, exclude=['hush', 'stereo48', 'float16k'])
+
+
+def test_dir_draws_uniformly_and_by_device():
+    aug = DIR(p=.5, rate=8000, devices=[0, 3])
+    x, device = torch.zeros(6000, 64), torch.arange(6000) % 5
+    x[:, 0] = 1
+    y = aug(x, device)
+    hit = (y != x).any(1)
+    of = hit & torch.isin(device, torch.tensor([0, 3]))
+    assert torch.equal(hit, of) and stats.binomtest(int(of.sum()), 2400, .5).pvalue > .01
+    which = torch.cdist(y[hit], aug.irs[:, :64]).argmin(1)
+    assert uniform(which, len(aug.irs)) > .01
+
+
+def test_dir_level_and_bank_rate():
+    x = torch.randn(30, 2000)
+    close(DIR(p=1, rate=16000, keep_level=True)(x).norm(dim=1), x.norm(dim=1), rtol=1e-4, atol=0)
+    assert torch.isfinite(DIR(p=1, keep_level=True)(torch.zeros(2, 500))).all()
+    close(DIR(rate=16000, bank_rate=32000).irs, DIR(rate=32000).irs)                   # F5: not the response for 16 kHz
+    assert not torch.allclose(DIR(rate=16000).irs, DIR(rate=32000).irs, atol=.05)
+
+
+@pytest.mark.parametrize('rate', [16000, 32000, 44100])
+def test_synthetic_bank(rate):
+    h, _ = synthetic_bank(rate, seed=3)
+    state = torch.get_rng_state()
+    assert torch.equal(h, synthetic_bank(rate, seed=3)[0]) and not torch.allclose(h, synthetic_bank(rate, seed=4)[0], atol=.1)
+    assert torch.equal(state, torch.get_rng_state())                                   # the bank does not touch the default generator
+    db = 20*torch.fft.rfft(h, rate).abs().log10()
+    assert (db[:, 1:12].mean(1) < db[:, 900:1100].mean(1) - 15).all()                  # no microphone hears 1 … 11 Hz
+    assert db[:, 900:1100].mean(1).std() > 1 and h[:, 2048:].norm(dim=1).max() < .05   # they differ, and have died away
+
+
+# ---- spectrograms
+
+def stripes(x): return (x == 0).flatten(1)
+
+
+@pytest.mark.parametrize('axis,ours,theirs', [(1, FreqMask, torchaudio.transforms.FrequencyMasking), (2, TimeMask, torchaudio.transforms.TimeMasking)])
+def test_mask_equals_torchaudio(axis, ours, theirs):
+    x = torch.rand(16, 1, 64, 50) + 1
+    torch.manual_seed(2); want = theirs(24, iid_masks=True)(x)
+    torch.manual_seed(2); assert torch.equal(ours(24)(x), want)
+
+
+def test_mask_width_and_place():
+    hid = stripes(FreqMask(24)(torch.ones(20_000, 40, 1)))
+    width, first = hid.sum(1), hid.float().argmax(1)
+    assert uniform(width, 24) > .01
+    for w in (5, 23):                                                                   # given the width, any place that has room
+        at = first[width == w]
+        assert at.max() <= 40 - w and stats.kstest(at + torch.rand(len(at)), stats.uniform(0, 40 - w + 1).cdf).pvalue > .001
+    runs = (hid[:, 1:] & ~hid[:, :-1]).sum(1) + hid[:, 0]
+    assert runs.max() == 1                                                              # one stripe
+
+
+def test_two_stripes_hide_a_quarter():
+    "sp4asc: [128, 2, 32, 2] on 256 × 431 leaves about three quarters"
+    x = torch.ones(300, 1, 256, 431)
+    y = FreqMask(32, n=2)(TimeMask(128, n=2)(x))
+    share = (y == 0).float().mean()
+    p = lambda size, length: 1 - (1 - (size - 1)/2/length)**2
+    assert abs(share - (1 - (1 - p(32, 256))*(1 - p(128, 431)))) < .02
+
+
+def test_mask_options():
+    x = torch.rand(64, 1, 30, 20) + 1
+    batch = FreqMask(20, per='batch')(x) == 0
+    assert (batch == batch[:1]).all()
+    assert (FreqMask(20, fill=.9)(x) == .9).any()
+    y = FreqMask(20, fill='mean')(x)
+    close(y[y != x].unique(), x.mean((0, 1, 3)).unique(), rtol=1e-5, atol=0)             # of each frequency, over the batch
+    assert (TimeMask(.5)(x) == 0).all(2).sum((1, 2)).max() == 9                          # narrower than half of 20 frames
+    assert (FreqMask(500)(x) == 0).all(3).sum((1, 2)).max() <= 29                        # an axis shorter than the mask
+    linear = TimeMask(5)(FreqMask(48)(torch.ones(8, 256, 65)))
+    assert (linear + 1e-5).log().min().item() == pytest.approx(-11.51, abs=.01)          # silence, before the log
+
+
+@pytest.mark.parametrize('cls,alpha', [(FreqMixStyle, .3), (FreqMixStyle, .4), (ChannelMixStyle, .1)])
+def test_mixstyle_lambda_is_beta(cls, alpha):
+    "Clips of mean 0 with a partner of mean 1 end at mean 1 - λ"
+    x = torch.randn(8000, 1, 2, 8)
+    x -= x.mean((2, 3) if cls is ChannelMixStyle else 3, keepdim=True)
+    x[::2] += 1
+    dims = (1, 2, 3) if cls is ChannelMixStyle else 3
+    mean = cls(p=1, alpha=alpha)(x)[1::2].mean(dims).view(4000, -1)[:, 0].double()
+    moved = mean[mean.abs() > 1e-5]
+    want = stats.beta(alpha, alpha)
+    grid = np.linspace(.02, .98, 25)                                                     # float32 cannot tell λ near 0 and 1
+    own = np.searchsorted(np.sort(moved), grid)/len(moved)
+    assert abs(len(moved)/4000 - .5) < .05 and abs(own - want.cdf(grid)).max() < .04
+
+
+def test_mixstyle_lambda_per_batch_or_sample():
+    x = torch.randn(64, 1, 1, 400)
+    x = (x - x.mean(3, keepdim=True))/x.std(3, keepdim=True) + 1e3*torch.arange(64)[:, None, None, None]
+    def lams(**kw):
+        m = FreqMixStyle(p=1, **kw)(x).mean((1, 2, 3))/1e3
+        a = torch.arange(64)
+        return [min((abs((m[i] - j)/(i - j)).item() for j in a if j != i), default=0) for i in a], m
+    m = lams(lam='batch')[1]
+    i = torch.arange(64.)
+    # one λ: the mean over the batch of λ·i + (1-λ)·perm(i) is the mean of i, and all residuals m - λ i are multiples of 1 - λ
+    assert abs(m.mean() - i.mean()) < .1
+    lam = [k for k in np.linspace(0, 1, 2001) if all(abs((r/(1 - k + 1e-9)) - round(r/(1 - k + 1e-9))) < .25 for r in (m - k*i).tolist())]
+    assert lam
+    m = lams(lam='sample')[1]
+    assert abs(m.mean() - i.mean()) > 1e-3
+
+
+def test_mixstyle_is_the_formula():
+    x = torch.randn(5, 3, 7, 11)*torch.rand(5, 3, 7, 1) + torch.randn(5, 1, 7, 1)
+    torch.manual_seed(3); y = FreqMixStyle(p=1)(x)
+    torch.manual_seed(3)
+    torch.rand(()); perm = torch.randperm(5)
+    lam = torch.distributions.Beta(torch.full((5,), .3), torch.full((5,), .3)).sample()[:, None, None, None]
+    mu, sd = x.mean((1, 3), keepdim=True), (x.var((1, 3), keepdim=True) + 1e-6).sqrt()
+    close(y, (x - mu)/sd*(lam*sd + (1 - lam)*sd[perm]) + lam*mu + (1 - lam)*mu[perm], atol=1e-5, rtol=1e-5)
+
+
+def test_masked_bin_becomes_a_constant():
+    "F2: what a mask hid, MixStyle turns into the blend of the two means"
+    x = torch.randn(32, 1, 16, 30)
+    x[:, :, 4] = -11.51
+    y = FreqMixStyle(p=1)(x)[:, :, 4]
+    close(y, torch.full_like(y, -11.51), atol=1e-3, rtol=0)
+
+
+def test_mixstyle_statistics_carry_no_gradient():
+    x = torch.randn(4, 2, 5, 6, requires_grad=True)
+    y = FreqMixStyle(p=1)(x)
+    g, = torch.autograd.grad(y.sum(), x)
+    close(g, g[:, :1, :, :1].expand_as(g))                                               # a plain scale per clip and frequency
+
+
+def test_mixstyle_cross_device():
+    device = torch.arange(400) % 4
+    x = torch.randn(400, 1, 1, 50)*.01 + device[:, None, None, None]
+    m = ChannelMixStyle(p=1, cross=True)(x, device).mean((1, 2, 3))
+    assert ((m - device).abs() > 1e-6).float().mean() > .5
+    with pytest.raises(InputError, match='needs the device'): ChannelMixStyle(p=1, cross=True)(x)
+
+
+@pytest.mark.parametrize('kind', ['step', 'linear'])
+def test_filter_augment(kind):
+    aug, n = FilterAugment(db=6, bands=(3, 6), width=6, kind=kind), []
+    edges = []
+    for _ in range(400):
+        c = aug.curve(4, 64)
+        assert c.abs().max() <= 6
+        bend = c.diff(dim=1).abs() > 1e-6 if kind == 'step' else c.diff(dim=1).diff(dim=1).abs() > 1e-4
+        n.append(aug.curve(64, 64)); edges.append(bend)
+    if kind == 'linear': return
+    bands = torch.stack([b[0].sum() + 1 for b in edges])
+    assert uniform(bands - 3, 4) > .01
+    assert min(np.diff(np.flatnonzero(np.r_[True, b[0].numpy(), True])).min() for b in edges) >= 6
+    gains = torch.stack([c[:, 0] for c in n]).flatten()
+    assert stats.kstest(gains, stats.uniform(-6, 12).cdf).pvalue > .01
+
+
+def test_filter_augment_on_few_bins():
+    assert FilterAugment(width=6)(torch.ones(3, 10, 2)).shape == (3, 10, 2)
+
+
+def test_freq_gain_is_normal():
+    x = torch.ones(3000, 33, 2)
+    db = 10*FreqGain(db=2, width=8)(x)[..., 0].log10()
+    assert stats.kstest(db[:, [0, 8, 16, 24, 32]].flatten(), stats.norm(0, 2).cdf).pvalue > .01
+    assert abs(np.corrcoef(db[:, 0], db[:, 8])[0, 1]) < .05
+    own = 10*FreqGain(db=2, width=1)(x)[..., 0].log10()
+    assert abs(np.corrcoef(own[:, 0], own[:, 1])[0, 1]) < .05
+
+
+# ---- MixUp
+
+@pytest.mark.parametrize('per', ['batch', 'sample'])
+def test_mixup_lambda_is_beta(per):
+    up, x, lam = MixUp(.3, lam=per), torch.randn(4 if per == 'batch' else 2000, 3), []
+    for _ in range(1500 if per == 'batch' else 2):
+        y = up(x)
+        lam.append(up.lam[:1] if per == 'batch' else up.lam)
+        close(y, up.lam[:, None]*x + (1 - up.lam[:, None])*x[up.perm])
+        assert sorted(up.perm.tolist()) == list(range(len(x)))
+        assert per == 'sample' or (up.lam == up.lam[0]).all()
+    lam = torch.cat(lam).double()
+    assert stats.kstest(lam.clamp(1e-6, 1 - 1e-6), stats.beta(.3, .3).cdf).pvalue > .01
+
+
+class Clips(torch.utils.data.Dataset):
+    "Noise around one of three centres: (x, device), label[, teacher logits]"
+    n_inp = 2
+    def __init__(self, n, teacher=False):
+        g = torch.Generator().manual_seed(n)
+        self.y, self.teacher = torch.arange(n) % 3, teacher
+        self.x = nn.functional.one_hot(self.y, 3)*2. + torch.randn(n, 3, generator=g)
+        self.t = 3*torch.randn(n, 3, generator=g)
+    def __len__(self): return len(self.y)
+    def __getitem__(self, i): return (self.x[i], torch.tensor(0), self.y[i], self.t[i])[:4 if self.teacher else 3]
+
+
+class Net(nn.Module):
+    def __init__(self, *mixups):
+        super().__init__()
+        self.mix, self.out = nn.ModuleList(mixups), nn.Linear(3, 3)
+    def forward(self, x, device):
+        for m in self.mix: x = m(x, device)
+        return self.out(x)
+
+
+def learner(tmp_path, *mixups, loss, teacher=False, cbs=None, **kw):
+    dls = DataLoaders.from_dsets(Clips(48, teacher), Clips(12, teacher), bs=16, device='cpu')
+    return Learner(dls, Net(*mixups), loss, lr=.1, cbs=cbs or [MixUpLoss()], path=tmp_path, **kw)
+
+
+def quiet(learn, n=1):
+    with learn.no_bar(), learn.no_logging(): learn.fit(n)
+
+
+def test_mixup_loss_is_the_published_one(tmp_path):
+    "λ·CE(ŷ,y) + (1-λ)·CE(ŷ,y_perm), and the labels are back after the loss"
+    ce, up, seen = nn.functional.cross_entropy, MixUp(.3), []
+    from fastai.callback.core import Callback
+    class Look(Callback):
+        order = 50
+        def after_loss(self): seen.append((self.training, self.y.ndim))
+    def loss(pred, y):
+        got = ce(pred, y)
+        if y.ndim == 2:
+            hard = held['y']
+            close(got, up.lam[0]*ce(pred, hard) + (1 - up.lam[0])*ce(pred, hard[up.perm]))
+        return got
+    held = {}
+    class Hold(Callback):
+        order = -50
+        def before_batch(self): held['y'] = self.y
+    quiet(learner(tmp_path, up, loss=loss, cbs=[MixUpLoss(), Look(), Hold()]), 2)
+    assert seen == [(True, 1)]*3 + [(False, 1)] + [(True, 1)]*3 + [(False, 1)]
+
+
+def test_soft_mixup_of_teacher_rows(tmp_path):
+    "λ·KL(p₁‖q) + (1-λ)·KL(p₂‖q) at temperature 2 has the gradient of the loss on mixed rows"
+    shapes = []
+    def loss(pred, y, t):
+        shapes.append((tuple(y.shape), tuple(t.shape)))
+        return nn.functional.kl_div((pred/2).log_softmax(1), (t/2).log_softmax(1), log_target=True, reduction='batchmean')
+    quiet(learner(tmp_path, MixUp(.3), loss=loss, teacher=True, cbs=[MixUpLoss(temperature=2)]))
+    assert shapes == [((16, 3), (16, 3))]*3 + [((12,), (12, 3))]
+    t, lam, perm = 5*torch.randn(40, 10), torch.rand(40), torch.randperm(40)
+    soft = lambda z: (z/2).softmax(1)
+    close(soft(mix_teacher(t, lam, perm, 2)), lam[:, None]*soft(t) + (1 - lam[:, None])*soft(t)[perm])
+    close(soft(mix_teacher(t, torch.ones(40), perm, 2)), soft(t))
+
+
+def test_mixup_loss_without_and_with_two(tmp_path):
+    quiet(learner(tmp_path, loss=lambda p, y: (nn.functional.cross_entropy(p, y), setattr(y, 'seen', y.ndim))[0]))
+    with pytest.raises(InputError, match='mixes 2 times'): quiet(learner(tmp_path, MixUp(), MixUp(), loss=nn.functional.cross_entropy))
+
+
+def test_mixup_now_and_then_leaves_the_other_batches_hard(tmp_path):
+    dims = []
+    quiet(learner(tmp_path, MixUp(p=.5), loss=lambda p, y: (dims.append(y.ndim), nn.functional.cross_entropy(p, y))[1]), 40)
+    train = [d for i, d in enumerate(dims) if i % 4 != 3]
+    assert stats.binomtest(sum(d == 2 for d in train), 120, .5).pvalue > .01 and all(d == 1 for d in dims[3::4])
+
+
+def test_lr_find_and_resume(tmp_path):
+    "The learning-rate finder runs; training from a saved generator state continues as if never stopped"
+    learn = learner(tmp_path, MixUp(.3), loss=nn.functional.cross_entropy)
+    with learn.no_bar(): assert learn.lr_find(num_it=20, show_plot=False, stop_div=False).valley > 0
+    def weights(stop):
+        torch.manual_seed(0)
+        a = learner(tmp_path, MixUp(.3), loss=nn.functional.cross_entropy)
+        quiet(a, 1)
+        if stop:
+            a.save('half'); state = torch.get_rng_state()
+            torch.manual_seed(99)
+            a = learner(tmp_path, MixUp(.3), loss=nn.functional.cross_entropy)
+            a.create_opt(); a.load('half'); torch.set_rng_state(state)
+        a.model.train()
+        losses, up = [], a.model.mix[0]
+        for i in range(3):
+            losses.append(up(torch.ones(4, 3)).sum() + up.lam.sum())
+        return torch.stack(losses), a.model.out.weight.detach()
+    for x, y in zip(weights(False), weights(True)): close(x, y, rtol=0, atol=0)

@@ -7,7 +7,11 @@ __version__ = "0.1.0"
 __all__ = []
 
 # %% ../nbs/90_api.ipynb #9435f429
+import os
 from importlib import import_module
+
+# %% ../nbs/90_api.ipynb #7912f8d7
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 # %% ../nbs/90_api.ipynb #4b560402
 _API = dict(

@@ -135,7 +135,7 @@ FINGERPRINTS = {
 class Corpus:
     "A folder in the DCASE layout and its `meta.csv`"
     dir:Path            # folder that holds audio/ and meta.csv
-    meta:pd.DataFrame   # one row per clip: filename scene device city location ('<city>-<number>') segment snippet recording
+    meta:pd.DataFrame   # one row per clip: filename scene device city location ('<city>-<number>') recording segment snippet
     kind:str            # 'development', or 'evaluation' (scene, device, city and location are None)
 
     @property
@@ -172,18 +172,20 @@ def load_corpus(data_dir,            # folder with audio/ and meta.csv; ~ and pa
         raise InputError(f"{folder} has no {' and no '.join(lists)}: {hint}")
     return Corpus(folder, _meta_of(read_list(path, META if kind == 'development' else META[:1])), kind)
 
-# %% ../nbs/10_corpus.ipynb #ca2ebb69
+# %% ../nbs/10_corpus.ipynb #87ad542b
+def _parts(filenames):
+    "scene city location segment snippet device of each name as str; all None where a name does not follow the grammar"
+    return pd.DataFrame([m.groups() if (m := NAME.fullmatch(f)) else [None]*6 for f in filenames], columns=list(NAME.groupindex), dtype=object)
+
 def _meta_of(df):
     "Rows of a list with what the file names tell"
-    none = pd.Series([None]*len(df), dtype=object)
-    part = df.filename.str.extract(f'^{NAME.pattern}$', flags=re.ASCII)
+    none, part = [None]*len(df), _parts(df.filename)
     place = df.get('identifier', none)
-    rec = part.scene + '-' + part.city + '-' + part.location + '-' + part.segment + '-' + part.device
-    stem = df.filename.str.replace(r'^audio/|\.wav$', '', regex=True)
+    rec = [f'{s}-{c}-{l}-{g}-{d}' if s else re.sub(r'^audio/|\.wav$', '', f)
+           for f, s, c, l, g, _, d in zip(df.filename, *(part[k] for k in part))]
     return pd.DataFrame(dict(filename=df.filename, scene=df.get('scene_label', none), device=df.get('source_label', none),
-                             city=place.str.rsplit('-', n=1).str[0] if 'identifier' in df else none, location=place,
-                             segment=pd.to_numeric(part.segment).astype('Int32'), snippet=pd.to_numeric(part.snippet).astype('Int32'),
-                             recording=rec.where(part.scene.notna(), stem)))
+                             city=[p and p.rsplit('-', 1)[0] for p in place], location=place, recording=rec,
+                             **{k: pd.array([v and int(v) for v in part[k]], 'Int32') for k in ('segment', 'snippet')}))
 
 # %% ../nbs/10_corpus.ipynb #4fb1a9e3
 def counts(meta,             # `Corpus.meta`, or rows of it
@@ -232,7 +234,7 @@ def check_corpus(data_dir,      # folder of a corpus
 def _check_names(corpus):
     "meta.csv against the file names, the recordings, and TAU's known counts"
     m = corpus.meta
-    part = m.filename.str.extract(f'^{NAME.pattern}$', flags=re.ASCII)
+    part = _parts(m.filename)
     fits, place = part.scene.notna(), part.city + '-' + part.location
     for what, mine, named in [('scene', m.scene, part.scene), ('identifier', m.location, place), ('device', m.device, part.device)]:
         off = fits & (mine != named)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pooch
 import requests
-from fastprogress import progress_bar
 from tqdm.auto import tqdm
 
 from .core import InputError, pick, resolve
+from .sound import bar
 
 # %% ../nbs/09_fetch.ipynb #e4014dff
 class Resume:
@@ -95,7 +95,7 @@ def unpack(archive,       # zip file
         members = [m for m in zf.infolist() if not m.is_dir()]
         for m in members:
             if not (out/m.filename).resolve().is_relative_to(out): raise InputError(f'{archive} would write outside {out}: {m.filename!r}')
-        for m in progress_bar(members, display=progress, leave=False):
+        for m in bar(members, len(members), progress):
             to = out/m.filename
             if to.is_file() and to.stat().st_size == m.file_size: continue
             to.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from .mel import LogMel, Resample
 # %% ../nbs/21_frontend.ipynb #e51fa5a4
 _cp = dict(sample_rate=32000, n_fft=4096, win=3072, hop=500, n_mels=256, fmax=15500., fmax_jitter=1000, scale='kaldi',
            window='hann_symmetric', preemphasis=.97, eps=1e-5, mean=-4.5, std=5.)
+_eps = 2.**-52
 frontends = dict(
     dcase24=dict(sample_rate=32000, n_fft=4096, win=3072, hop=500, n_mels=256, eps=1e-5),
     cp=_cp,
@@ -21,7 +22,7 @@ frontends = dict(
     passt=_cp | dict(n_fft=1024, win=800, hop=320, n_mels=128),
     cp512=_cp | dict(n_mels=512, fmax=16000., fmax_jitter=0),
     cnn3=dict(sample_rate=44100, n_fft=2048, win=1764, hop=882, n_mels=40, scale='slaney', norm='slaney', window='hamming',
-              power=1, pad='zero', offset=2.2e-16, eps=2.2e-16),
+              power=1, pad='zero', offset=_eps, eps=_eps),
     beats=dict(sample_rate=16000, n_fft=512, win=400, hop=160, n_mels=128, fmin=20., scale='kaldi', window='povey', pad=None,
                preemphasis=.97, per_frame=True, gain=2.**15, log='ln_clip', eps=1.1920929e-07, mean=15.41663, std=2 * 6.55582,
                allow_empty=True),

@@ -27,8 +27,9 @@ from fastai.torch_core import default_device
 from fastprogress.fastprogress import format_time, progress_bar
 from torch import nn
 
-from .core import InputError, atomic
+from .core import InputError, atomic, pick
 from .schedules import warmup_cosine
+from .waveaug import draw_shifts, random_windows, shifted_starts, wrapped
 
 # %% ../nbs/53_learner.ipynb #efe2605e
 class ClipData:
@@ -36,8 +37,12 @@ class ClipData:
     n_inp = 2                                              # fastai: the first two are the model's inputs
     def __init__(self, store,    # asc.store.Store
                  rows,           # DataFrame with filename, scene, device (and city), one row a clip
-                 scenes, devices # index orders
+                 scenes, devices, # index orders
+                 crop='clips',   # 'clips' as listed; while training also 'windows' (anywhere in the recording) or 'shifted'
+                 cache=None,     # asc.melcache.MelCache: batches of mel (B, F, T) instead of waves
                  ):
+        self.crop, self.cache = pick(('clips', 'windows', 'shifted'), crop, 'crop'), cache
+        if cache is not None and crop != 'clips': raise InputError(f'crop={crop!r} cuts new waves for every epoch: use it with cache=False')
         self.store, self.rows, self.scenes, self.devices = store, rows.reset_index(drop=True), list(scenes), list(devices)
         self.at = store.index(self.rows.filename)
         code = lambda col, vocab: torch.from_numpy(pd.Categorical(col, categories=vocab).codes.astype(np.int64))
@@ -49,8 +54,19 @@ class ClipData:
     def batch(self, idx):
         "The clips at positions `idx`, read in one go"
         idx = np.asarray(idx)
-        wave = torch.from_numpy(self.store.batch(self.at[idx])).float().div_(32768)
-        return wave, self.device_id[idx], self.y[idx]
+        x = self.cache.batch(self.at[idx]) if self.cache is not None else torch.from_numpy(self.read(self.at[idx])).float().div_(32768)
+        return x, self.device_id[idx], self.y[idx]
+
+    def read(self, at):
+        "int16 waves of the store's rows `at`, cut as `crop` says"
+        if self.crop == 'clips': return self.store.batch(at)
+        n, rows = self.store.clip_len, self.store.rows.iloc[at]
+        rec = self.store.recordings.iloc[rows.stretch]
+        frames = torch.from_numpy(rec.frames.to_numpy())
+        if self.crop == 'windows': return self.store.windows(rows.stretch, random_windows(frames, n).numpy(), n)
+        piece = torch.from_numpy((rows.offset.to_numpy() - rec.offset.to_numpy()) // n)
+        start = shifted_starts(piece, frames, n, draw_shifts(len(at), self.store.rate))
+        return self.store.flat[rec.offset.to_numpy()[:, None] + wrapped(start, n, frames).numpy()]
 
 # %% ../nbs/53_learner.ipynb #c036814e
 class ClipLoader(DataLoader):

@@ -141,7 +141,7 @@ def mel_bank(sample_rate:int,        # Hz
 windows = dict(
     hann=torch.hann_window,
     hann_symmetric=lambda n: torch.hann_window(n, periodic=False),
-    hamming=torch.hamming_window,
+    hamming=lambda n: torch.hamming_window(n, dtype=torch.float64),
     povey=lambda n: torch.hann_window(n, periodic=False) ** .85)
 logs = {
     'ln': lambda x, eps: (x + eps).log_(),
@@ -216,7 +216,7 @@ class LogMel(nn.Module):
         self.kw = {k: v for k, v in locals().items() if k not in ('self', '__class__')}
         check_logmel(self.kw)
         self.sample_rate, self.hop, self.n_pad = sample_rate, hop, n_fft // 2 if pad else 0
-        taper, room = windows[window](win), n_fft - win if pad else 0
+        taper, room = windows[window](win).float(), n_fft - win if pad else 0
         self.register_buffer('taper', F.pad(taper, (room // 2, room - room // 2)), persistent=False)
         self.shortest = {'reflect': self.n_pad + 1, 'zero': 1, None: win}[pad] + bool(preemphasis and not per_frame)
         self.bank = self.make_bank(fmin, fmax)
@@ -275,7 +275,7 @@ def mel(self:LogMel,
         return bank(p.view(K, B * T)).view(-1, B, T).transpose(0, 1).contiguous()
     def clips(wave):
         x = self.frames(wave)
-        return in_pieces(piece, x, len(x) * L, dim=1, out=2)
+        return in_pieces(piece, x, x.shape[0] * L, dim=1, out=2)
     return in_pieces(clips, wave, L * (1 + wave.shape[1] // self.hop))
 
 # %% ../nbs/20_mel.ipynb #0b6c20b0

@@ -95,21 +95,28 @@ class Pipeline(nn.Module):
     def __init__(self,
                  frontend, # module with sample_rate, mel(wave) and log(mel), see asc.frontend
                  rate:int, # Hz of the waves that come in
-                 steps=RESERVED, # names or {name: keywords}, in order
+                 steps,    # names or {name: keywords}, in order
                  ):
         super().__init__()
         self.frontend, self.rate, self.steps = frontend, rate, json.loads(json.dumps(list(steps)))
-        self.ops, self.plan, at_rate = nn.ModuleDict(), [], rate
+        self.ops, self.plan, self.jitter, at_rate, first = nn.ModuleDict(), [], True, rate, None
         parsed = [parse_step(s) for s in self.steps]
-        first = None
         for i, ((name, kw), at) in enumerate(zip(parsed, place_steps([n for n, _ in parsed]))):
             self.plan.append(f'{i}_{name}' if at else name)
             if name in ('choice', 'chosen'): self.ops[self.plan[-1]] = first = place_choice(i, name, kw, at, at_rate, first)
             elif at: self.ops[self.plan[-1]] = place_augment(i, name, kw, at, at_rate)
-            elif kw: raise InputError(f'pipeline step {i + 1} ({name}) takes no keywords: give them to the frontend')
+            elif set(kw) - ({'jitter'} if name == 'mel' else set()):
+                raise InputError(f"pipeline step {i + 1} ({name}) takes no keywords{' but jitter' if name == 'mel' else ''}: the frontend has them")
+            elif name == 'mel': self.jitter = kw.get('jitter', True)
             elif name == 'resample': at_rate, self.ops[name] = frontend.sample_rate, Resample(rate, frontend.sample_rate)
         if at_rate != frontend.sample_rate:
             raise InputError(f"pipeline: waves have {rate} Hz and the frontend needs {frontend.sample_rate}: add the step 'resample'")
+        self.train()
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.frontend.train(mode and self.jitter)
+        return self
 
     def forward(self, wave, device=None): # wave (B,N) float, device int64 (B,) or None -> (B,1,F,T)
         x = wave
@@ -125,7 +132,7 @@ _dir4, _dir6 = ({'dir': {'p': p, 'devices': [0]}} for p in (0.4, 0.6))
 _cp_mask, _cp_quirk, _at_32k = {'freq_mask': {'size': 48, 'fill': 0.9}}, {'freq_mask': {'per': 'batch'}}, {'dir': {'bank_rate': 32000}}
 _beats_masks = ({'freq_mask': {'size': 0.2}}, {'time_mask': {'size': 0.2}})
 pipelines = {
-    'none': dict(frontend='dcase24', steps=['resample', 'mel', 'log']),
+    'none': dict(frontend='dcase24', steps=['resample', {'mel': {'jitter': False}}, 'log']),
     'dcase24': dict(frontend='dcase24', steps=[
         {'roll': {'seconds': 0.1}}, 'resample', 'mel', {'freq_mask': {'size': 48}}, 'log', {'freq_mixstyle': {'p': 0.4, 'alpha': 0.3}}]),
     'cp': dict(frontend='cp', quirks=_cp_quirk, steps=[
@@ -135,7 +142,7 @@ pipelines = {
     'passt': dict(frontend='passt', quirks={**_cp_quirk, 'time_mask': {'per': 'batch'}}, steps=[
         'resample', _dir6, {'roll': {'seconds': 0.3125}}, 'mel', 'log', _cp_mask, {'time_mask': {'size': 20, 'fill': 0.9}},
         {'freq_mixstyle': {'p': 0.4, 'alpha': 0.4}}]),
-    'easy_tfsepnet': dict(frontend='easy', quirks=_at_32k, steps=[
+    'easy_tfsepnet': dict(frontend='cp512', quirks=_at_32k, steps=[
         'resample', _dir4, 'mel', 'log', {'freq_mixstyle': {'p': 0.8, 'alpha': 0.4, 'lam': 'batch'}}, {'mixup': {'alpha': 0.3}}]),
     'easy_beats_ssl': dict(frontend='beats', quirks={**_at_32k, 'freq_mixstyle': {'axis': 'time'}}, steps=[
         'resample', _dir6, 'mel', 'log', {'freq_mixstyle': {'p': 0.4, 'alpha': 0.4, 'lam': 'batch'}}, *_beats_masks, {'mixup': {'alpha': 0.3}}]),
@@ -183,5 +190,5 @@ def create_pipeline(name='dcase24',     # name of a preset, or a list of steps
     "A pipeline from a name or a list of steps"
     preset = dict(frontend='dcase24', steps=name) if isinstance(name, (list, tuple)) else pick(pipelines, name, 'pipeline')
     steps = revise(preset['steps'], preset.get('quirks', {})) if quirks else preset['steps']
-    steps = revise(steps, changes) if augment else [s for s in steps if s in RESERVED]
+    steps = revise(steps, changes) if augment else pipelines['none']['steps']
     return Pipeline(create_frontend(frontend or preset['frontend'], **(frontend_args or {})), rate, steps)

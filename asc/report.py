@@ -12,8 +12,9 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from .core import DEVICE_GROUPS, InputError
+from .core import InputError
 from .scores import check_predictions, clips, expected_calibration_error, metrics, read_predictions, reliability, vote
+from .stats import apply_temperature, bootstrap, compare, compare_summaries, fit_temperature
 
 # %% ../nbs/80_report.ipynb #0a32b1b5
 def _metrics(preds, scenes=None): return preds if isinstance(preds, dict) else metrics(preds, scenes)
@@ -52,7 +53,7 @@ def to_markdown(df,           # a table of this notebook
         if isinstance(v, str): return v
         if v != v: return '–'
         return f'{v:,.0f}' if isinstance(v, (int, np.integer)) else f'{v:.{3 if "loss" in str(col) else 2}f}'
-    rows = [[str(i).replace('_', ' '), *(cell(v, c) for v, c in zip(r, df.columns))] for i, r in zip(df.index, zip(*(df[c] for c in df)))]
+    rows = [[str(i), *(cell(v, c) for v, c in zip(r, df.columns))] for i, r in zip(df.index, zip(*(df[c] for c in df)))]
     if bold is not None:
         rows = [[r[0], *(f'**{v}**' if b else v for v, b in zip(r[1:], bs))] for r, bs in zip(rows, bold.to_numpy())]
     head = [name, *map(str, df.columns)]
@@ -92,6 +93,8 @@ def _heat(ax, t, cmap='Blues', size=7):
     ax.set_xlabel(t.columns.name, fontsize=size)
     ax.set_ylabel(t.index.name, fontsize=size)
     ax.tick_params(length=0)
+    if t.index[-1] == 'mean': ax.axhline(len(t) - 1.5, color='white', lw=3)
+    if t.columns[-1] == 'mean': ax.axvline(t.shape[1] - 1.5, color='white', lw=3)
 
 def _figure(w, h):
     "A figure of w × h inches that shows once, where it is returned"

@@ -19,12 +19,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from fastprogress import progress_bar
 from filelock import FileLock, Timeout
 
 from .core import InputError, project_root, resolve, write_json, write_text
 from .corpus import scan_audio
-from .sound import read_int16, to_int16, wav_info
+from .sound import FAULTS, bar, fault_of, read_int16, to_int16, wav_info
 
 # %% ../nbs/12_store.ipynb #f589528b
 FORMAT = 1
@@ -32,16 +31,16 @@ FORMAT = 1
 def listing(corpus) -> pd.DataFrame: # filename size mtime, sorted by name; a missing file has size -1
     "Size and time of change of every file of a corpus"
     def look(name):
-        try: s = os.stat(os.path.join(corpus.dir, name))
+        try: s = os.stat(f'{corpus.dir}/{name}')
         except OSError: return name, -1, 0
         return name, s.st_size, s.st_mtime_ns
-    return pd.DataFrame(sorted(map(look, corpus.meta.filename)), columns=['filename', 'size', 'mtime'])
+    return pd.DataFrame(sorted(map(look, corpus.meta.filename.tolist())), columns=['filename', 'size', 'mtime'])
 
 def store_key(files,    # as `listing` gives them
               rate:int, # sampling rate of the store, Hz
               ) -> str: # 16 hex digits
     "What a store is known by"
-    text = '\n'.join(f'{n} {s} {t}' for n, s, t in files.itertuples(index=False))
+    text = '\n'.join(f'{n} {s} {t}' for n, s, t in zip(*(files[c].tolist() for c in files)))
     return hashlib.sha256(f'{FORMAT} {rate}\n{text}'.encode()).hexdigest()[:16]
 
 # %% ../nbs/12_store.ipynb #53706379
@@ -84,7 +83,7 @@ class Job:
         x, faults = np.empty((b - a, self.src_len), np.int16), {}
         for i, name in enumerate(self.rows.filename[a:b]):
             try: read_int16(self.src_dir/name, self.src_len, x[i])
-            except (OSError, ValueError, RuntimeError) as e: faults[name] = str(e)
+            except FAULTS as e: faults[name] = fault_of(e)
         if faults: return chunk, None, faults
         if self.resample: x = self.at_rate(x, self.rows.stretch.values[a:b])
         with open(self.part, 'r+b') as f:
@@ -129,7 +128,7 @@ def run(self:Job, workers=None, progress=True):
     with ThreadPoolExecutor(workers or 2*(os.cpu_count() or 1)) as ex, open(self.folder/'progress', 'w') as log:
         def note(c, crc): sums[c] = crc; print(*c, crc, file=log, flush=True)
         for c, crc in list(sums.items()): note(c, crc)
-        for c, crc, bad in progress_bar(ex.map(self.do, left), total=len(left), display=progress, leave=False):
+        for c, crc, bad in bar(ex.map(self.do, left), len(left), progress):
             faults |= bad
             if not bad: note(c, crc)
     return [sums.get(c) for c in self.chunks], faults

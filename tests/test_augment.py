@@ -4,13 +4,14 @@ import pytest
 import soundfile as sf
 import torch
 import torchaudio
+import fastai.callback.all  # noqa: no_bar, lr_find
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from scipy import stats
 from torch import nn
 
 from asc.augment import augments, create_augment
-from asc.core import InputError
+from asc.core import InputError, seed_everything
 from asc.impulse import DIR, load_bank, synthetic_bank
 from asc.mixup import MixUp, mix_teacher
 from asc.softmixup import MixUpLoss
@@ -19,6 +20,7 @@ from asc.waveaug import Gain, PitchShift, TimeRoll, draw_shifts, random_windows,
 
 SHAPES = {'wave': (12, 4000), 'mel': (12, 64, 20), 'spec': (12, 1, 64, 20)}
 PLACES = [(name, stage) for name, cls in augments.items() for stage in SHAPES if stage in cls.stage]
+LIKELY = 1e-3   # a statistical test with a fixed seed fails below this p-value
 MUCH = {'freq_mixstyle': dict(p=1), 'channel_mixstyle': dict(p=1), 'pitch_shift': dict(p=1), 'freq_mask': dict(size=30), 'time_mask': dict(size=15),
         'roll': dict(seconds=.02), 'dir': dict(p=1)}   # keywords that make something happen on small batches
 
@@ -78,14 +80,14 @@ def test_p_is_per_clip(name):
     kw = dict(semitones=12) if name == 'pitch_shift' else dict(seconds=1) if name == 'roll' else dict(size=64) if 'mask' in name else {}
     if name == 'pitch_shift': x = torch.rand(300, 2000) + .1
     changed = (create_augment(name, **kw, p=.3)(x) != x).flatten(1).any(1).sum().item()
-    assert stats.binomtest(changed, len(x), .3 if 'mask' not in name else .3*63/64).pvalue > .01
+    assert stats.binomtest(changed, len(x), .3 if 'mask' not in name else .3*63/64).pvalue > LIKELY
 
 
 @pytest.mark.parametrize('name', ['freq_mixstyle', 'channel_mixstyle', 'mixup'])
 def test_p_is_per_batch(name):
     x, aug = torch.rand(8, 1, 6, 4), create_augment(name, p=.3)
     share = [(aug(x) != x).any().item() for _ in range(1500)]
-    assert stats.binomtest(sum(share), 1500, .3).pvalue > .01
+    assert stats.binomtest(sum(share), 1500, .3).pvalue > LIKELY
 
 
 @pytest.mark.parametrize('name,kw', [('roll', dict(seconds=-1)), ('gain', dict(low=2, high=1)), ('freq_mask', dict(size=-3)), ('freq_mask', dict(fill='median')),
@@ -101,7 +103,7 @@ def test_bad_keywords(name, kw):
 def test_roll_is_uniform_and_inclusive():
     x = torch.zeros(6000, 200); x[:, 0] = 1
     shift = (TimeRoll(.01, 1000)(x).argmax(1) + 100) % 200 - 100
-    assert shift.min() == -10 and shift.max() == 10 and uniform(shift + 10, 21) > .01
+    assert shift.min() == -10 and shift.max() == 10 and uniform(shift + 10, 21) > LIKELY
 
 
 def test_roll_is_a_roll_even_beyond_the_clip():
@@ -112,7 +114,7 @@ def test_roll_is_a_roll_even_beyond_the_clip():
 
 def test_gain_is_uniform_in_db():
     db = 20*Gain(.1, 10)(torch.ones(4000, 1))[:, 0].log10()
-    assert stats.kstest(db, stats.uniform(-20, 40).cdf).pvalue > .01
+    assert stats.kstest(db, stats.uniform(-20, 40).cdf).pvalue > LIKELY
 
 
 @pytest.mark.parametrize('semitones', [-12, -7, -2, -.5, .5, 2, 7, 12])
@@ -131,13 +133,13 @@ def test_pitch_shift_draws_each_value():
     y = PitchShift((-12, 12), p=.5)(torch.sin(2*torch.pi*1000*t)[None].repeat(400, 1))
     hz = torch.fft.rfft(y*torch.hann_window(4000)).abs().argmax(1)*2
     counts = [((hz - f).abs() < 20).sum().item() for f in (500, 1000, 2000)]
-    assert sum(counts) == 400 and stats.chisquare(counts, [100, 200, 100]).pvalue > .01
+    assert sum(counts) == 400 and stats.chisquare(counts, [100, 200, 100]).pvalue > LIKELY
 
 
 def test_random_windows_are_uniform():
     frames = torch.tensor([30, 14, 10]).repeat(4000)
     start = random_windows(frames, 10).view(-1, 3)
-    assert uniform(start[:, 0], 21) > .01 and uniform(start[:, 1], 5) > .01 and (start[:, 2] == 0).all()
+    assert uniform(start[:, 0], 21) > LIKELY and uniform(start[:, 1], 5) > LIKELY and (start[:, 2] == 0).all()
     g = torch.Generator().manual_seed(3)
     a, state = random_windows(frames, 10, g), g.get_state()
     b = random_windows(frames, 10, g)
@@ -155,7 +157,7 @@ def test_shifted_crops_are_a_roll_and_a_cut(rate):
         assert torch.equal(recording[wrapped(start, rate, 10*rate)], recording.roll(shift).view(10, rate))
         assert (start.diff() % (10*rate) == rate).all()                # D1: a second apart, not a sample
     drawn = draw_shifts(4500, rate)
-    assert uniform(drawn*10//rate - 1, 9) > .01 and (drawn % (rate//10) == 0).all()   # D2: tenths of a second at the recording's rate
+    assert uniform(drawn*10//rate - 1, 9) > LIKELY and (drawn % (rate//10) == 0).all()   # D2: tenths of a second at the recording's rate
 
 
 def test_shifted_crops_of_uneven_recordings():
@@ -238,9 +240,9 @@ def test_dir_draws_uniformly_and_by_device():
     y = aug(x, device)
     hit = (y != x).any(1)
     of = hit & torch.isin(device, torch.tensor([0, 3]))
-    assert torch.equal(hit, of) and stats.binomtest(int(of.sum()), 2400, .5).pvalue > .01
+    assert torch.equal(hit, of) and stats.binomtest(int(of.sum()), 2400, .5).pvalue > LIKELY
     which = torch.cdist(y[hit], aug.irs[:, :64]).argmin(1)
-    assert uniform(which, len(aug.irs)) > .01
+    assert uniform(which, len(aug.irs)) > LIKELY
 
 
 def test_dir_level_and_bank_rate():
@@ -277,10 +279,10 @@ def test_mask_equals_torchaudio(axis, ours, theirs):
 def test_mask_width_and_place():
     hid = stripes(FreqMask(24)(torch.ones(20_000, 40, 1)))
     width, first = hid.sum(1), hid.float().argmax(1)
-    assert uniform(width, 24) > .01
+    assert uniform(width, 24) > LIKELY
     for w in (5, 23):                                                                   # given the width, any place that has room
         at = first[width == w]
-        assert at.max() <= 40 - w and stats.kstest(at + torch.rand(len(at)), stats.uniform(0, 40 - w + 1).cdf).pvalue > .001
+        assert at.max() == 39 - w and uniform(at[at < 39 - w], 39 - w) > LIKELY          # as torchaudio: never quite to the end
     runs = (hid[:, 1:] & ~hid[:, :-1]).sum(1) + hid[:, 0]
     assert runs.max() == 1                                                              # one stripe
 
@@ -300,7 +302,7 @@ def test_mask_options():
     assert (batch == batch[:1]).all()
     assert (FreqMask(20, fill=.9)(x) == .9).any()
     y = FreqMask(20, fill='mean')(x)
-    close(y[y != x].unique(), x.mean((0, 1, 3)).unique(), rtol=1e-5, atol=0)             # of each frequency, over the batch
+    close(y[y != x], x.mean((0, 1, 3))[:, None].expand_as(x)[y != x])                    # of each frequency, over the batch
     assert (TimeMask(.5)(x) == 0).all(2).sum((1, 2)).max() == 9                          # narrower than half of 20 frames
     assert (FreqMask(500)(x) == 0).all(3).sum((1, 2)).max() <= 29                        # an axis shorter than the mask
     linear = TimeMask(5)(FreqMask(48)(torch.ones(8, 256, 65)))
@@ -314,29 +316,18 @@ def test_mixstyle_lambda_is_beta(cls, alpha):
     x -= x.mean((2, 3) if cls is ChannelMixStyle else 3, keepdim=True)
     x[::2] += 1
     dims = (1, 2, 3) if cls is ChannelMixStyle else 3
-    mean = cls(p=1, alpha=alpha)(x)[1::2].mean(dims).view(4000, -1)[:, 0].double()
-    moved = mean[mean.abs() > 1e-5]
-    want = stats.beta(alpha, alpha)
-    grid = np.linspace(.02, .98, 25)                                                     # float32 cannot tell λ near 0 and 1
-    own = np.searchsorted(np.sort(moved), grid)/len(moved)
-    assert abs(len(moved)/4000 - .5) < .05 and abs(own - want.cdf(grid)).max() < .04
+    mean = cls(p=1, alpha=alpha)(x)[1::2].mean(dims).view(4000, -1)[:, 0]
+    grid = np.linspace(.02, .98, 25)                                                     # half of them have such a partner
+    share = (mean[:, None] > torch.tensor(grid)).float().mean(0)*2
+    assert abs(share - stats.beta(alpha, alpha).sf(grid)).max() < .05
 
 
 def test_mixstyle_lambda_per_batch_or_sample():
-    x = torch.randn(64, 1, 1, 400)
-    x = (x - x.mean(3, keepdim=True))/x.std(3, keepdim=True) + 1e3*torch.arange(64)[:, None, None, None]
-    def lams(**kw):
-        m = FreqMixStyle(p=1, **kw)(x).mean((1, 2, 3))/1e3
-        a = torch.arange(64)
-        return [min((abs((m[i] - j)/(i - j)).item() for j in a if j != i), default=0) for i in a], m
-    m = lams(lam='batch')[1]
-    i = torch.arange(64.)
-    # one λ: the mean over the batch of λ·i + (1-λ)·perm(i) is the mean of i, and all residuals m - λ i are multiples of 1 - λ
-    assert abs(m.mean() - i.mean()) < .1
-    lam = [k for k in np.linspace(0, 1, 2001) if all(abs((r/(1 - k + 1e-9)) - round(r/(1 - k + 1e-9))) < .25 for r in (m - k*i).tolist())]
-    assert lam
-    m = lams(lam='sample')[1]
-    assert abs(m.mean() - i.mean()) > 1e-3
+    "With one λ two partners share out their means; with two they do not"
+    def kept(lam, n=200):
+        x = [torch.randn(2, 1, 1, 9) + torch.tensor([0., 5.]).view(2, 1, 1, 1) for _ in range(n)]
+        return np.mean([abs((FreqMixStyle(p=1, lam=lam)(a) - a).mean()) < 1e-5 for a in x])
+    assert kept('batch') == 1 and .3 < kept('sample') < .7                               # half of the permutations move nothing
 
 
 def test_mixstyle_is_the_formula():
@@ -383,10 +374,10 @@ def test_filter_augment(kind):
         n.append(aug.curve(64, 64)); edges.append(bend)
     if kind == 'linear': return
     bands = torch.stack([b[0].sum() + 1 for b in edges])
-    assert uniform(bands - 3, 4) > .01
+    assert uniform(bands - 3, 4) > LIKELY
     assert min(np.diff(np.flatnonzero(np.r_[True, b[0].numpy(), True])).min() for b in edges) >= 6
     gains = torch.stack([c[:, 0] for c in n]).flatten()
-    assert stats.kstest(gains, stats.uniform(-6, 12).cdf).pvalue > .01
+    assert stats.kstest(gains, stats.uniform(-6, 12).cdf).pvalue > LIKELY
 
 
 def test_filter_augment_on_few_bins():
@@ -396,7 +387,7 @@ def test_filter_augment_on_few_bins():
 def test_freq_gain_is_normal():
     x = torch.ones(3000, 33, 2)
     db = 10*FreqGain(db=2, width=8)(x)[..., 0].log10()
-    assert stats.kstest(db[:, [0, 8, 16, 24, 32]].flatten(), stats.norm(0, 2).cdf).pvalue > .01
+    assert stats.kstest(db[:, [0, 8, 16, 24, 32]].flatten(), stats.norm(0, 2).cdf).pvalue > LIKELY
     assert abs(np.corrcoef(db[:, 0], db[:, 8])[0, 1]) < .05
     own = 10*FreqGain(db=2, width=1)(x)[..., 0].log10()
     assert abs(np.corrcoef(own[:, 0], own[:, 1])[0, 1]) < .05
@@ -414,7 +405,7 @@ def test_mixup_lambda_is_beta(per):
         assert sorted(up.perm.tolist()) == list(range(len(x)))
         assert per == 'sample' or (up.lam == up.lam[0]).all()
     lam = torch.cat(lam).double()
-    assert stats.kstest(lam.clamp(1e-6, 1 - 1e-6), stats.beta(.3, .3).cdf).pvalue > .01
+    assert stats.kstest(lam.clamp(1e-6, 1 - 1e-6), stats.beta(.3, .3).cdf).pvalue > LIKELY
 
 
 class Clips(torch.utils.data.Dataset):
@@ -489,27 +480,25 @@ def test_mixup_loss_without_and_with_two(tmp_path):
 
 def test_mixup_now_and_then_leaves_the_other_batches_hard(tmp_path):
     dims = []
-    quiet(learner(tmp_path, MixUp(p=.5), loss=lambda p, y: (dims.append(y.ndim), nn.functional.cross_entropy(p, y))[1]), 40)
+    quiet(learner(tmp_path, MixUp(p=.5), loss=lambda p, y: (dims.append(y.ndim), nn.functional.cross_entropy(p, y))[1]), 15)
     train = [d for i, d in enumerate(dims) if i % 4 != 3]
-    assert stats.binomtest(sum(d == 2 for d in train), 120, .5).pvalue > .01 and all(d == 1 for d in dims[3::4])
+    assert stats.binomtest(sum(d == 2 for d in train), 45, .5).pvalue > LIKELY and all(d == 1 for d in dims[3::4])
 
 
 def test_lr_find_and_resume(tmp_path):
     "The learning-rate finder runs; training from a saved generator state continues as if never stopped"
     learn = learner(tmp_path, MixUp(.3), loss=nn.functional.cross_entropy)
     with learn.no_bar(): assert learn.lr_find(num_it=20, show_plot=False, stop_div=False).valley > 0
-    def weights(stop):
-        torch.manual_seed(0)
+    def draws(stop):
+        seed_everything(0)
         a = learner(tmp_path, MixUp(.3), loss=nn.functional.cross_entropy)
-        quiet(a, 1)
+        quiet(a)
         if stop:
             a.save('half'); state = torch.get_rng_state()
             torch.manual_seed(99)
-            a = learner(tmp_path, MixUp(.3), loss=nn.functional.cross_entropy)
-            a.create_opt(); a.load('half'); torch.set_rng_state(state)
+            a = learner(tmp_path, MixUp(.3), loss=nn.functional.cross_entropy).load('half', with_opt=False)
+            torch.set_rng_state(state)
         a.model.train()
-        losses, up = [], a.model.mix[0]
-        for i in range(3):
-            losses.append(up(torch.ones(4, 3)).sum() + up.lam.sum())
-        return torch.stack(losses), a.model.out.weight.detach()
-    for x, y in zip(weights(False), weights(True)): close(x, y, rtol=0, atol=0)
+        x = [a.model(torch.ones(4, 3)*torch.arange(4)[:, None], None) for _ in range(3)]
+        return torch.stack(x), a.model.mix[0].lam, a.model.mix[0].perm
+    for x, y in zip(draws(False), draws(True)): close(x, y, rtol=0, atol=0)

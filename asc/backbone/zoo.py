@@ -17,7 +17,6 @@ from torch import nn
 
 from .bc_resnet import BCResNet
 from .beats import BEATs, beats_state, load_beats
-from .blocks import is_channels_last
 from .cnn import CNN3
 from .cnn6 import Cnn6
 from .cp_mobile import CPMobile
@@ -186,13 +185,12 @@ def half(make, x):
 
 # %% ../../nbs/49_backbone.zoo.ipynb #716861d9
 def channels_last(make, x):
-    "In channels_last the logits stay and no layer falls back to the default layout"
+    "In channels_last the logits stay, and every convolution gets and gives neighbouring channels"
     net, strays = shaken(make), []
     y = net(x)
-    def look(m, i, o):
-        if o.ndim == 4 and o.shape[1] > 1 and o[0, 0].numel() > 1 and not o.is_contiguous(memory_format=torch.channels_last): strays.append(m)
+    def look(m, i, o): strays.extend(m for t in (*i, o) if t.shape[1] > 1 and t[0, 0].numel() > 1 and t.stride(1) != 1)
     for m in net.modules():
-        if not any(m.children()): m.register_forward_hook(look)
+        if isinstance(m, nn.Conv2d): m.register_forward_hook(look)
     layout = dict(memory_format=torch.channels_last)
     return close(net.to(**layout)(x.contiguous(**layout)), y) and not strays
 

@@ -23,6 +23,7 @@ _API = dict(
     data='data_facts find_corpus',
     frontend='create_frontend list_frontends',
     pipeline='create_pipeline pipelines',
+    melcache='MelCache',
     classifier='Classifier create_classifier load_model save_model',
     learner='ClipData create_learner fit keep_memory make_dls predict_logits predictions',
     cost='complexity',

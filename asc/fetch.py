@@ -6,19 +6,22 @@
 __all__ = ['CORPORA', 'ZENODO', 'Resume', 'fetch', 'unpack', 'download_corpus']
 
 # %% ../nbs/09_fetch.ipynb #fa8cbe05
-import logging
 import os
 import shutil
 import time
+import warnings
 import zipfile
 from pathlib import Path
 
-import pooch
 import requests
-from tqdm.auto import tqdm
+from fastcore.basics import patch
 
 from .core import InputError, pick, resolve
 from .sound import bar
+
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore')     # pooch looks for a bar of widgets, which warns where there are none
+    import pooch
 
 # %% ../nbs/09_fetch.ipynb #e4014dff
 class Resume:
@@ -42,21 +45,23 @@ class Resume:
             except InputError: self.part.unlink(); raise
         os.replace(self.part, output_file)
 
-    def _go_on(self, url):
-        have = self.part.stat().st_size if self.part.exists() else 0
-        with requests.get(url, stream=True, timeout=30, headers={'Range': f'bytes={have}-', 'Accept-Encoding': 'identity'} if have else
-                          {'Accept-Encoding': 'identity'}) as r:
-            if r.status_code == 416: self.part.unlink(); return self._go_on(url)   # longer than the file: start again
-            r.raise_for_status()
-            if r.status_code != 206: have = 0                                      # the server sends everything
-            total = have + int(r.headers.get('Content-Length', 0)) or None
-            with open(self.part, 'ab' if have else 'wb') as f, tqdm(total=total, initial=have, unit='B', unit_scale=True,
-                                                                    desc=self.part.stem, disable=not self.progress, leave=False) as bar:
-                for block in r.iter_content(1 << 16): f.write(block); bar.update(len(block))
-        if total and self.part.stat().st_size < total: raise requests.ConnectionError(f'{self.part.stat().st_size} of {total} bytes came')
+# %% ../nbs/09_fetch.ipynb #0659df34
+@patch
+def _go_on(self:Resume, url):
+    "Fetch what is missing of `part`"
+    have = self.part.stat().st_size if self.part.exists() else 0
+    with requests.get(url, stream=True, timeout=30, headers={'Accept-Encoding': 'identity'} | ({'Range': f'bytes={have}-'} if have else {})) as r:
+        if r.status_code == 416 and r.headers.get('Content-Range') == f'bytes */{have}': return     # it was all there
+        if r.status_code == 416: self.part.unlink(); return self._go_on(url)                        # more than all: start again
+        r.raise_for_status()
+        if r.status_code != 206: have = 0                                                           # the server sends everything
+        rest, block = int(r.headers.get('Content-Length', 0)), 1 << 16
+        with open(self.part, 'ab' if have else 'wb') as f:
+            for data in bar(r.iter_content(block), -(-rest//block), self.progress and rest > 0): f.write(data)
+    if rest and self.part.stat().st_size < have + rest: raise requests.ConnectionError(f'{self.part.stat().st_size} of {have + rest} bytes came')
 
 # %% ../nbs/09_fetch.ipynb #ea21c193
-logging.getLogger('pooch').setLevel(logging.WARNING)
+pooch.get_logger().setLevel('WARNING')
 
 def fetch(url,           # where it is
           path,          # where it shall be
@@ -77,35 +82,38 @@ def fetch(url,           # where it is
     except OSError as e: raise InputError(f'could not write {path}: {e.strerror or e}. Free some space or choose another folder') from e
     return path
 
+# %% ../nbs/09_fetch.ipynb #cdb727c0
 def _why(e):
     if isinstance(e, requests.HTTPError): return f'the server answered {e.response.status_code} {e.response.reason}'
     if isinstance(e, requests.Timeout): return 'the server did not answer in time'
     return 'no connection to the server' if isinstance(e, requests.ConnectionError) else f'{type(e).__name__}'
 
-# %% ../nbs/09_fetch.ipynb #913db4d7
+# %% ../nbs/09_fetch.ipynb #98bfb5c4
+def _open_zip(archive):
+    try: return zipfile.ZipFile(archive)
+    except (zipfile.BadZipFile, FileNotFoundError) as e: raise InputError(f'{archive} cannot be unpacked: {e}. Remove it and fetch it again') from e
+
 def unpack(archive,       # zip file
            out,           # folder to unpack into
            progress=True, # show a bar
            ):
     "Unpack a zip; members that are there in their full size are kept"
-    out = Path(out).resolve()
-    try: zf = zipfile.ZipFile(archive)
-    except (zipfile.BadZipFile, FileNotFoundError) as e: raise InputError(f'{archive} cannot be unpacked: {e}. Remove it and fetch it again') from e
-    with zf:
+    with _open_zip(archive) as zf:
         members = [m for m in zf.infolist() if not m.is_dir()]
         for m in members:
-            if not (out/m.filename).resolve().is_relative_to(out): raise InputError(f'{archive} would write outside {out}: {m.filename!r}')
+            if not Path(out, m.filename).resolve().is_relative_to(Path(out).resolve()):
+                raise InputError(f'{archive} would write outside {out}: {m.filename!r}')
         for m in bar(members, len(members), progress):
-            to = out/m.filename
+            to = Path(out, m.filename)
             if to.is_file() and to.stat().st_size == m.file_size: continue
             to.parent.mkdir(parents=True, exist_ok=True)
             part = to.with_name(to.name + '.part')
             try:
                 with zf.open(m) as src, open(part, 'wb') as dst: shutil.copyfileobj(src, dst, 1 << 20)
+                os.replace(part, to)
             except (zipfile.BadZipFile, OSError) as e:
                 part.unlink(missing_ok=True)
                 raise InputError(f'{m.filename} of {archive} cannot be unpacked: {getattr(e, "strerror", None) or e}') from e
-            os.replace(part, to)
 
 # %% ../nbs/09_fetch.ipynb #e03df6d9
 CORPORA = {'tau2020': 3819968, 'tau2022': 6337421, 'tau2023-evaluation': 7870258}
@@ -128,6 +136,7 @@ def download_corpus(name,          # one of CORPORA, or the number of any Zenodo
         if path.suffix == '.zip': unpack(path, out, progress)
     return sorted({out/f['key'].split('.')[0] for f in files if (out/f['key'].split('.')[0]).is_dir()})
 
+# %% ../nbs/09_fetch.ipynb #b776a9fb
 def _record(url):
     try:
         r = requests.get(url, timeout=30)

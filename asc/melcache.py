@@ -21,8 +21,8 @@ def check_frozen(pipeline): # asc.pipeline.Pipeline
     live = [name.split('_', 1)[1] for name in before if name != 'resample']
     if live: raise InputError(f"cache=True: the step {', '.join(live)} changes the wave anew for every epoch; leave it out "
                               "(a pipeline that starts with resample, mel) or train with cache=False")
-    jitter = [k for k in ('fmin_jitter', 'fmax_jitter') if getattr(pipeline.frontend, 'kw', {}).get(k)]
-    if jitter: raise InputError(f"cache=True: the frontend's {', '.join(jitter)} draws a new mel bank for every batch; set it to 0 or use cache=False")
+    jitter = [k for k in ('fmin_jitter', 'fmax_jitter') if pipeline.jitter and getattr(pipeline.frontend, 'kw', {}).get(k)]
+    if jitter: raise InputError(f"cache=True: the frontend's {', '.join(jitter)} draws a new mel bank for every batch; write the step {{'mel': {{'jitter': False}}}} or use cache=False")
 
 # %% ../nbs/37_melcache.ipynb #d4f06072
 @torch.no_grad()

@@ -9,6 +9,7 @@ __all__ = ['RESERVED', 'pipelines', 'parse_step', 'place_steps', 'place_augment'
 # %% ../nbs/35_pipeline.ipynb #0b0cf66d
 import inspect
 import json
+import os
 import torch
 from torch import nn
 from .augment import augments, create_augment
@@ -77,15 +78,15 @@ class Choice(nn.Module):
 # %% ../nbs/35_pipeline.ipynb #a7607a2d
 def place_choice(i, name, kw, at, rate, first) -> Choice:
     "Step number `i` as a `Choice`; `first` is the choice before it, or None"
-    want = {'weights', 'steps'} if name == 'choice' else {'steps'}
-    if set(kw) != want: raise InputError(f"pipeline step {i + 1} ({name}) needs {' and '.join(sorted(want))}, given: {', '.join(kw) or 'nothing'}")
-    if name == 'chosen' and first is None: raise InputError(f"pipeline step {i + 1} (chosen) follows no choice: put one before it")
-    n, steps = len(kw['weights'] if name == 'choice' else first.ops), kw['steps']
-    if len(steps) != n: raise InputError(f'pipeline step {i + 1} ({name}) has {len(steps)} steps for {n} weights: give one for each, or None')
+    here, want, steps = f'pipeline step {i + 1} ({name})', {'weights', 'steps'} if name == 'choice' else {'steps'}, kw.get('steps')
+    if set(kw) != want: raise InputError(f"{here} needs {' and '.join(sorted(want))}, given: {', '.join(kw) or 'nothing'}")
+    if name == 'chosen' and first is None: raise InputError(f'{here} follows no choice: put one before it')
+    n = len(kw['weights'] if name == 'choice' else first.ops)
+    if len(steps) != n: raise InputError(f'{here} has {len(steps)} steps for {n} weights: give one for each, or None')
     if name == 'choice' and not (min(kw['weights']) >= 0 and sum(kw['weights']) > 0):
-        raise InputError(f"pipeline step {i + 1} (choice) has weights {kw['weights']}: give none below 0 and one above")
+        raise InputError(f"{here} has weights {kw['weights']}: give none below 0 and one above")
     parsed = [None if s is None else parse_step(s) for s in steps]
-    if 'mixup' in [p[0] for p in parsed if p]: raise InputError(f'pipeline step {i + 1} ({name}): mixup needs whole batches, put it after the choice')
+    if 'mixup' in [p[0] for p in parsed if p]: raise InputError(f'{here}: mixup needs whole batches, put it after the choice')
     ops = [place_augment(i, *p, at, rate) if p else nn.Identity() for p in parsed]
     return Choice(ops, kw.get('weights'), first if name == 'chosen' else None)
 
@@ -98,7 +99,7 @@ class Pipeline(nn.Module):
                  steps,    # names or {name: keywords}, in order
                  ):
         super().__init__()
-        self.frontend, self.rate, self.steps = frontend, rate, json.loads(json.dumps(list(steps)))
+        self.frontend, self.rate, self.steps = frontend, rate, json.loads(json.dumps(list(steps), default=os.fspath))
         self.ops, self.plan, self.jitter, at_rate, first = nn.ModuleDict(), [], True, rate, None
         parsed = [parse_step(s) for s in self.steps]
         for i, ((name, kw), at) in enumerate(zip(parsed, place_steps([n for n, _ in parsed]))):
@@ -106,7 +107,7 @@ class Pipeline(nn.Module):
             if name in ('choice', 'chosen'): self.ops[self.plan[-1]] = first = place_choice(i, name, kw, at, at_rate, first)
             elif at: self.ops[self.plan[-1]] = place_augment(i, name, kw, at, at_rate)
             elif set(kw) - ({'jitter'} if name == 'mel' else set()):
-                raise InputError(f"pipeline step {i + 1} ({name}) takes no keywords{' but jitter' if name == 'mel' else ''}: the frontend has them")
+                raise InputError(f'pipeline step {i + 1} ({name}) takes no keywords (mel: only jitter): the frontend has them')
             elif name == 'mel': self.jitter = kw.get('jitter', True)
             elif name == 'resample': at_rate, self.ops[name] = frontend.sample_rate, Resample(rate, frontend.sample_rate)
         if at_rate != frontend.sample_rate:
@@ -118,9 +119,8 @@ class Pipeline(nn.Module):
         self.frontend.train(mode and self.jitter)
         return self
 
-    def forward(self, wave, device=None): # wave (B,N) float, device int64 (B,) or None -> (B,1,F,T)
-        x = wave
-        for name in self.plan:
+    def forward(self, x, device=None): # x: wave (B,N) float, or mel (B,F,T) of a cache; device int64 (B,) or None -> (B,1,F,T)
+        for name in self.plan[self.plan.index('mel') + 1 if x.ndim == 3 else 0:]:
             if name == 'mel': x = self.frontend.mel(x)
             elif name == 'log': x = self.frontend.log(x)
             elif name == 'resample': x = self.ops[name](x)
@@ -145,16 +145,19 @@ pipelines = {
     'easy_tfsepnet': dict(frontend='cp512', quirks=_at_32k, steps=[
         'resample', _dir4, 'mel', 'log', {'freq_mixstyle': {'p': 0.8, 'alpha': 0.4, 'lam': 'batch'}}, {'mixup': {'alpha': 0.3}}]),
     'easy_beats_ssl': dict(frontend='beats', quirks={**_at_32k, 'freq_mixstyle': {'axis': 'time'}}, steps=[
-        'resample', _dir6, 'mel', 'log', {'freq_mixstyle': {'p': 0.4, 'alpha': 0.4, 'lam': 'batch'}}, *_beats_masks, {'mixup': {'alpha': 0.3}}]),
+        'resample', _dir6, 'mel', 'log', {'freq_mixstyle': {'p': 0.4, 'alpha': 0.4, 'lam': 'batch'}}, *_beats_masks,
+        {'mixup': {'alpha': 0.3}}]),
     'easy_beats_ssl_star': dict(frontend='beats', steps=['resample', 'mel', 'log', *_beats_masks, {'mixup': {'alpha': 0.3}}]),
     'easy_cnn3': dict(frontend='cnn3', steps=['resample', 'mel', 'log']),
     'dragonsearch': dict(frontend='dragonsearch', quirks={'dir': {'bank_rate': 'native', 'mode': 'same'}}, steps=[
         'resample', {'choice': {'weights': [0.4, 0., 0., 0., 0., 0., 0.6], 'steps': [
-            {'dir': {'p': 1., 'devices': [0]}}, None, None, {'pitch_shift': {'semitones': 2, 'p': 1.}}, {'gain': {'low': 0.5, 'high': 0.5}}, None, None]}},
+            {'dir': {'p': 1., 'devices': [0]}}, None, None, {'pitch_shift': {'semitones': 2, 'p': 1.}},
+            {'gain': {'low': 0.5, 'high': 0.5}}, None, None]}},
         'mel', {'chosen': {'steps': [None, {'freq_mask': {'size': 25}}, {'time_mask': {'size': 25}}, None, None, None, None]}},
         'log', {'freq_mixstyle': {'p': 0.5, 'alpha': 0.2}}]),
     'sp4asc': dict(frontend='sp4asc', steps=[
-        'resample', 'mel', 'log', {'time_mask': {'size': 128, 'n': 2, 'fill': 'mean'}}, {'freq_mask': {'size': 32, 'n': 2, 'fill': 'mean'}}]),
+        'resample', 'mel', 'log',
+        {'time_mask': {'size': 128, 'n': 2, 'fill': 'mean'}}, {'freq_mask': {'size': 32, 'n': 2, 'fill': 'mean'}}]),
     'sp4asc_mixup': dict(frontend='sp4asc', steps=['resample', 'mel', 'log', {'mixup': {'alpha': 0.2}},
         {'time_mask': {'size': 128, 'n': 2, 'fill': 'mean'}}, {'freq_mask': {'size': 16, 'n': 2, 'fill': 'mean'}}]),
 }

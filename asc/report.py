@@ -4,7 +4,9 @@
 
 # %% auto #0
 __all__ = ['class_table', 'device_table', 'city_table', 'to_markdown', 'confusion', 'class_device_table', 'plot_confusion',
-           'plot_class_device', 'plot_reliability', 'plot_history']
+           'plot_class_device', 'plot_reliability', 'plot_history', 'apply_temperature', 'bootstrap',
+           'check_predictions', 'compare', 'compare_summaries', 'fit_temperature', 'metrics', 'read_predictions',
+           'vote']
 
 # %% ../nbs/80_report.ipynb #36046dc0
 import numpy as np
@@ -15,6 +17,10 @@ from matplotlib.figure import Figure
 from .core import InputError
 from .scores import check_predictions, clips, expected_calibration_error, metrics, read_predictions, reliability, vote
 from .stats import apply_temperature, bootstrap, compare, compare_summaries, fit_temperature
+
+# %% ../nbs/80_report.ipynb #edc88245
+_all_ = ['apply_temperature', 'bootstrap', 'check_predictions', 'compare', 'compare_summaries', 'fit_temperature', 'metrics',
+         'read_predictions', 'vote']
 
 # %% ../nbs/80_report.ipynb #0a32b1b5
 def _metrics(preds, scenes=None): return preds if isinstance(preds, dict) else metrics(preds, scenes)
@@ -96,6 +102,7 @@ def _heat(ax, t, cmap='Blues', size=7):
     if t.index[-1] == 'mean': ax.axhline(len(t) - 1.5, color='white', lw=3)
     if t.columns[-1] == 'mean': ax.axvline(t.shape[1] - 1.5, color='white', lw=3)
 
+# %% ../nbs/80_report.ipynb #7417a9ac
 def _figure(w, h):
     "A figure of w × h inches that shows once, where it is returned"
     fig = plt.figure(figsize=(w, h), layout='constrained')
@@ -132,6 +139,7 @@ def plot_reliability(preds, bins=15) -> Figure:
     low.set(xlabel='confidence', ylabel='clips')
     return fig
 
+# %% ../nbs/80_report.ipynb #a230f01c
 def plot_history(history,      # history.csv of a run, as a DataFrame: one row an epoch
                  ) -> Figure:
     "Losses on the left, accuracies in percent on the right"

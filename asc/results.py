@@ -53,11 +53,16 @@ def comparable(a, b,        # two runs: folders, or what `read_run` returned
 OFFICIAL_TEST = '7b0abd2cffa71589'      # fingerprint of the official test list, 29,680 clips
 
 PUBLISHED = {'dcase24-baseline': {       # split: macro accuracy, its std over 5 seeds, by scene, by device
-    5: (42.40, .42, (34.77, 45.21, 30.79, 40.03, 62.06, 22.28, 52.07, 31.32, 70.23, 35.20), (54.45, 45.73, 48.42, 39.66, 36.13, 44.30, 38.90, 40.47, 33.58)),
-    10: (45.29, 1.01, (38.50, 47.99, 36.93, 43.71, 65.43, 27.05, 52.46, 31.82, 72.64, 36.41), (57.84, 48.60, 51.13, 42.16, 40.30, 46.00, 43.13, 41.30, 37.26)),
-    25: (50.29, .87, (41.81, 61.19, 38.88, 40.84, 69.74, 33.54, 58.84, 30.31, 75.93, 51.77), (62.27, 53.27, 55.39, 47.52, 46.68, 51.59, 47.39, 46.75, 41.75)),
-    50: (53.19, .68, (41.51, 63.23, 43.37, 48.71, 72.55, 34.25, 60.09, 37.26, 79.71, 51.16), (65.39, 56.30, 57.23, 52.99, 50.85, 54.78, 48.35, 47.93, 44.90)),
-    100: (56.99, 1.11, (46.45, 72.95, 52.86, 41.56, 76.11, 37.07, 66.91, 38.73, 80.66, 56.58), (67.17, 59.67, 61.99, 56.28, 55.69, 58.16, 53.05, 52.35, 48.58))}}
+    5: (42.40, .42, (34.77, 45.21, 30.79, 40.03, 62.06, 22.28, 52.07, 31.32, 70.23, 35.20),
+        (54.45, 45.73, 48.42, 39.66, 36.13, 44.30, 38.90, 40.47, 33.58)),
+    10: (45.29, 1.01, (38.50, 47.99, 36.93, 43.71, 65.43, 27.05, 52.46, 31.82, 72.64, 36.41),
+        (57.84, 48.60, 51.13, 42.16, 40.30, 46.00, 43.13, 41.30, 37.26)),
+    25: (50.29, .87, (41.81, 61.19, 38.88, 40.84, 69.74, 33.54, 58.84, 30.31, 75.93, 51.77),
+        (62.27, 53.27, 55.39, 47.52, 46.68, 51.59, 47.39, 46.75, 41.75)),
+    50: (53.19, .68, (41.51, 63.23, 43.37, 48.71, 72.55, 34.25, 60.09, 37.26, 79.71, 51.16),
+        (65.39, 56.30, 57.23, 52.99, 50.85, 54.78, 48.35, 47.93, 44.90)),
+    100: (56.99, 1.11, (46.45, 72.95, 52.86, 41.56, 76.11, 37.07, 66.91, 38.73, 80.66, 56.58),
+        (67.17, 59.67, 61.99, 56.28, 55.69, 58.16, 53.05, 52.35, 48.58))}}
 
 # %% ../nbs/83_results.ipynb #04d7a0e5
 _SUMMARY = {'macro accuracy': 'macro_accuracy', 'log loss': 'log_loss', 'real': ('group_accuracy', 'real'), 'seen': ('group_accuracy', 'seen'),
@@ -68,8 +73,8 @@ def _row(m, kind):
     def get(path):
         v = m.get(path) if isinstance(path, str) else m.get(path[0], {}).get(path[1])
         return np.nan if v is None else v
-    if kind != 'summary': return {'macro accuracy': 100 * get('macro_accuracy'), **{k: 100 * get((f'{kind}_accuracy', k)) for k in m[f'{kind}_accuracy']}}
-    return {k: get(p) * (1 if k in ('log loss', 'params', 'macs') else 100) for k, p in _SUMMARY.items() if get(p) == get(p)}
+    if kind == 'summary': return {k: get(p) * (1 if k in ('log loss', 'params', 'macs') else 100) for k, p in _SUMMARY.items() if get(p) == get(p)}
+    return {'macro accuracy': 100 * get('macro_accuracy'), **{k: 100 * get((f'{kind}_accuracy', k)) for k in m[f'{kind}_accuracy']}}
 
 def _labels(records):
     "What a row is called: the split, then every other parameter in which the runs differ (but not the seed, nor places on disk)"
@@ -123,31 +128,38 @@ def _published(name, kind, official):
     for split, (macro, std, by_scene, by_device) in pick(PUBLISHED, name, 'published system').items() if name else ():
         yield split, f'split {split}, {name} (published)', dict(zip(names, by_scene if kind == 'class' else by_device)), macro, std
 
+def _check_runs(records, kind):
+    "Labels (split, row) of the runs, or InputError if they do not belong into one table"
+    if not records: raise InputError('runs_table: no run given')
+    pick(['summary', 'class', 'device'], kind, 'kind of table')
+    tests = {r.get('data', {}).get('lists', {}).get('test', {}).get('fingerprint') for r in records}
+    if len(tests) > 1: raise InputError(f'runs_table: the runs were tested on {len(tests)} different lists of clips; give those of one list')
+    labels = _labels(records)
+    known = [(l, r.get('parameters', {}).get('seed')) for l, r in zip(labels, records)]
+    for i, k in enumerate(known):
+        if k in known[:i]: raise InputError(f"runs_table: {records[i]['dir']} repeats the seed of another run of '{k[0][1]}'; leave one out")
+    return labels, tests == {OFFICIAL_TEST}
+
+# %% ../nbs/83_results.ipynb #da724632
 def runs_table(folders,             # run folders, or what `read_run` returned
                kind='summary',      # 'summary', 'class' or 'device'
                published='auto',    # a key of PUBLISHED, None, or 'auto': the baseline if the test list is the official one
                ) -> Results:
     "Mean ± std over seeds, one row a split (and whatever else the runs differ in), published figures beside"
     records = [r if isinstance(r, dict) else read_run(r) for r in folders]
-    if not records: raise InputError('runs_table: no run given')
-    pick(['summary', 'class', 'device'], kind, 'kind of table')
-    tests = {r.get('data', {}).get('lists', {}).get('test', {}).get('fingerprint') for r in records}
-    if len(tests) > 1: raise InputError(f'runs_table: the runs were tested on {len(tests)} different lists of clips; give those of one list')
-    labels, seeds = _labels(records), [r.get('parameters', {}).get('seed') for r in records]
-    twice = pd.Series(list(zip(labels, seeds))).duplicated()
-    if twice.any(): raise InputError(f"runs_table: {records[int(twice.argmax())]['dir']} repeats the seed of another run of '{labels[int(twice.argmax())][1]}'")
+    labels, official = _check_runs(records, kind)
     df = pd.DataFrame([dict(_row(r['metrics'], kind), split=s, label=l) for r, (s, l) in zip(records, labels)])
     by = df.groupby(['split', 'label'], sort=True)
     mean, std, n = by.mean(), by.std(), by.size()
-    for split, label, cells, macro, s in _published(published, kind, tests == {OFFICIAL_TEST}):
+    for split, label, cells, macro, s in _published(published, kind, official):
         if split in df['split'].values:
             mean.loc[(split, label), ['macro accuracy', *cells]] = [macro, *cells.values()]
             std.loc[(split, label), 'macro accuracy'] = s
             n.loc[(split, label)] = 5
     order = sorted(mean.index)
-    split = pd.Series([s for s, _ in order], index=[l for _, l in order])
-    flat = lambda d: d.loc[order].droplevel('split').rename_axis(None)
-    return Results(flat(mean), flat(std), flat(n.astype(int)), split, spread=['macro accuracy'] if kind != 'summary' else list(mean.columns.difference(['params', 'macs'])))
+    mean, std, n = (d.loc[order].droplevel('split').rename_axis(None) for d in (mean, std, n.astype(int)))
+    spread = ['macro accuracy'] if kind != 'summary' else list(mean.columns.difference(['params', 'macs']))
+    return Results(mean, std, n, pd.Series([s for s, _ in order], mean.index), spread)
 
 # %% ../nbs/83_results.ipynb #55764e14
 def plot_splits(results,                    # what `runs_table` returned

@@ -40,6 +40,7 @@ class Verdict:
     def __bool__(self): return self.passed
     def __repr__(self): return f"DCASE {self.year}: {'pass' if self.passed else 'FAIL'}. {self.reason}."
 
+# %% ../nbs/69_rules.ipynb #d03c38fb
 def judge(params:int,       # parameters, all of them
           macs:int,         # official MACs for one second
           year='2024',      # a key of RULES

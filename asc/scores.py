@@ -55,13 +55,17 @@ def check_predictions(df,                   # DataFrame: filename, scene_label, 
     out = df[LABELS].fillna('unknown').astype(str).replace({'device': {'': 'unknown'}, 'city': {'': 'unknown'}})
     return pd.concat([out, df[scenes].astype('float64')], axis=1).sort_values('filename', ignore_index=True)
 
+# %% ../nbs/78_scores.ipynb #d582d700
 def read_predictions(path,          # a predictions.csv
                      scenes=None,   # scenes in index order; default: the columns after the first four
                      ) -> pd.DataFrame:
     "Read a table of predictions (comma separated, one header row) and check it"
     if not Path(path).is_file(): raise InputError(f'{path} does not exist: give the predictions.csv of a run')
-    try: df = pd.read_csv(path, dtype={c: str for c in LABELS}, keep_default_na=False, float_precision='round_trip')
+    try: df = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise InputError(f'{path} is not a CSV table: {e}') from e
+    for c in df.columns.drop(LABELS, errors='ignore'):
+        try: df[c] = df[c].astype(object).astype(float)                # Python's own conversion: every bit as it was written
+        except ValueError: pass                                        # the check below names the cell
     return check_predictions(df, scenes, Path(path).name)
 
 # %% ../nbs/78_scores.ipynb #8d61091b

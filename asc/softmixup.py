@@ -21,12 +21,12 @@ class MixUpLoss(Callback):
     def before_fit(self):
         found = [m for m in self.learn.model.modules() if isinstance(m, MixUp)]
         if len(found) > 1: raise InputError(f'the model mixes {len(found)} times: a pipeline can have one mixup step')
-        self.mixup, self.hard = found[0] if found else None, None
+        self.source, self.hard = found[0] if found else None, None
 
     def after_pred(self):
-        if self.mixup is None or self.mixup.lam is None or not self.learn.yb: return
+        if self.source is None or self.source.lam is None or not self.learn.yb: return
         self.hard, (label, *teacher) = self.learn.yb, self.learn.yb
-        lam, perm = self.mixup.lam, self.mixup.perm
+        lam, perm = self.source.lam, self.source.perm
         rows = nn.functional.one_hot(label, self.learn.pred.shape[1]).float() if label.ndim == 1 else label
         self.learn.yb = (mix_rows(rows, lam, perm), *(mix_teacher(t, lam, perm, self.temperature) for t in teacher))
 

@@ -57,9 +57,12 @@ def scan_wavs(folder,        # folder the names are relative to
             rate, channels, frames, held = wav_info(f'{folder}/{name}').values()
             return rate, channels, frames, min(held, _decode(f'{folder}/{name}')) if deep else held, ''
         except FAULTS as e: return *[np.nan]*4, fault_of(e)
-    with ThreadPoolExecutor(workers or 2*(os.cpu_count() or 1)) as ex: rows = list(bar(ex.map(look, names), len(names), progress))
+    names = list(names)
+    blocks = [names[i:i+200] for i in range(0, len(names), 200)]
+    with ThreadPoolExecutor(workers or 2*(os.cpu_count() or 1)) as ex:
+        rows = [r for rs in bar(ex.map(lambda b: [look(n) for n in b], blocks), len(blocks), progress) for r in rs]
     df = pd.DataFrame(rows, columns=['rate', 'channels', 'frames', 'held', 'fault'])
-    df.insert(0, 'filename', list(names))
+    df.insert(0, 'filename', names)
     return _judge(df, slack)
 
 # %% ../nbs/08_sound.ipynb #a9953d14

@@ -51,6 +51,7 @@ def _weights(strata, n, rng):
         if m > 1: w[:, at] = rng.multinomial(m - 1, np.full(m, 1 / m), size=n) * (m / (m - 1))
     return w
 
+# %% ../nbs/79_stats.ipynb #f403afe9
 def bootstrap(preds,                        # a table of predictions
               statistic='macro_accuracy',   # a key of SCORES, or a list of them
               n:int=2000,                   # replicates
@@ -76,6 +77,7 @@ def _within(u, strata):
         if m > 1: total = total + m / (m - 1) * ((x - x.mean(-2, keepdims=True)) ** 2).sum(-2)
     return total
 
+# %% ../nbs/79_stats.ipynb #a27bb34f
 def crossed(theta,        # list of arrays (seeds, J): the statistic of each run; two arrays are subtracted, one is a difference already
             u,            # list of arrays (seeds, clusters, J): what each cluster adds to the statistic of each run, less its share
             strata,       # (clusters,) stratum of each cluster
@@ -90,13 +92,14 @@ def crossed(theta,        # list of arrays (seeds, J): the statistic of each run
     if min(n) < 2: return np.full_like(places, np.nan), places, np.full_like(places, np.nan), np.full_like(places, np.nan)
     by_seed = [t.var(0, ddof=1) / k for t, k in zip(theta, n)]
     seeds = sum(by_seed)
-    df_seeds = seeds ** 2 / np.maximum(sum(v ** 2 / (k - 1) for v, k in zip(by_seed, n)), 1e-300)
+    parts = sum(v ** 2 / (k - 1) for v, k in zip(by_seed, n))
+    df_seeds = np.divide(seeds ** 2, parts, out=np.full_like(seeds, min(n) - 1), where=parts > 0)
     if 'locations' not in over: return seeds, np.full_like(seeds, np.nan), seeds, df_seeds
     both = sum(_within(x - x.mean(0), strata).sum(0) / (k * (k - 1)) for x, k in zip(u, n))
     var = np.maximum(seeds + places - both, np.maximum(seeds, places))
     if min(n) < 3: return seeds, places, var, df_seeds                 # two seeds: Satterthwaite's approximation is too bold
     spread = seeds ** 2 / df_seeds + places ** 2 / df_places + both ** 2 / (df_seeds * df_places)
-    return seeds, places, var, var ** 2 / np.maximum(spread, 1e-300)
+    return seeds, places, var, np.divide(var ** 2, spread, out=np.full_like(var, df_places), where=spread > 0)
 
 # %% ../nbs/79_stats.ipynb #4fd854e9
 def _aligned(runs, what):
@@ -112,6 +115,14 @@ def _same_clips(a, b):
             raise InputError('compare: the runs were not evaluated on the same clips' + (f"; {len(odd)} are in one only, such as {odd[0]}" if odd else
                              ', their scene labels differ'))
 
+def _linear(sums):
+    "The statistic of each run, (seeds, J), and what each cluster adds to it, less its share, (seeds, clusters, J)"
+    total = np.where((n := sums[0].count.sum(0)) > 0, n, np.nan)
+    u = np.stack([(x.value - x.value.sum(0) / total * x.count) / total for x in sums])
+    theta = np.stack([x(x.value.sum(0), x.count.sum(0)) for x in sums])
+    return theta, np.nanmean(u, -1, keepdims=True) if sums[0].averaged else u, sums[0]
+
+# %% ../nbs/79_stats.ipynb #80f30166
 def compare(runs_a, runs_b,                   # tables of predictions of two systems: one each, or a list with one a seed
             statistic='macro_accuracy',       # a key of SCORES
             by='location',                    # unit that is independent
@@ -123,14 +134,9 @@ def compare(runs_a, runs_b,                   # tables of predictions of two sys
     "Paired comparison of two systems; with one run each and seeds in `over` there is no test, and p, low, high and detectable are NaN"
     a, b = _aligned(runs_a, 'runs_a'), _aligned(runs_b, 'runs_b')
     _same_clips(a, b)
-    if paired and len(a) != len(b): raise InputError(f'compare: {len(a)} runs against {len(b)} cannot be paired by seed; give as many, or paired=False')
-    def both(runs):
-        s = [_Sums(r, statistic, by, groups) for r in runs]
-        theta = np.stack([x(x.value.sum(0), x.count.sum(0)) for x in s])
-        total = np.where(s[0].count.sum(0) > 0, s[0].count.sum(0), np.nan)
-        u = np.stack([(x.value - x.value.sum(0) / total * x.count) / total for x in s])
-        return theta, np.nanmean(u, -1, keepdims=True) if s[0].averaged else u, s[0]
-    (ta, ua, s), (tb, ub, _) = both(a), both(b)
+    if paired and len(a) != len(b):
+        raise InputError(f'compare: {len(a)} runs against {len(b)} cannot be paired by seed; give as many, or paired=False')
+    (ta, ua, s), (tb, ub, _) = (_linear([_Sums(r, statistic, by, groups) for r in runs]) for runs in (a, b))
     seeds, places, var, df = crossed(*(([ta - tb], [ua - ub]) if paired else ([ta, tb], [ua, ub])), s.strata, over)
     d, se = ta.mean(0) - tb.mean(0), np.sqrt(var)
     t = stats.t.ppf((1 + level) / 2, df)

@@ -12,7 +12,6 @@ import os
 import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from io import StringIO
 from pathlib import Path
 
@@ -91,12 +90,14 @@ class Job:
             f.write(x)
         return chunk, zlib.crc32(x), faults
 
-    def at_rate(self, x, stretch):
-        "Resample each stretch of int16 clips and round again"
-        import torch
-        with torch.inference_mode():
-            return to_int16(np.concatenate([self.resample(torch.from_numpy(x[stretch == s].reshape(-1)/np.float32(32768))).numpy()
-                                            for s in np.unique(stretch)]))
+# %% ../nbs/12_store.ipynb #f1e957f6
+@patch
+def at_rate(self:Job, x, stretch):
+    "Resample each stretch of int16 clips and round again"
+    import torch
+    with torch.inference_mode():
+        return to_int16(np.concatenate([self.resample(torch.from_numpy(x[stretch == s].reshape(-1)/np.float32(32768))).numpy()
+                                        for s in np.unique(stretch)]))
 
 # %% ../nbs/12_store.ipynb #809717de
 @patch
@@ -174,37 +175,43 @@ def pack(corpus,         # `Corpus`
          ):              # `Store`
     "The store of a corpus: opened if it is there, finished if it was begun, else made"
     home, files = resolve(store_dir) if store_dir else project_root()/'data'/'store', listing(corpus)
-    if (files['size'] < 0).all() and (kept := _kept(corpus, home, rate)): return Store.open(kept)
+    if (files['size'] < 0).all() and (kept := _kept(corpus, home, rate)): return kept
     rate = int(rate or _own_rate(corpus))
     key = store_key(files, rate)
     folder = home/f'{corpus.name}-{key}'
     if not (folder/'manifest.json').is_file():
-        try:
-            home.mkdir(parents=True, exist_ok=True)
-            with _alone(home/f'.{folder.name}.lock', folder):
-                if not (folder/'manifest.json').is_file(): _make(corpus, folder, files, dict(corpus=corpus.name, key=key, rate=rate), workers, progress)
-        except OSError as e:
-            raise InputError(f'could not pack into {folder}: {e.strerror or e}. Free some space or pass another store_dir; '
-                             'packing goes on where it stopped') from e
+        try: _make(corpus, folder, files, dict(corpus=corpus.name, key=key, rate=rate), workers, progress)
+        except OSError as e: raise InputError(f'could not pack into {folder}: {e.strerror or e}. Free some space or pass another store_dir; '
+                                              'packing goes on where it stopped') from e
     return Store.open(folder)
 
 # %% ../nbs/12_store.ipynb #cb7ca4c3
 def _make(corpus, folder, files, facts, workers, progress):
-    "Headers first, then the samples"
-    scan, path = scan_audio(corpus, workers=workers, progress=progress), folder.parent/f'{corpus.name}-broken.txt'
-    report(dict(scan[scan.fault != ''][['filename', 'fault']].values), len(scan), corpus.dir, path)
-    src_rate, src_len = int(scan.rate[0]), int(scan.held.mode()[0])
-    clip_len, rest = divmod(src_len*facts['rate'], src_rate)
-    if rest or not clip_len: raise InputError(f'rate={facts["rate"]} Hz: a clip of {src_len} samples at {src_rate} Hz is not a whole number of '
-                                              'samples then; choose a rate such as 16000, 22050 or 32000')
-    folder.mkdir(exist_ok=True)
-    job = Job(corpus.dir, folder, layout(corpus.meta, clip_len), src_rate, src_len, facts['rate'])
-    sums, faults = job.run(workers, progress)
-    if faults: shutil.rmtree(folder)                 # mended files have other keys: nothing to go on from
-    report(faults, len(scan), corpus.dir, path)
-    job.finish(sums, files, dict(facts, source_rate=src_rate))
+    "Headers first, then the samples; one process at a time (its lock is let go when it dies)"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.parent/f'{corpus.name}-broken.txt'
+    with _alone(FileLock(folder.parent/f'.{folder.name}.lock'), folder.name):
+        if (folder/'manifest.json').is_file(): return
+        scan = scan_audio(corpus, workers=workers, progress=progress)
+        report(dict(scan[scan.fault != ''][['filename', 'fault']].values), len(scan), corpus.dir, path)
+        src_rate, src_len = int(scan.rate[0]), int(scan.held.mode()[0])
+        clip_len, rest = divmod(src_len*facts['rate'], src_rate)
+        if rest or not clip_len: raise InputError(f'rate={facts["rate"]} Hz: a clip of {src_len} samples at {src_rate} Hz is no whole number of '
+                                                  'samples then; choose a rate such as 16000, 22050 or 32000')
+        folder.mkdir(exist_ok=True)
+        job = Job(corpus.dir, folder, layout(corpus.meta, clip_len), src_rate, src_len, facts['rate'])
+        sums, faults = job.run(workers, progress)
+        if faults: shutil.rmtree(folder)                 # mended files have another key: nothing to go on from
+        report(faults, len(scan), corpus.dir, path)
+        job.finish(sums, files, dict(facts, source_rate=src_rate))
 
-# %% ../nbs/12_store.ipynb #dd49a3e0
+# %% ../nbs/12_store.ipynb #e78cef0d
+def _alone(lock, name):
+    "`lock`, taken; says so when that means waiting"
+    try: return lock.acquire(timeout=0)
+    except Timeout: print(f'another process is packing {name}; waiting for it')
+    return lock.acquire()
+
 def _own_rate(corpus):
     "Sampling rate of most of 25 files spread over the corpus (packing then looks at all)"
     rates = []
@@ -213,19 +220,12 @@ def _own_rate(corpus):
         except (OSError, ValueError): pass
     return pd.Series(rates or [0]).mode()[0]
 
+# %% ../nbs/12_store.ipynb #8a1208ac
 def _kept(corpus, home, rate):
     "A store of the same clips whose sound files were deleted since"
     for path in sorted(home.glob(f'{corpus.name}-*/manifest.json')):
-        facts = json.loads(path.read_text())
-        if facts['rate'] == (rate or facts['source_rate']):
-            rows = pd.read_csv(path.parent/'rows.csv', usecols=['filename'], dtype=str, keep_default_na=False)
-            if set(rows.filename) == set(corpus.meta.filename): return path.parent
-
-def _alone(lock, folder):
-    "A lock that says when it waits; it is let go when its process dies"
-    try: return FileLock(lock).acquire(timeout=0)
-    except Timeout: print(f'another process is packing {folder.name}; waiting for it')
-    return FileLock(lock).acquire()
+        store = Store.open(path.parent)
+        if store.rate == (rate or store.manifest['source_rate']) and set(store.rows.filename) == set(corpus.meta.filename): return store
 
 # %% ../nbs/12_store.ipynb #ed6366dc
 class Store:
@@ -235,6 +235,8 @@ class Store:
         self.key, self.rate, self.clip_len = manifest['key'], manifest['rate'], manifest['clip_len']
         self.flat = np.asarray(np.memmap(self.folder/'audio.i16', '<i2', 'r'))     # every sample; pages come from disk when touched
         self.clips = self.flat.reshape(-1, self.clip_len)
+        first = rows.drop_duplicates('stretch')[['recording', 'snippet', 'offset']].reset_index(drop=True)
+        self.recordings = first.assign(frames=np.diff(first.offset, append=len(self.flat)))    # one row per stretch: rows.stretch points here
 
     @classmethod
     def open(cls, folder, verify='fast'):
@@ -243,18 +245,9 @@ class Store:
         manifest, text = _verified(folder, verify)
         return cls(folder, manifest, pd.read_csv(StringIO(text), dtype=dict(filename=str, recording=str), keep_default_na=False))
 
+    def close(self): self.flat = self.clips = None
     def __len__(self): return len(self.rows)
     def __repr__(self): return f'Store({self.folder.name}: {len(self)} clips of {self.clip_len} samples at {self.rate} Hz)'
-
-    @cached_property
-    def recordings(self):
-        "One row per stretch of unbroken sound: recording, snippet (the first), offset, frames; row number = `rows.stretch`"
-        first = self.rows.drop_duplicates('stretch')[['recording', 'snippet', 'offset']].reset_index(drop=True)
-        return first.assign(frames=np.diff(first.offset, append=len(self.flat)))
-
-    def close(self):
-        "Let go of the file"
-        self.flat = self.clips = None
 
 # %% ../nbs/12_store.ipynb #f7175f69
 def _verified(folder, verify):

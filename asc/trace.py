@@ -39,6 +39,7 @@ def _packed(a, out):
     unpack = torch.ops.quantized.linear_unpack if 'Linear' in str(a[1]._type()) else torch.ops.quantized.conv2d_unpack
     return out.numel() * unpack(a[1])[0][0].numel()
 
+# %% ../nbs/68_trace.ipynb #7a9c94c4
 MULTIPLIES = {
     'mm': lambda a, out: a[0].numel() * a[1].shape[-1], 'bmm': lambda a, out: a[0].numel() * a[1].shape[-1],
     'addmm': lambda a, out: a[1].numel() * a[2].shape[-1], 'baddbmm': lambda a, out: a[1].numel() * a[2].shape[-1],
@@ -47,9 +48,10 @@ MULTIPLIES = {
     'convolution': _conv, 'mkldnn_rnn_layer': lambda a, out: _rnn(a), '_fft_r2c': _fft, '_fft_c2r': _fft, '_fft_c2c': _fft,
     '_scaled_dot_product_flash_attention_for_cpu': lambda a, out: _attention(a), '_scaled_dot_product_flash_attention': lambda a, out: _attention(a),
     '_scaled_dot_product_efficient_attention': lambda a, out: _attention(a), '_scaled_dot_product_attention_math': lambda a, out: _attention(a)}
-MOVES = {'cat', 'stack', 'clone', 'copy_', '_to_copy', 'constant_pad_nd', 'reflection_pad1d', 'reflection_pad2d', 'index', 'index_select', 'roll', 'flip',
-         'embedding', 'empty', 'zeros', 'ones', 'full', 'new_zeros', 'new_empty', 'empty_like', 'zeros_like', 'ones_like', 'full_like', 'arange',
-         'scalar_tensor', 'gather', 'channel_shuffle', 'fill_', 'zero_', 'lift_fresh', 'repeat', '_local_scalar_dense', 'im2col'}
+MOVES = {'cat', 'stack', 'clone', 'copy_', '_to_copy', 'constant_pad_nd', 'reflection_pad1d', 'reflection_pad2d', 'index',
+         'index_select', 'roll', 'flip', 'embedding', 'empty', 'zeros', 'ones', 'full', 'new_zeros', 'new_empty',
+         'empty_like', 'zeros_like', 'ones_like', 'full_like', 'arange', 'scalar_tensor', 'gather', 'channel_shuffle',
+         'fill_', 'zero_', 'lift_fresh', 'repeat', '_local_scalar_dense', 'im2col'}
 
 # %% ../nbs/68_trace.ipynb #76b305f5
 def _tensors(x):
@@ -57,25 +59,30 @@ def _tensors(x):
     if isinstance(x, (tuple, list)): return [t for y in x for t in _tensors(y)]
     return []
 
+def _key(t): return t.untyped_storage()._cdata
+
+# %% ../nbs/68_trace.ipynb #8ca03a6b
 class _Recorder(TorchDispatchMode):
-    "Notes every operation; `module` is the name of the module that is running"
-    def __init__(self):
+    "Notes every operation that depends on the `inputs`; the last of `running` is the module at work"
+    def __init__(self, inputs):
         super().__init__()
-        self.ops, self.alive, self.running = [], [], ['']
+        self.ops, self.alive, self.running, self.known = [], [], [''], set(map(_key, inputs))
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         name = func._schema.name.split('::')[1]
         ins, outs = _tensors([args, list((kwargs or {}).values())]), _tensors(out)
+        if name.endswith('_with_indices'): outs = outs[:1]             # an inference does not keep where the maximum was
         self.alive += [*ins, *outs]                                    # so that no storage is freed and its address used again
-        key = lambda t: t.untyped_storage()._cdata
-        size = {key(t): t.untyped_storage().nbytes() // (t.element_size() // (2 if t.is_complex() else 1)) for t in outs}
-        read, made = [key(t) for t in ins], [k for k in size if k not in map(key, ins)]
-        macs = MULTIPLIES[name](args, outs[0]) if name in MULTIPLIES and outs else 0
-        view = not any(size[k] for k in made) and not func._schema.is_mutable
-        kind = 'view' if view else 'mac' if name in MULTIPLIES else 'move' if name in MOVES else 'element'
-        self.ops.append(dict(module=self.running[-1], op=name, kind=kind, output=tuple(outs[0].shape) if outs else (), macs=int(macs),
+        read = [_key(t) for t in ins]
+        if self.known.isdisjoint(read): return out                     # made of weights only: computed once, before deployment
+        size = {_key(t): t.untyped_storage().nbytes() // (t.element_size() // (2 if t.is_complex() else 1)) for t in outs}
+        made = [k for k in size if k not in self.known and size[k]]
+        self.known.update(size)
+        kind = ('view' if not made and not func._schema.is_mutable else 'mac' if name in MULTIPLIES else 'move' if name in MOVES else 'element')
+        self.ops.append(dict(module=self.running[-1], op=name, kind=kind, output=tuple(outs[0].shape) if outs else (),
+                             macs=int(MULTIPLIES[name](args, outs[0])) if kind == 'mac' else 0,
                              elements=max((t.numel() for t in [*ins, *outs]), default=0) if kind == 'element' else 0, read=read, made=made, size=size,
-                             weight=key(args[1]) if kind == 'mac' and len(args) > 1 and isinstance(args[1], torch.Tensor) else None,
+                             weight=_key(args[1]) if kind == 'mac' and len(args) > 1 and isinstance(args[1], torch.Tensor) else None,
                              in_place=torch.Tag.pointwise in func.tags or 'batch_norm' in name))
         return out
 
@@ -105,18 +112,17 @@ def trace(model,            # any nn.Module
           *inputs,          # its inputs, tensors
           ) -> pd.DataFrame:# one row an operation: module, op, kind ('mac', 'element' or 'move'), output, macs, elements, alive, buffer
     "Run `model` once in eval mode and list what it executed; views are left out. `alive`: elements of activation memory during the operation"
-    rec, hooks = _Recorder(), []
+    rec, hooks, fused = _Recorder(inputs), [], torch.backends.mha.get_fastpath_enabled()
     def leave(*_): rec.running.pop()
     for name, m in model.named_modules():
         hooks += [m.register_forward_pre_hook(lambda m, i, name=name: rec.running.append(name)), m.register_forward_hook(leave)]
-    key, fused = lambda t: t.untyped_storage()._cdata, torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)                     # one opaque operation otherwise
     try:
         with untouched(model), rec: out = model(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for h in hooks: h.remove()
-    buffers = {key(b) for b in model.buffers() if b.numel()}
-    alive = _liveness(rec.ops, {key(t): t.numel() for t in inputs}, [key(t) for t in _tensors(out)])
+    buffers = {_key(b) for b in model.buffers() if b.numel()}
+    alive = _liveness(rec.ops, {_key(t): t.numel() for t in inputs}, [_key(t) for t in _tensors(out)])
     rows = [dict(o, alive=a, buffer=o['weight'] in buffers) for o, a in zip(rec.ops, alive) if o['kind'] != 'view']
     return pd.DataFrame(rows, columns=['module', 'op', 'kind', 'output', 'macs', 'elements', 'alive', 'buffer'])

@@ -25,6 +25,7 @@ def clip_coin(x, # a batch; its first axis counts the clips
     "One decision per clip"
     return torch.rand(len(x), device=x.device) < p
 
+# %% ../nbs/30_waveaug.ipynb #cb851e88
 def batch_coin(p) -> bool:
     "One decision for the whole batch, drawn on the CPU; p = 0 draws nothing"
     return bool(p) and torch.rand(()).item() < p
@@ -121,6 +122,7 @@ def draw_shifts(size,      # how many clips
     shifts = torch.tensor([round(s*rate) for s in seconds])
     return shifts[torch.randint(len(shifts), (size,), generator=generator)]
 
+# %% ../nbs/30_waveaug.ipynb #d9bd141d
 def shifted_starts(piece,  # which piece of its recording each clip is: 0, 1, â€¦, int64 (B,)
                    frames, # samples in each clip's recording, int64 (B,) or int
                    n,      # samples of a piece
@@ -129,6 +131,7 @@ def shifted_starts(piece,  # which piece of its recording each clip is: 0, 1, â€
     "Where the pieces of a circularly shifted recording begin"
     return (torch.as_tensor(piece)*n - shift) % frames
 
+# %% ../nbs/30_waveaug.ipynb #77e25706
 def wrapped(start, # first samples, int64 (B,)
             n,     # samples of a window
             frames, # samples in each recording, int64 (B,) or int

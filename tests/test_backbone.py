@@ -181,7 +181,7 @@ def test_units_keep_their_places():
         if name in ('passt_s', 'beats'): continue
         for m in create_backbone(name).modules():
             if isinstance(m, ConvNorm):
-                assert isinstance(m[0], nn.Conv2d) and all(isinstance(n, nn.BatchNorm2d) for n in m[1:2])
+                assert isinstance(m[0], nn.Conv2d) and all(isinstance(n, nn.BatchNorm2d) for n in list(m)[1:2])
 
 
 def test_cnn6_folds_with_and_without_eps():
@@ -220,7 +220,9 @@ def test_passt_time_offset_only_in_training():
     x = torch.zeros(1, 1, 128, 100)
     net.freq_new_pos_embed.data.zero_(); net.time_new_pos_embed.data.copy_(torch.arange(99.).expand(1, 8, 1, 99))
     start = lambda: round((net.patches(x) - net.patch_embed(x))[0, 0, 0, 0].item())
-    assert {start() for _ in range(20)} > {start()} and net.eval() and {start() for _ in range(5)} == {0}
+    assert len({start() for _ in range(20)}) > 5 and max(start() for _ in range(20)) <= 90
+    net.eval()
+    assert start() == 0
 
 
 def test_audioset_passt_brings_no_classifier(tmp_path):

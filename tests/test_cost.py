@@ -1,5 +1,6 @@
 "complexity: the official count against torchinfo and the published figures, the honest count against hand counts"
 import copy
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from asc.backbone.zoo import backbones, create_backbone
 from asc.core import InputError
-from asc.cost import complexity, layer_table
+from asc.cost import complexity, judge_devices, layer_table
 from asc.trace import trace
 
 ROWS_24 = '''in_c.0 1×256×65 88 304144
@@ -70,17 +71,21 @@ def test_layer_tables_are_the_published_ones(name, frames, table):
     assert [[i, str(p), str(m)] for i, p, m in zip(r.input, r.params, r.macs)] == want
 
 
-@pytest.mark.parametrize('name', [n for n, b in backbones.items() if b.macs])
+NETS = [n for n in backbones if n != 'passt_s' or find_spec('timm')]
+
+
+@pytest.mark.parametrize('name', NETS)
 def test_published_totals(name):
-    b = backbones[name]
-    c = layer_table(create_backbone(name), (1, *b.shape))
-    assert (c.params.sum(), c.macs.sum()) == (b.params, b.macs)
+    "reference-spec §3.0; for the teachers the honest count, since theirs was made with a FLOP counter"
+    b, c = backbones[name], complexity(create_backbone(name), (1, *backbones[name].shape))
+    assert c.params == c.honest['params'] == b.params
+    if b.macs < 1e9: assert c.macs == b.macs
+    else: assert c.honest['macs'] == pytest.approx(b.macs, rel=1e-3) and c.loopholes
 
 
-@pytest.mark.parametrize('name', list(backbones))
+@pytest.mark.parametrize('name', NETS)
 def test_equals_torchinfo(name):
-    b = backbones[name]
-    net = create_backbone(name)
+    b, net = backbones[name], create_backbone(name)
     info = torchinfo.summary(net, input_size=(1, 1, *b.shape), verbose=0)
     c = layer_table(net, (1, *b.shape))
     assert c.macs.sum() == info.total_mult_adds
@@ -170,7 +175,7 @@ def test_honest_macs_of_attention_and_rnn():
     rnn = nn.Sequential(nn.Flatten(0, 1), nn.LSTM(D, 7, batch_first=True))
     assert complexity(rnn, (1, T, D)).honest['macs'] == T * 4 * 7 * (D + 7)
     gru = nn.Sequential(nn.Flatten(0, 1), nn.GRU(D, 7, batch_first=True))
-    assert complexity(gru, (1, T, D)).honest['macs'] == T * 3 * 7 * (D + 7)
+    assert complexity(gru, (1, T, D)).honest['macs'] == T * 3 * 7 * (D + 7) - 3 * 7 * 7       # the first hidden state is a constant
 
 
 def test_transposed_and_grouped_convolutions():
@@ -200,8 +205,8 @@ class Chain(nn.Module):
 @pytest.mark.parametrize('peak, fs', [
     (100, [F.relu]), (100, [torch.sin, torch.cos, F.relu_]),                        # element-wise: written over
     (100, [lambda x: x.reshape(1, -1).t(), torch.neg]),                              # views are free
-    (403, [lambda x: F.conv2d(x, torch.ones(3, 1, 1, 1))]),                          # input, output, and a kernel made on the way
-    (201, [lambda x: x + F.conv2d(x, torch.ones(1, 1, 1, 1))]),                      # the sum goes over the convolution's output
+    (400, [lambda x: F.conv2d(x, torch.ones(3, 1, 1, 1))]),                          # input and output; the kernel is a constant
+    (200, [lambda x: x + F.conv2d(x, torch.ones(1, 1, 1, 1))]),                      # the sum goes over the convolution's output
     (300, [lambda x: torch.cat([x, x], 1)]), (101, [lambda x: x.mean((2, 3))]),
     (200, [lambda x: x * 2 + x]), (200, [lambda x: x * 2 + x, lambda x: x * 2 + x]),
     (300, [lambda x: (x.sin(), x.cos(), x), lambda t: t[0] * t[1] + t[2]])])
@@ -229,3 +234,30 @@ def test_frontend_is_counted_and_must_fit():
     assert h['frontend_macs'] == 16 * 33 * 21 + 21 * 64 * 6
     assert h['frontend_buffer_bytes'] == 16 * 33 * 4
     with pytest.raises(InputError, match='makes \\(1, 16, 21\\)'): complexity(net, (1, 16, 20), frontend=Mel())
+
+
+def test_a_parametrised_convolution_is_free_officially_and_flagged():
+    "what a quantisation-aware network looks like: torchinfo sees no leaf that multiplies"
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False))
+    nn.utils.parametrize.register_parametrization(net[0], 'weight', nn.Identity())
+    info = torchinfo.summary(net, input_size=(1, 1, 12, 12), verbose=0)
+    c = complexity(net, (1, 12, 12))
+    assert c.macs == info.total_mult_adds == 0 and c.params == info.total_params == 36
+    assert c.honest['macs'] == 36 * 100 and any('counted 0' in s for s in c.loopholes)
+
+
+def test_each_device_of_2025_passes_by_itself():
+    small, large = create_backbone('cp_mobile_24'), create_backbone('cp_mobile_24', mult=2.3)
+    t = judge_devices(dict(a=small, b=small, unknown=large), (1, 256, 65))
+    assert t.passed.tolist() == [True, True, False] and t.params.sum() > 128_000
+
+
+def test_to_dict_is_json():
+    import json
+    d = complexity(create_backbone('cp_mobile_24'), (1, 256, 65)).to_dict()
+    assert json.loads(json.dumps(d)) == d and d['macs'] == 29_419_156
+
+
+def test_pictures_of_small_and_deep_networks(tmp_path):
+    for name in ('cp_mobile_24', 'beats'):
+        complexity(create_backbone(name), (1, *backbones[name].shape)).plot().savefig(tmp_path/'c.png')

@@ -44,7 +44,7 @@ class Cnn6(nn.Module):
         self.fc1, self.fc2 = nn.Linear(widths[-1], widths[-1]), nn.Linear(widths[-1], n_classes)
     def forward(self, x):
         if x.shape[2] != self.bn0.num_features: raise InputError(f'Cnn6: {x.shape[2]} mel bands, but this network was made for {self.bn0.num_features}')
-        x = self.bn0(x.transpose(1, 2)).permute(0, 2, 3, 1)
+        x = self.bn0(x.transpose(1, 2)).permute(0, 2, 3, 1).contiguous(memory_format=torch.channels_last)    # its fastest layout
         x = self.conv4(self.conv3(self.conv2(self.conv1(x)))).mean(3)
         x = x.amax(2) + x.mean(2)
         return self.fc2(self.drop(self.relu(self.fc1(self.drop(x)))))

@@ -36,6 +36,7 @@ class Backbone(NamedTuple):
     source: str      # the public system it comes from
     params: int      # number of parameters, counted on the original
     macs: int        # multiply–accumulates for one input of `shape`, counted on the original
+    frontend_args: dict = {}  # settings of the frontend that differ from the named one
 
 # %% ../../nbs/49_backbone.zoo.ipynb #6c3b6fdb
 _cp23 = dict(mult=2.3, expansion=3., strides=dict(b2=(2, 2), b4=(2, 1)), grn=True)
@@ -44,12 +45,12 @@ backbones = {
     'cp_mobile_23':        Backbone(CPMobile, _cp23, 'cp', (256, 64), 'cpjku23', 126_952, 28_893_268),
     'cp_resnet':           Backbone(CPResNet, {}, 'cp_resnet', (256, 43), 'cpjku23', 127_684, 28_840_396),
     'passt_s':             Backbone(PaSST, {}, 'passt', (128, 100), 'cpjku23', 85_358_612, 9_590_000_000),
-    'tf_sepnet_64':        Backbone(TFSepNet, {}, 'easy', (512, 64), 'easy-dcase', 126_858, 29_419_648),
-    'tf_sepnet_64_d16':    Backbone(TFSepNet, dict(depth=16), 'easy', (512, 64), 'easy-dcase', 126_858, 32_024_128),
-    'tf_sepnet_40':        Backbone(TFSepNet, dict(base=40), 'easy', (512, 64), 'easy-dcase', 52_290, 12_898_720),
+    'tf_sepnet_64':        Backbone(TFSepNet, {}, 'cp512', (512, 64), 'easy-dcase', 126_858, 29_419_648),
+    'tf_sepnet_64_d16':    Backbone(TFSepNet, dict(depth=16), 'cp512', (512, 64), 'easy-dcase', 126_858, 32_024_128),
+    'tf_sepnet_40':        Backbone(TFSepNet, dict(base=40), 'cp512', (512, 64), 'easy-dcase', 52_290, 12_898_720),
     'tf_sepnet_dragon_60': Backbone(DragonTFSepNet, {}, 'dragonsearch', (128, 44), 'dragonsearch', 112_330, 20_386_265),
     'tf_sepnet_dragon_80': Backbone(DragonTFSepNet, dict(base=80), 'dragonsearch', (128, 44), 'dragonsearch', 194_770, 33_926_720),
-    'bc_resnet_40':        Backbone(BCResNet, {}, 'cp', (256, 64), 'easy-dcase', 81_770, 29_584_800),
+    'bc_resnet_40':        Backbone(BCResNet, {}, 'cp512', (256, 64), 'easy-dcase', 81_770, 29_584_800, dict(n_mels=256)),
     'cnn3':                Backbone(CNN3, {}, 'cnn3', (40, 51), 'easy-dcase', 46_118, 29_271_638),
     'cnn6_60k':            Backbone(Cnn6, {}, 'sp4asc', (256, 431), 'sp4asc', 62_922, 442_575_626),
     'beats':               Backbone(BEATs, {}, 'beats', (128, 98), 'easy-dcase', 90_319_482, 4_380_000_000),
@@ -62,7 +63,7 @@ def list_backbones() -> list:
 # %% ../../nbs/49_backbone.zoo.ipynb #f1cc0679
 def create_backbone(name:str,          # one of `list_backbones()`, or timm:NAME or torchvision:NAME for an image network
                     n_classes:int=10,  # outputs
-                    weights=None,      # path of a checkpoint under the published names, loaded strictly
+                    weights=None,      # path (or public name) of a checkpoint under the published tensor names, loaded strictly
                     **kw):             # options of that network, instead of the published ones
     "A network: input (B, 1, F, T), output logits (B, n_classes)"
     if not isinstance(n_classes, int) or n_classes < 1: raise InputError(f'n_classes={n_classes!r}: give a whole number above 0')
@@ -185,10 +186,10 @@ def half(make, x):
 
 # %% ../../nbs/49_backbone.zoo.ipynb #716861d9
 def channels_last(make, x):
-    "In channels_last the logits stay, and every convolution gets and gives neighbouring channels"
+    "In channels_last the logits stay, and every convolution gets and gives maps of neighbouring channels"
     net, strays = shaken(make), []
     y = net(x)
-    def look(m, i, o): strays.extend(m for t in (*i, o) if t.shape[1] > 1 and t[0, 0].numel() > 1 and t.stride(1) != 1)
+    def look(m, i, o): strays.extend(m for t in (*i, o) if min(t.shape[1:]) > 1 and t.stride(1) != 1)
     for m in net.modules():
         if isinstance(m, nn.Conv2d): m.register_forward_hook(look)
     layout = dict(memory_format=torch.channels_last)

@@ -47,9 +47,10 @@ def create_classifier(backbone='cp_mobile_24',  # name in `list_backbones()`
                       scenes=SCENES,            # names of the outputs, in order
                       backbone_args=None,       # keywords for the network, a dict
                       frontend_args=None,       # keywords for the frontend, a dict
+                      augment:bool=True,        # False: for prediction only, needs no folder of impulse responses
                       ) -> Classifier:
     "Build a classifier from names and numbers"
-    pipe = create_pipeline(pipeline, rate, frontend=frontend, **(dict(frontend_args=frontend_args) if frontend_args else {}))
+    pipe = create_pipeline(pipeline, rate, frontend=frontend, frontend_args=frontend_args, augment=augment)
     net = create_backbone(backbone, n_classes=len(scenes), **(backbone_args or {}))
     spec = dict(backbone=backbone, frontend=frontend, pipeline=pipeline, rate=rate, scenes=list(scenes), backbone_args=backbone_args or {},
                 frontend_args=frontend_args or {})
@@ -73,7 +74,8 @@ def load_model(folder,      # a run folder, or the path of its model.json
     try: spec, tensors = json.loads((folder/'model.json').read_text()), load_file(folder/'model.safetensors')
     except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as e: raise InputError(f'{folder}: not a saved model ({e})') from e
     if spec.get('format') != 'asc-classifier-1': raise InputError(f"{folder/'model.json'}: format {spec.get('format')!r}, expected asc-classifier-1")
-    model = create_classifier(**{k: spec[k] for k in ('backbone', 'frontend', 'pipeline', 'rate', 'scenes', 'backbone_args', 'frontend_args')})
+    model = create_classifier(**{k: spec[k] for k in ('backbone', 'frontend', 'pipeline', 'rate', 'scenes', 'backbone_args', 'frontend_args')},
+                              augment=False)
     try: model.backbone.load_state_dict(tensors)
     except RuntimeError as e: raise InputError(f"{folder/'model.safetensors'} does not fit {spec['backbone']}: {e}") from e
     return model.eval()

@@ -59,7 +59,7 @@ def read_list(path,                                # a tab-separated file with a
     lacking = [c for c in columns if c not in head]
     if lacking:
         hint = '; it looks comma separated, DCASE lists use tabs' if len(head) == 1 and ',' in head[0] else ''
-        raise InputError(f"{path} has no column {', '.join(lacking)} (its header row is {' | '.join(head)!r}{hint})")
+        raise InputError(f"{path} has no column {', '.join(lacking)}: its header row is {' | '.join(head)!r}{hint}. Add it, or fetch the file again")
     if not rows: raise InputError(f'{path} has a header but no rows: fetch it again')
     at = [head.index(c) for c in columns]
     bad = next((i for i, r in enumerate(rows) if len(r) != len(head) or not all(r[k].strip() for k in at)), None)

@@ -8,6 +8,7 @@ __all__ = ['example', 'layer_table', 'Complexity', 'complexity', 'plot_cost', 'j
 # %% ../nbs/71_cost.ipynb #e5aa8095
 from dataclasses import dataclass
 from math import prod
+from types import FunctionType
 
 import pandas as pd
 import torch
@@ -76,7 +77,8 @@ def layer_table(model,          # the network alone, any nn.Module
 # %% ../nbs/71_cost.ipynb #69badfa3
 def _size(model, bits):
     "Bytes of parameters, and of buffers that an inference needs, with the precision of a deployed file"
-    packed = [t for m in model.modules() if callable(getattr(m, 'weight', None)) for t in (m.weight(), m.bias()) if t is not None]
+    packs = [m for m in model.modules() if isinstance(getattr(type(m), 'weight', None), FunctionType)]        # torch.ao's: weight() and bias()
+    packed = [t for m in packs for t in (m.weight(), m.bias()) if t is not None]
     weights, rest = [*model.parameters(), *packed], 32 if bits == 8 else bits
     cost = lambda t: t.numel() * (bits if t.dim() > 1 else rest) // 8
     buffers = [b for k, b in model.named_buffers() if not k.endswith('num_batches_tracked')]

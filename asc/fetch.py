@@ -58,7 +58,6 @@ def _go_on(self:Resume, url):
         rest, block = int(r.headers.get('Content-Length', 0)), 1 << 16
         with open(self.part, 'ab' if have else 'wb') as f:
             for data in bar(r.iter_content(block), -(-rest//block), self.progress and rest > 0): f.write(data)
-    if rest and self.part.stat().st_size < have + rest: raise requests.ConnectionError(f'{self.part.stat().st_size} of {have + rest} bytes came')
 
 # %% ../nbs/09_fetch.ipynb #ea21c193
 pooch.get_logger().setLevel('WARNING')

@@ -39,7 +39,7 @@ def check_logmel(k, # a LogMel's settings, by name
 
 # %% ../nbs/21_frontend.ipynb #e2392864
 class LogMel(Float32):
-    "Waveform (B, N) at `sample_rate`, of any float type -> float32 log-mel (B, 1, F, T)"
+    "Waveform (B, N) at `sample_rate`, of any float type -> float32 log-mel (B, 1, F, T); impossible settings or waves are an InputError"
     def __init__(self,
                  sample_rate=32000,  # Hz
                  n_fft=4096,         # FFT length, samples, even

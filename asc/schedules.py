@@ -142,5 +142,5 @@ def create_schedule(spec,          # name in `schedules`, {name: {keyword: value
     n = epochs * batches                                     # fastai adds up 1/n in floating point: back to whole batches
     def schedule(pos):
         factor = at(round(pos * n, 3) / n)
-        return [r * factor for r in lr] if isinstance(lr, (list, tuple)) else lr * factor
+        return [float(r * factor) for r in lr] if isinstance(lr, (list, tuple)) else float(lr * factor)
     return schedule

@@ -122,7 +122,7 @@ def run(self:Job, workers=None, progress=True):
     "Do what is left: (checksums of all chunks in order, faults by file name)"
     sums, faults, size = self.done(), {}, len(self.rows)*self.clip_len*2
     need, free = size - sum(b - a for a, b in sums)*self.clip_len*2, shutil.disk_usage(self.folder).free
-    if free < need: raise OSError(f'{need/1e9:.1f} GB are needed and {free/1e9:.1f} GB are free')
+    if free < need: raise OSError(f'{need/1e9:.2f} GB are needed and {free/1e9:.2f} GB are free')
     self.part.touch()
     os.truncate(self.part, size)
     left = [c for c in self.chunks if c not in sums]
@@ -162,7 +162,7 @@ def report(faults,    # {file name: what is wrong with it}
     if not faults: return
     write_text(path, ''.join(f'{k}\t{v}\n' for k, v in faults.items()))
     first = ''.join(f'\n  {k}: {v}' for k, v in list(faults.items())[:10])
-    rest = f'\n  … and {len(faults) - 10} more, listed in {path}' if len(faults) > 10 else ''
+    rest = f'\n  … and {len(faults) - 10} more' if len(faults) > 10 else ''
     raise InputError(f'{len(faults)} of {n} sound files of {folder} cannot be used:{first}{rest}\n'
                      f'Unpack or fetch them again, or take them out of meta.csv and the lists (whole list: {path})')
 

@@ -87,7 +87,7 @@ def draw_location(rng,        # the location's own generator
     out['voices'] = (db(_VOICES.get(scene, -20)), dict(rate=jit(3.), width=jit(.18)))
     out['passes'] = (db(_PASSES.get(scene, -20)), dict(rate=jit(.25), width=jit(2.)))
     if scene in _HUM: level, a, b = _HUM[scene]; out['hum'] = (db(level), dict(f0=rng.uniform(a, b), drift=jit(.02)))
-    if scene in _CHIRPS: level, r, a, b = _CHIRPS[scene]; out['chirps'] = (db(level), dict(rate=jit(r), lo=jit(a), hi=jit(b)))
+    if scene in _CHIRPS: level, r, a, b = _CHIRPS[scene]; k = jit(1.); out['chirps'] = (db(level), dict(rate=jit(r), lo=a * k, hi=b * k))
     if scene in _CLICKS: level, r = _CLICKS[scene]; out['clicks'] = (db(level), dict(rate=jit(r), length=jit(.03), noisy=True))
     return out
 

@@ -25,6 +25,14 @@ def test_cp_mobile_is_what_is_measured(seed):
     assert [int(v) for v in got] == measured(create_backbone('cp_mobile_24', **kw, strides=strides), mels, frames)
 
 
+@pytest.mark.parametrize('kw, strides', [
+    (dict(base=8, mult=3., expansion=1., grn=True), {}),                       # the worst moment is the GRN of the widest block
+    (dict(base=32, mult=1., expansion=.25), dict(b1=(1, 2), b2=(1, 2)))])      # … the pooled shortcut
+def test_rare_worst_moments(kw, strides):
+    net = create_backbone('cp_mobile_24', **kw, strides=strides)
+    assert [int(v) for v in cp_mobile_cost(64, 40, **kw, **strides)] == measured(net, 64, 40)
+
+
 @pytest.mark.parametrize('seed', range(8))
 @pytest.mark.parametrize('name, cost, step', [('tf_sepnet_64', tf_sepnet_cost, 4), ('tf_sepnet_64_d16', COSTS['tf_sepnet_16'], 4), ('bc_resnet_40', bc_resnet_cost, 1)])
 def test_layout_families_are_what_is_measured(name, cost, step, seed):

@@ -11,7 +11,8 @@ from sklearn import metrics as skm
 
 from asc.core import CITIES, DEVICES, SCENES, InputError, write_json
 from asc.report import (apply_temperature, bootstrap, check_predictions, city_table, class_device_table, class_table, compare, confusion, device_table,
-                        fit_temperature, metrics, plot_class_device, plot_confusion, plot_history, plot_reliability, read_predictions, to_markdown, vote)
+                        fit_temperature, metrics, plot_class_device, plot_confusion, plot_history, plot_reliability, read_predictions, summary_table, to_markdown,
+                        vote)
 from asc.results import comparable, find_runs, read_run, runs_table
 from asc.scores import clips, expected_calibration_error
 from asc.stats import crossed
@@ -198,6 +199,22 @@ def test_bold_cells(preds):
     assert md.count('**') == 2 and f"| bus | **{t.loc['bus', 'accuracy %']:.2f}** |" in md
 
 
+def test_cells_without_clips_are_dashes_in_pictures():
+    df = made_up(scenes=SCENES[:9], devices=('a', 'b'))
+    cells = [t.get_text() for t in plot_class_device(df).axes[0].texts]
+    assert cells.count('–') == 11 * 10 - 10 * 3 and not any('nan' in c for c in cells)       # 9 scenes and the mean × a, b and the mean have clips
+    assert [t.get_text() for t in plot_confusion(df).axes[0].texts].count('–') == 10
+
+
+def test_intervals_beside_the_tables(preds):
+    t, s = device_table(preds, intervals=True), summary_table(preds)
+    inside = t.dropna()
+    assert (inside['from'] <= inside['accuracy %']).all() and (inside['accuracy %'] <= inside['to']).all() and len(inside) == 12
+    assert s.loc['recordings (vote)', 'n'] == s.loc['clips', 'n'] // 2
+    assert class_table(preds, intervals=True).loc['macro average', 'from'] == s.loc['clips', 'from']
+    with pytest.raises(InputError, match='predictions'): class_table(metrics(preds), intervals=True)
+
+
 def test_history_takes_one_or_two_panels():
     h = pd.DataFrame(dict(epoch=[1, 2], train_loss=[2., 1.], valid_loss=[2., 1.5], accuracy=[.1, .5], lr=[0., 1.]))
     assert len(plot_history(h).axes) == 2 and len(plot_history(h[['epoch', 'train_loss']]).axes) == 1
@@ -329,6 +346,12 @@ def test_temperature_is_recovered(T):
     bad = apply_temperature(good, 1 / T)
     assert fit_temperature(bad) == pytest.approx(T, rel=.05)
     assert expected_calibration_error(apply_temperature(bad, fit_temperature(bad))) < .03
+
+
+def test_temperature_by_hand():
+    df = made_up().head(1)
+    df[list(SCENES)] = [.8, .2, *[0.] * 8]
+    assert apply_temperature(df, 2.)[['airport', 'bus']].iloc[0].tolist() == pytest.approx([2 / 3, 1 / 3], abs=1e-6)      # the root of 4 : 1
 
 
 def test_temperature_of_a_perfect_table_stays_finite():

@@ -154,3 +154,13 @@ def test_readme_script_runs(synthetic, tmp_path):
     r = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, cwd=tmp_path,
                        env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1'))
     assert r.returncode == 0, r.stderr[-3000:]
+
+
+def test_benchmark_runs(synthetic, tmp_path):
+    "The benchmark notebook times every stage and leaves its table (the times themselves are nobody's test)"
+    r = papermill(tmp_path/'executed.ipynb', '-p', 'data_dir', synthetic, '-p', 'repeats', 1, '-p', 'bs', 4, '-p', 'out', tmp_path/'bench',
+                  argv=[PAPERMILL[0], 'nbs/benchmark.ipynb'])
+    assert r.returncode == 0, r.stderr[-3000:]
+    table = pd.read_csv(tmp_path/'bench/benchmark.csv')
+    assert (table.ours > 0).all() and (table.ratio > 0).all() and table.stage.str.contains('dcase24').any()
+    assert json.loads((tmp_path/'bench/metrics.json').read_text())['packing_clips_per_s'] > 0

@@ -243,6 +243,8 @@ def test_carve_edges(tmp_path):
     few = rows[(rows.scene != 'scene0') | (rows.location == rows.location[0])]           # one place of scene0 only
     train, valid = carve_valid(few, .5)
     assert 'scene0' in set(train.scene) and 'scene0' not in set(valid.scene) and set(valid.scene) == {'scene1', 'scene2'}
+    two = meta_of(plan(places=2, segments=1), tmp_path)                                  # one of two places, though 5 % were asked for
+    assert carve_valid(two, .05)[1].location.nunique() == 3
     one = rows[rows.location == rows.location[0]]
     assert carve_valid(one)[1].empty
 

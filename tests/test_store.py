@@ -88,6 +88,13 @@ def test_genuine_tau_snippets(tmp_path):
         assert (y == np.minimum((x + 128) >> 8, 32767)).all()
 
 
+def test_a_decoder_that_returns_less_is_noticed(tmp_path):
+    for subtype in ('PCM_16', 'PCM_24', 'FLOAT'):
+        sf.write(tmp_path/'x.wav', np.zeros(RATE), RATE, subtype)
+        (tmp_path/'x.wav').write_bytes((tmp_path/'x.wav').read_bytes()[:1000])
+        with pytest.raises(ValueError, match=r'truncated \(\d+ of 800'): read_int16(tmp_path/'x.wav', RATE)
+
+
 def test_longer_recordings_are_cut(tmp_path):
     "10-s files may be up to one per cent too long, clips with a snippet number may not"
     c = make(tmp_path/'c', snippets=1)
@@ -292,7 +299,7 @@ def test_two_at_once(tmp_path):
 
 def test_disk_full(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(asc.store.shutil, 'disk_usage', lambda _: type('u', (), dict(free=1000)))
-    with pytest.raises(InputError, match=r'could not pack into .*0.0 GB are free.*store_dir'): pack(corpus, tmp_path/'s', progress=False)
+    with pytest.raises(InputError, match=r'could not pack into .*0.00 GB are free.*store_dir'): pack(corpus, tmp_path/'s', progress=False)
     assert not list((tmp_path/'s').glob('c-*/*'))
 
 

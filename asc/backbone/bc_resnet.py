@@ -8,7 +8,7 @@ __all__ = ['BroadcastBlock', 'BCResNet']
 # %% ../../nbs/44_backbone.bc_resnet.ipynb #1ef850c4
 from torch import nn
 
-from .blocks import Add, ConvNorm, ResNorm, SubSpectralNorm
+from .blocks import Add, ConvNorm, ResNorm, SubSpectralNorm, pool_freq
 from .tf_sepnet import make_layers
 from ..core import InputError
 
@@ -31,7 +31,7 @@ class BroadcastBlock(nn.Module):
         self.shortcut = Add() if ci == co else None
     def forward(self, x):
         aux = self.ssn(self.freq_dw_conv(self.trans_conv(x)))
-        y = self.broadcast(aux, self.dropout(self.pw_conv(self.temp_dw_conv(aux.mean(2, keepdim=True)))))
+        y = self.broadcast(aux, self.dropout(self.pw_conv(self.temp_dw_conv(pool_freq(aux)))))
         return self.relu(y if self.shortcut is None else self.shortcut(y, x))
 
 # %% ../../nbs/44_backbone.bc_resnet.ipynb #f71d272f

@@ -9,7 +9,7 @@ __all__ = ['LAYOUTS', 'TFSepBlock', 'make_layers', 'TFSepNet', 'DragonTFSepNet']
 import torch
 from torch import nn
 
-from .blocks import AdaResNorm, Add, ConvNorm, ResNorm, init_kaiming, shuffle
+from .blocks import AdaResNorm, Add, ConvNorm, ResNorm, init_kaiming, pool_freq, pool_time, shuffle
 from ..core import InputError, pick
 
 # %% ../../nbs/43_backbone.tf_sepnet.ipynb #cb36cebe
@@ -34,8 +34,8 @@ class TFSepBlock(nn.Module):
         self.dropout, self.freq_add, self.temp_add = nn.Dropout(dropout), Add(), Add()
     def forward(self, x):
         f, t = shuffle(self.trans_conv(x), self.groups).chunk(2, 1)
-        f = self.freq_add(self.dropout(self.freq_pw_conv(self.freq_dw_conv(f).mean(2, keepdim=True))), f)
-        t = self.temp_add(self.dropout(self.temp_pw_conv(self.temp_dw_conv(t).mean(3, keepdim=True))), t)
+        f = self.freq_add(self.dropout(self.freq_pw_conv(pool_freq(self.freq_dw_conv(f)))), f)
+        t = self.temp_add(self.dropout(self.temp_pw_conv(pool_time(self.temp_dw_conv(t)))), t)
         return torch.cat([f, t], 1)
 
 # %% ../../nbs/43_backbone.tf_sepnet.ipynb #8b1f0425

@@ -17,7 +17,8 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 _API = dict(
     core='SCENES DEVICES CITIES InputError groups_of project_root seed_everything',
     synthetic='make_synthetic',
-    corpus='ClipName Corpus check_corpus load_corpus recordings',
+    corpus='ClipName Corpus check_corpus counts load_corpus recordings',
+    fetch='download_corpus',
     splits='carve_valid check_disjoint describe read_split read_test subsets_of',
     store='Store pack',
     data='data_facts find_corpus',
@@ -26,6 +27,7 @@ _API = dict(
     melcache='MelCache',
     classifier='Classifier create_classifier load_model save_model',
     learner='ClipData create_learner fit keep_memory make_dls predict_logits predictions',
+    published='load_published',
     cost='complexity',
     scores='metrics read_predictions',
     report='class_table device_table',

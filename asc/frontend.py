@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from .core import InputError, pick
-from .mel import Float32, Resample, check_wave, in_pieces, keep_memory, logs, mel_bank, pads, scales, squared_magnitude, windows
+from .mel import Float32, Resample, check_wave, in_pieces, warm_allocator, logs, mel_bank, pads, scales, squared_magnitude, windows
 
 # %% ../nbs/21_frontend.ipynb #237904cf
 def check_logmel(k, # a LogMel's settings, by name
@@ -66,7 +66,7 @@ class LogMel(Float32):
         super().__init__()
         self.kw = {k: v for k, v in locals().items() if k not in ('self', '__class__')}
         check_logmel(self.kw)
-        keep_memory()
+        warm_allocator()
         self.sample_rate, self.hop, self.n_pad = sample_rate, hop, n_fft // 2 if pad else 0
         taper, room = windows[window](win).float(), n_fft - win if pad else 0
         self.register_buffer('taper', F.pad(taper, (room // 2, room - room // 2)), persistent=False)

@@ -56,6 +56,7 @@ MOVES = {'cat', 'stack', 'clone', 'copy_', '_to_copy', 'constant_pad_nd', 'refle
 # %% ../nbs/68_trace.ipynb #76b305f5
 def _tensors(x):
     if isinstance(x, torch.Tensor): return [x]
+    if isinstance(x, dict): x = list(x.values())
     if isinstance(x, (tuple, list)): return [t for y in x for t in _tensors(y)]
     return []
 
@@ -70,7 +71,7 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         name = func._schema.name.split('::')[1]
-        ins, outs = _tensors([args, list((kwargs or {}).values())]), _tensors(out)
+        ins, outs = _tensors([args, kwargs or {}]), _tensors(out)
         if name.endswith('_with_indices'): outs = outs[:1]             # an inference does not keep where the maximum was
         self.alive += [*ins, *outs]                                    # so that no storage is freed and its address used again
         read = [_key(t) for t in ins]
@@ -83,7 +84,7 @@ class _Recorder(TorchDispatchMode):
                              macs=int(MULTIPLIES[name](args, outs[0])) if kind == 'mac' else 0,
                              elements=max((t.numel() for t in [*ins, *outs]), default=0) if kind == 'element' else 0, read=read, made=made, size=size,
                              weight=_key(args[1]) if kind == 'mac' and len(args) > 1 and isinstance(args[1], torch.Tensor) else None,
-                             in_place=torch.Tag.pointwise in func.tags or 'batch_norm' in name))
+                             in_place=torch.Tag.pointwise in func.tags or name.endswith(('batch_norm', 'layer_norm', 'group_norm'))))
         return out
 
 # %% ../nbs/68_trace.ipynb #9966dec7

@@ -161,8 +161,9 @@ def test_untouched_after_a_failure():
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
 def test_precision_changes_no_count(dtype):
-    a, b = (complexity(create_backbone('cp_mobile_24').to(d), (1, 256, 65)) for d in (torch.float32, dtype))
-    assert (a.params, a.macs, a.honest) == (b.params, b.macs, b.honest)
+    a, b = (complexity(create_backbone('cp_mobile_24').to(d), (1, 256, 65)).to_dict() for d in (torch.float32, dtype))
+    for c in (a, b): c['honest'].pop('nonzero')                                  # the smallest weights are zero in half precision
+    assert a == b
 
 
 def test_honest_macs_of_attention_and_rnn():

@@ -13,7 +13,6 @@ from types import FunctionType
 import pandas as pd
 import torch
 from matplotlib import pyplot as plt
-from torch import nn
 
 from .core import InputError
 from .rules import judge

@@ -22,7 +22,8 @@ from .frontend import create_frontend, load_sound
 from .mel import Resample
 
 # %% ../nbs/50_published.ipynb #f9fc23f0
-HEADS = ('feed_forward.0.weight', 'classifier.conv.weight', 'classifier.weight', 'classifier.linear.weight', 'head.1.weight', 'linear2.weight', 'fc2.weight')
+HEADS = ('feed_forward.0.weight', 'classifier.conv.weight', 'classifier.weight', 'classifier.linear.weight', 'head.1.weight',
+         'linear2.weight', 'fc2.weight')
 
 def recognise(state:dict,        # name -> tensor, see `state_of`
               what='this file',  # its name, for the message
@@ -65,7 +66,8 @@ def as_wave(sound,      # path of a sound file, or (samples, rate); samples (N,)
         if wave.ndim == 2: wave = wave.mean(int(np.argmin(wave.shape)))
         wave = torch.as_tensor(wave, dtype=torch.float32).reshape(1, -1)
     else: raise InputError(f'{what}: found {type(sound).__name__}; give the path of a sound file, or (samples, rate)')
-    if not wave.numel() or not wave.isfinite().all(): raise InputError(f"{what}: holds {'no samples' if not wave.numel() else 'NaN or infinite samples'}")
+    if not wave.numel(): raise InputError(f'{what}: holds no samples')
+    if not wave.isfinite().all(): raise InputError(f'{what}: holds NaN or infinite samples')
     return wave, rate
 
 # %% ../nbs/50_published.ipynb #7426e28a
@@ -83,14 +85,16 @@ class PublishedClassifier(nn.Module):
     @torch.no_grad()
     def predict(self,
         wavs,               # sounds, see `as_wave`; any rate, channels and length
-        devices=None,       # name of each sound's device, or one for all; only a device-wise system looks at it, unknown names get its base model
+        devices=None,       # name of each sound's device, or one for all; only a device-wise system looks (unknown: its base model)
         ) -> pd.DataFrame:  # one row a sound: file, scene, and the probability of every class
         "What each sound is, each heard as a whole"
         wavs = [wavs] if isinstance(wavs, (str, Path)) else list(wavs)
         devices = [devices]*len(wavs) if devices is None or isinstance(devices, str) else list(devices)
-        if len(devices) != len(wavs): raise InputError(f'devices: {len(devices)} for {len(wavs)} sounds; give one for each, or one name for all')
+        if len(devices) != len(wavs):
+            raise InputError(f'devices: {len(devices)} for {len(wavs)} sounds; give one for each, or one name for all')
+        names = [str(w) if isinstance(w, (str, Path)) else f'sound {i}' for i, w in enumerate(wavs)]
         self.eval()
-        rows = [self._one(sound, f'sound {i}' if isinstance(sound, (tuple, list)) else str(sound), d) for i, (sound, d) in enumerate(zip(wavs, devices))]
+        rows = [self._one(*item) for item in zip(wavs, names, devices)]
         return pd.DataFrame(rows, columns=['file', 'scene', *self.classes])
 
     def _one(self, sound, name, device):
@@ -107,15 +111,17 @@ def load_published(path,           # of a downloaded checkpoint, or a public nam
                    ) -> PublishedClassifier: # in eval mode, on the CPU
     "Recognise a checkpoint, load it strictly and put its frontend before it"
     file = read_checkpoint(path)
-    if {'cfg', 'model'} <= set(file): raise InputError(f"{path}: BEATs without scenes; train it with create_backbone('beats', weights=path)")
+    no_scenes = '{}: {} knows no scenes; train it with create_backbone({!r}, weights=path)'.format
+    if {'cfg', 'model'} <= set(file): raise InputError(no_scenes(path, 'a published BEATs', 'beats'))
     state = beats_state(state_of(file, path))
     known = sorted({k.split('.')[1] for k in state if k.startswith('device_models.')})
     base = {k.removeprefix('base_model.'): v for k, v in state.items() if k.startswith('base_model.')}
     if unknown := set(known) - set(DEVICES): raise InputError(f"{path}: networks for the unknown devices {', '.join(sorted(unknown))}")
     name, n = recognise(base or state, path)
-    if name == 'passt_s' and n == 527: raise InputError(f"{path}: PaSST with AudioSet's 527 classes; train it with create_backbone('passt_s', weights=path)")
+    if name == 'passt_s' and n == 527: raise InputError(no_scenes(path, 'the AudioSet PaSST (527 classes)', 'passt_s'))
     classes = list(classes or SCENES)
-    if len(classes) != n: raise InputError(f'{path}: {n} outputs for {len(classes)} class names; give classes=[…] in the order of the outputs')
+    if len(classes) != n:
+        raise InputError(f'{path}: {n} outputs for {len(classes)} class names; give classes=[…] in the order of the outputs')
     network = load_weights(DeviceWise(known, n) if base else create_backbone(name, n), state, what=path)
     if all(v.dtype == torch.float16 for v in state.values() if v.is_floating_point()): network.half()
     b = backbones[name]

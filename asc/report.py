@@ -23,7 +23,7 @@ _all_ = ['apply_temperature', 'bootstrap', 'check_predictions', 'compare', 'comp
          'read_predictions', 'vote']
 
 # %% ../nbs/80_report.ipynb #0a32b1b5
-def _metrics(preds, scenes=None): return preds if isinstance(preds, dict) else metrics(preds, scenes)
+def _metrics(preds, scenes=None, groups=None): return preds if isinstance(preds, dict) else metrics(preds, scenes, groups)
 
 def _rows(m, name):
     "accuracy %, log loss and clips by `name`, as a DataFrame"
@@ -34,10 +34,10 @@ def _average(df):
     df.loc['macro average'] = [df['accuracy %'].mean(), df['log loss'].mean(), df['clips'].sum()]
     return df.astype({'clips': int})
 
-def _between(df, preds, *statistics):
+def _between(df, preds, *statistics, **kw):
     "The table with the ends of the 95 % interval over locations beside the accuracy"
     if isinstance(preds, dict): raise InputError('intervals: give the table of predictions, not its metrics; they need the clips')
-    b = 100 * bootstrap(preds, statistics).rename({'macro_accuracy': 'macro average'}).reindex(df.index)
+    b = 100 * bootstrap(preds, statistics, **kw).rename({'macro_accuracy': 'macro average'}).reindex(df.index)
     df.insert(1, 'from', b['low'])
     df.insert(2, 'to', b['high'])
     return df
@@ -51,11 +51,13 @@ def class_table(preds,          # a table of predictions, or what `metrics` retu
     t = _average(_rows(_metrics(preds, scenes), 'class'))
     return _between(t, preds, 'class_accuracy', 'macro_accuracy') if intervals else t
 
-def device_table(preds, scenes=None, intervals=False) -> pd.DataFrame:
+def device_table(preds, scenes=None, intervals=False,
+                 groups=None,   # group name -> devices; default: TAU's real/seen/unseen, and none for other devices
+                 ) -> pd.DataFrame:
     "Scores by device, the mean over devices, then the device groups"
-    m = _metrics(preds, scenes)
+    m = _metrics(preds, scenes, groups)
     t = pd.concat([_average(_rows(m, 'device')), _rows(m, 'group')])
-    return _between(t, preds, 'device_accuracy', 'group_accuracy') if intervals else t
+    return _between(t, preds, 'device_accuracy', 'group_accuracy', **(dict(groups=groups) if groups else {})) if intervals else t
 
 def city_table(preds, scenes=None) -> pd.DataFrame:
     "Scores by city and the mean over cities"

@@ -171,8 +171,8 @@ def plot_splits(results,                    # what `runs_table` returned
     ax = fig.subplots()
     system = pd.Series([', '.join(l.split(', ')[1:]) or 'measured' for l in results.mean.index], index=results.mean.index)
     for name, rows in system.groupby(system, sort=False).groups.items():
-        ax.errorbar(results.split[rows], results.mean.loc[rows, column], results.std.loc[rows, column].fillna(0), fmt='o-', ms=4, lw=1.2, capsize=3,
-                    label=name, **dict(color='0.5', ls='--') if 'published' in name else {})
+        ax.errorbar(results.split[rows], results.mean.loc[rows, column], results.std.loc[rows, column].fillna(0), marker='o', ms=4, lw=1.2,
+                    capsize=3, label=name, **dict(color='0.5', ls='--') if 'published' in name else {})
     ax.set(xscale='log', xlabel='training data, %', ylabel=f'{column}, %' if 'loss' not in column else column)
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticks(sorted(set(results.split)), sorted(set(results.split)))

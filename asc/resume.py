@@ -10,6 +10,7 @@ __all__ = ['random_states', 'set_random_states', 'check_config', 'read_checkpoin
 import json
 import pickle
 import random
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from fastai.callback.core import Callback
 
 from .core import InputError, atomic
-from .learner import fitting
+from .learner import Learner, fitting
 
 # %% ../nbs/57_resume.ipynb #316adea8
 def random_states(loaders=()) -> dict: # of tensors, numbers and lists
@@ -76,6 +77,7 @@ def training_state(learn) -> dict: # of tensors and plain values, in the middle 
 # %% ../nbs/57_resume.ipynb #769f4de3
 def restore_training(learn, state:dict, what): # what: the checkpoint's path, for messages
     "Put a learner whose fit is about to begin where it was when `state` was taken"
+    if not isinstance(learn, Learner): raise InputError('only a Learner of asc.learner can begin at a later epoch: make it with create_learner')
     check_config(state['shape'], training_shape(learn), what)
     check_config({k: 'on' for k in state['callbacks']}, {k: 'on' for k in rememberers(learn)}, what)
     try: learn.model.load_state_dict(state['model']); learn.opt.load_state_dict(state['opt'])
@@ -114,7 +116,7 @@ class Checkpoint(Callback):
     def after_train(self): self.due = True
     def after_epoch(self):
         if not self.due: return
-        with atomic(self.path) as tmp, open(tmp, 'wb') as f:
-            torch.save(dict(format='asc-checkpoint-1', config=self.config, **training_state(self.learn)), f)
+        torch.save(dict(format='asc-checkpoint-1', config=self.config, **training_state(self.learn)), made := BytesIO())
+        with atomic(self.path) as tmp: tmp.write_bytes(made.getbuffer())               # in one piece: torch's writer hides a full disk
         self.due = False
     def after_fit(self): self.learn.first_epoch = 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import CITIES, DEVICES, SCENES, InputError, groups_of, vocab_of
+from .core import CITIES, DEVICES, InputError, groups_of, vocab_of
 
 # %% ../nbs/78_scores.ipynb #1f1fd366
 LABELS = ['filename', 'scene_label', 'device', 'city']

@@ -127,7 +127,10 @@ def _hold_out(count, frac):
         want, free = frac*n.sum() - n[held].sum(), n[(n > 0) & ~n.index.isin(held)]
         for place, size in free.items():
             if size < 2*want and take(place): want -= size
-        if not n[held].sum(): any(take(place) for place in free.sort_values(kind='stable').index)
+    size = count.sum(axis=1)
+    for place in size[~size.index.isin(held)].sort_values(kind='stable').index:      # small lists: near the share as a whole
+        none_yet = not count.loc[held, count.loc[place] > 0].to_numpy().any()
+        if none_yet and (not held or size[place] < 2*(frac*size.sum() - size[held].sum())): take(place)
     return held
 
 # %% ../nbs/11_splits.ipynb #c6e0599b

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import optimize, stats
 
 from .core import DEVICE_GROUPS, InputError, pick
-from .scores import LABELS, check_predictions, clips, vote
+from .scores import LABELS, check_predictions, clips
 
 # %% ../nbs/79_stats.ipynb #25ec3d06
 SCORES = {'accuracy': ('correct', None, False), 'log_loss': ('loss', None, False),

@@ -11,7 +11,6 @@ from math import log2
 
 import pandas as pd
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # %% ../nbs/68_trace.ipynb #9b0762c7
@@ -35,6 +34,7 @@ def _attention(a): return a[0].numel() * a[1].shape[-2] + a[0].numel() // a[0].s
 def _fft(a, out):
     n = max(a[0].shape[a[1][-1]], out.shape[a[1][-1]])
     return int(max(a[0].numel(), out.numel()) * log2(n))
+def _bag(a, out): return a[1].numel() * a[0].shape[1] if len(a) > 6 and a[6] is not None else 0      # a weighted sum of rows
 def _packed(a, out):
     unpack = torch.ops.quantized.linear_unpack if 'Linear' in str(a[1]._type()) else torch.ops.quantized.conv2d_unpack
     return out.numel() * unpack(a[1])[0][0].numel()
@@ -45,6 +45,7 @@ MULTIPLIES = {
     'addmm': lambda a, out: a[1].numel() * a[2].shape[-1], 'baddbmm': lambda a, out: a[1].numel() * a[2].shape[-1],
     'mv': lambda a, out: a[0].numel(), 'dot': lambda a, out: a[0].numel(), 'addmv': lambda a, out: a[1].numel(),
     **dict.fromkeys(('conv2d', 'conv2d_relu', 'linear', 'linear_relu', 'linear_dynamic'), _packed),     # torch.ao's quantised layers
+    '_embedding_bag_forward_only': _bag, '_embedding_bag': _bag,
     'convolution': _conv, 'mkldnn_rnn_layer': lambda a, out: _rnn(a), '_fft_r2c': _fft, '_fft_c2r': _fft, '_fft_c2c': _fft,
     '_scaled_dot_product_flash_attention_for_cpu': lambda a, out: _attention(a), '_scaled_dot_product_flash_attention': lambda a, out: _attention(a),
     '_scaled_dot_product_efficient_attention': lambda a, out: _attention(a), '_scaled_dot_product_attention_math': lambda a, out: _attention(a)}

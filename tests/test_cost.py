@@ -13,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from asc.backbone.zoo import backbones, create_backbone
 from asc.core import InputError
 from asc.cost import complexity, judge_devices, layer_table
+from asc.frontend import create_frontend
 from asc.trace import trace
 
 ROWS_24 = '''in_c.0 1×256×65 88 304144
@@ -262,3 +263,12 @@ def test_to_dict_is_json():
 def test_pictures_of_small_and_deep_networks(tmp_path):
     for name in ('cp_mobile_24', 'beats'):
         complexity(create_backbone(name), (1, *backbones[name].shape)).plot().savefig(tmp_path/'c.png')
+
+
+def test_the_frontend_of_the_baseline():
+    "65 transforms of length 4096, and two mel bands for nearly every bin"
+    h = complexity(create_backbone('cp_mobile_24'), (1, 256, 65), frontend=create_frontend('dcase24')).honest
+    fft = 65 * 4096 * 12
+    assert fft < h['frontend_macs'] < fft + 65 * 2 * 2049
+    with pytest.raises(InputError, match='makes \\(1, 256, 64\\)'):
+        complexity(create_backbone('cp_mobile_24'), (1, 256, 65), frontend=create_frontend('cp'))

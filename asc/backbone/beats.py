@@ -17,16 +17,18 @@ from .weights import load_weights
 from ..core import InputError, pick
 
 # %% ../../nbs/48_backbone.beats.ipynb #d47cb726
-BEATS_CFG = dict(input_patch_size=16, embed_dim=512, conv_bias=False, encoder_layers=12, encoder_embed_dim=768, encoder_ffn_embed_dim=3072,
-                 encoder_attention_heads=12, dropout=0., attention_dropout=0., activation_dropout=0., dropout_input=0., predictor_dropout=0.1,
-                 encoder_layerdrop=0.05, conv_pos=128, conv_pos_groups=16, num_buckets=320, max_distance=800, layer_wise_gradient_decay_ratio=0.6)
+BEATS_CFG = dict(
+    input_patch_size=16, embed_dim=512, conv_bias=False, encoder_layers=12, encoder_embed_dim=768, encoder_ffn_embed_dim=3072,
+    encoder_attention_heads=12, dropout=0., attention_dropout=0., activation_dropout=0., dropout_input=0., predictor_dropout=0.1,
+    encoder_layerdrop=0.05, conv_pos=128, conv_pos_groups=16, num_buckets=320, max_distance=800, layer_wise_gradient_decay_ratio=0.6)
 BEATS_FIXED = dict(activation_fn='gelu', layer_norm_first=False, deep_norm=True, relative_position_embedding=True, gru_rel_pos=True)
 
 def beats_cfg(cfg:dict,  # of a checkpoint, or a few values that differ from the published ones
               ) -> dict: # every value of BEATS_CFG
     "A complete configuration; a BEATs of another kind is an InputError"
     for k, v in BEATS_FIXED.items():
-        if cfg.get(k, v) != v: raise InputError(f'BEATs: {k}={cfg[k]!r} in the configuration; only {v!r}, as in the published files, is supported')
+        if cfg.get(k, v) != v:
+            raise InputError(f'BEATs: {k}={cfg[k]!r} in the configuration; only {v!r}, as in the published files, is supported')
     full = {k: cfg.get(k, v) for k, v in BEATS_CFG.items()}
     for k, by in (('encoder_attention_heads', 'encoder_embed_dim'), ('conv_pos_groups', 'encoder_embed_dim')):
         if full[by] % full[k]: raise InputError(f'BEATs: {by}={full[by]} does not divide into {k}={full[k]}')
@@ -86,7 +88,8 @@ class BEATsLayer(nn.Module):
         self.alpha, beta = (2*n)**.25, (8*n)**-.25
         for name, m in self.named_modules():
             if isinstance(m, nn.Linear):
-                if 'grep' not in name: nn.init.xavier_normal_(m.weight, beta if name.split('.')[-1] in ('v_proj', 'out_proj', 'fc1', 'fc2') else 1)
+                gain = beta if name.split('.')[-1] in ('v_proj', 'out_proj', 'fc1', 'fc2') else 1
+                if 'grep' not in name: nn.init.xavier_normal_(m.weight, gain)
                 nn.init.zeros_(m.bias)
     def forward(self, x, bias):
         x = self.self_attn_layer_norm(self.alpha*x + self.drop(self.self_attn(x, bias)))
@@ -174,11 +177,13 @@ def load_beats(checkpoint:dict,   # with `cfg` and `model`, as `read_checkpoint`
                what='this file',  # its name, for the message
                ) -> BEATs:        # classifier freshly initialised
     "A BEATs from a published checkpoint, configured by it"
-    if not {'cfg', 'model'} <= set(checkpoint): raise InputError(f"{what} is no published BEATs: it holds {', '.join(checkpoint)} instead of cfg and model")
+    if not {'cfg', 'model'} <= set(checkpoint):
+        raise InputError(f"{what} is no published BEATs: it holds {', '.join(checkpoint)} instead of cfg and model")
     state = beats_state(checkpoint['model'])
     tuned = any(k.startswith('predictor.') for k in state)
     if tuned != (pick(BEATS_MODES, mode, 'BEATs mode') == 'ssl+sl'):
-        raise InputError(f"{what} is {'fine-tuned on AudioSet' if tuned else 'self-supervised only'}: choose mode {'ssl+sl' if tuned else 'ssl or ssl*'}, not {mode}")
+        is_, choose = ('fine-tuned on AudioSet', 'ssl+sl') if tuned else ('self-supervised only', 'ssl or ssl*')
+        raise InputError(f'{what} is {is_}: choose mode {choose}, not {mode}')
     net = BEATs(n_classes, mode, checkpoint['cfg'])
     load_weights(net.encoder, {k: v for k, v in state.items() if not k.startswith('predictor.')}, what=what)
     return net

@@ -16,7 +16,7 @@ from ..core import InputError
 
 # %% ../../nbs/46_backbone.cnn6.ipynb #6218f590
 class SepBlock(nn.Module):
-    "1×1 convolution, sum of dilated depthwise filters along time and mel, batch norm, ReLU, 2×2 average: (B, ci, T, F) -> (B, co, T/2, F/2)"
+    "1×1 convolution, sum of dilated depthwise filters along time and mel, norm, ReLU, 2×2 mean: (B, ci, T, F) -> (B, co, T/2, F/2)"
     def __init__(self, ci:int, co:int): # input and output channels
         super().__init__()
         self.ch_conv1 = nn.Conv2d(ci, co, 1, bias=False)
@@ -43,7 +43,8 @@ class Cnn6(nn.Module):
         self.drop, self.relu = nn.Dropout(dropout), nn.ReLU()
         self.fc1, self.fc2 = nn.Linear(widths[-1], widths[-1]), nn.Linear(widths[-1], n_classes)
     def forward(self, x):
-        if x.shape[2] != self.bn0.num_features: raise InputError(f'Cnn6: {x.shape[2]} mel bands, but this network was made for {self.bn0.num_features}')
+        if x.shape[2] != (n := self.bn0.num_features):
+            raise InputError(f'Cnn6: {x.shape[2]} mel bands, but this network was made for {n}')
         x = self.bn0(x.transpose(1, 2)).permute(0, 2, 3, 1).contiguous(memory_format=torch.channels_last)    # its fastest layout
         x = self.conv4(self.conv3(self.conv2(self.conv1(x)))).mean(3)
         x = x.amax(2) + x.mean(2)

@@ -51,8 +51,10 @@ class CPResNet(nn.Module):
         groups=(1, 2, 1),      # groups of the convolutions in each stage
     ):
         super().__init__()
-        if rho not in range(13): raise InputError(f'CP-ResNet: rho {rho} is out of range; choose 0 to 12 (12 is the largest receptive field)')
-        if not set(blocks) <= {1, 2} or len(blocks) != 3: raise InputError(f'CP-ResNet: blocks {blocks}; give three numbers, each 1 or 2')
+        if rho not in range(13):
+            raise InputError(f'CP-ResNet: rho {rho} is out of range; choose 0 to 12 (12 is the largest receptive field)')
+        if not set(blocks) <= {1, 2} or len(blocks) != 3:
+            raise InputError(f'CP-ResNet: blocks {blocks}; give three numbers, each 1 or 2')
         widths = base, 2*base, 4*base - narrow
         for ci, w, g in zip((base, *widths), widths, groups):
             if w < 1 or w % g or ci % g: raise InputError(f'CP-ResNet: a stage from {ci} to {w} channels does not divide into {g} groups')

@@ -46,7 +46,8 @@ class PaSST(nn.Module):
     ):
         super().__init__()
         block = need_timm('PaSST').models.vision_transformer.Block
-        if not 0 <= patchout_f < grid[0]: raise InputError(f'PaSST: patchout_f {patchout_f} is out of range; there are {grid[0]} rows, choose 0 to {grid[0]-1}')
+        if not 0 <= patchout_f < grid[0]:
+            raise InputError(f'PaSST: patchout_f {patchout_f} is out of range; there are {grid[0]} rows, choose 0 to {grid[0]-1}')
         self.patchout_f, self.patchout_t, self.patchout, norm = patchout_f, patchout_t, patchout, partial(nn.LayerNorm, eps=1e-6)
         zeros = lambda *shape: nn.Parameter(torch.zeros(1, *shape))
         self.cls_token, self.dist_token, self.new_pos_embed = zeros(1, dim), zeros(1, dim), zeros(2, dim)
@@ -62,7 +63,8 @@ class PaSST(nn.Module):
     def patches(self, x): # (B, 1, F, T) -> (B, dim, rows, columns), positions added
         x = self.patch_embed(x)[..., :self.time_new_pos_embed.shape[-1]]
         rows, spare = self.freq_new_pos_embed.shape[2], self.time_new_pos_embed.shape[-1] - x.shape[-1]
-        if x.shape[2] != rows: raise InputError(f'PaSST: the input gives {x.shape[2]} rows of patches for {rows} positions; it needs 128 mel bands')
+        if x.shape[2] != rows:
+            raise InputError(f'PaSST: the input gives {x.shape[2]} rows of patches for {rows} positions; it needs 128 mel bands')
         start = int(torch.randint(spare + 1, ())) if self.training else 0
         return x + self.time_new_pos_embed[..., start:start + x.shape[-1]] + self.freq_new_pos_embed
     def features(self, x): # (B, 1, F, T) -> (B, dim)

@@ -67,8 +67,9 @@ class TFSepNet(nn.Module):
         k:int=3,              # kernel of the depthwise convolutions, odd
     ):
         super().__init__()
-        if base % 4 or base < 4: raise InputError(f'TF-SepNet: base {base} is not a positive multiple of 4 (published: 40, 64), '
-                                                  'and its blocks split 1.5·base channels into halves')
+        if base % 4 or base < 4:
+            raise InputError(f'TF-SepNet: base {base} is not a positive multiple of 4 (published: 40, 64), '
+                             'and its blocks split 1.5·base channels into halves')
         names = '_conv', '_bn'
         self.conv_layers = nn.Sequential(ConvNorm(1, base//2, 3, 2, names=names),
                                          ConvNorm(base//2, 2*base, 3, 2, groups=base//2, names=names))
@@ -86,8 +87,9 @@ class DragonTFSepNet(nn.Module):
         dropout:float=0.4,    # inside the blocks
     ):
         super().__init__()
-        if base % 20 or base < 20: raise InputError(f'TF-SepNet (dragonsearch): base {base} is not a positive multiple of 20 (published: 60, 80), '
-                                                    'as its shuffle has ten columns')
+        if base % 20 or base < 20:
+            raise InputError(f'TF-SepNet (dragonsearch): base {base} is not a positive multiple of 20 (published: 60, 80), '
+                             'as its shuffle has ten columns')
         block = lambda ci, co: TFSepBlock(ci, co, groups=10, dropout=dropout, plain=True, names=('conv', 'bn'))
         layers, c = make_layers(16, base, AdaResNorm, block)
         self.feature = nn.Sequential(nn.Conv2d(1, 2*base, 5, 2, 2, bias=False), *layers)

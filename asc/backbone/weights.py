@@ -16,9 +16,9 @@ from ..core import InputError, project_root
 
 # %% ../../nbs/39_backbone.weights.ipynb #73235b82
 _cpjku = 'https://github.com/fschmid56/cpjku_dcase23/releases/download/ensemble_logits/'
-PUBLISHED = {
-    'passt-s-f128-p16-s10-ap.476-swa': 'https://github.com/kkoutini/PaSST/releases/download/v0.0.1-audioset/passt-s-f128-p16-s10-ap.476-swa.pt',
-    **{n: f'{_cpjku}{n}.pt' for kind in ('passt', 'cpr_128k') for aug in ('dirfms', 'fms') for i in (1, 2, 3) for n in [f'{kind}_{aug}_{i}']}}
+_passt = 'https://github.com/kkoutini/PaSST/releases/download/v0.0.1-audioset/'
+_teachers = [f'{kind}_{how}_{i}' for kind in ('passt', 'cpr_128k') for how in ('dirfms', 'fms') for i in (1, 2, 3)]
+PUBLISHED = {n: f'{base}{n}.pt' for base, names in ((_passt, ['passt-s-f128-p16-s10-ap.476-swa']), (_cpjku, _teachers)) for n in names}
 
 def weights_file(path,     # path of a checkpoint, or a name in `PUBLISHED`
                  ) -> Path:  # of a file that exists
@@ -41,7 +41,8 @@ def read_checkpoint(path,     # .safetensors, or what torch.save wrote (.pt, .pt
         if head[8:] == b'{': return load_file(path)
         found = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as e:
-        if head[:2] not in (b'PK', b'\x80\x02'): raise InputError(f'{path}: not a checkpoint ({_looks_like(head)}); download it again') from None
+        if head[:2] not in (b'PK', b'\x80\x02'):
+            raise InputError(f'{path}: not a checkpoint ({_looks_like(head)}); download it again') from None
         raise InputError(f'{path}: holds Python objects besides tensors, which are not unpickled because that can run code '
                          "(where it comes from, save torch.load(file)['state_dict'] alone)") from e
     except Exception as e:                                    # torch.load fails in many ways on what it never wrote
@@ -50,8 +51,9 @@ def read_checkpoint(path,     # .safetensors, or what torch.save wrote (.pt, .pt
     return found
 
 def _looks_like(head):
-    known = {b'<': 'a web page', b'RIFF': 'a wav file', b'version': 'a Git LFS pointer', b'PK': 'a zip archive', b'': 'an empty file'}
-    return next(what for start, what in {**known, b'': f'it begins with {head!r}' if head else 'an empty file'}.items() if head.startswith(start))
+    known = {b'<': 'a web page', b'RIFF': 'a wav file', b'version': 'a Git LFS pointer', b'PK': 'a zip archive'}
+    rest = f'it begins with {head!r}' if head else 'an empty file'
+    return next((what for start, what in known.items() if head.startswith(start)), rest)
 
 # %% ../../nbs/39_backbone.weights.ipynb #d7ff2a43
 HOLDERS, FRONTENDS = ('state_dict', 'model_state_dict', 'net', 'model'), ('mel.',)

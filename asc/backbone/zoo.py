@@ -203,8 +203,8 @@ def exports(make, x):
     return close(program(many), net(many))
 
 # %% ../../nbs/49_backbone.zoo.ipynb #9e87fdea
-contract = dict(one_clip=one_clip, lengths=lengths, seeded=seeded, gradients=gradients, round_trip=round_trip, repeatable=repeatable, half=half,
-                channels_last=channels_last, exports=exports)
+contract = dict(one_clip=one_clip, lengths=lengths, seeded=seeded, gradients=gradients, round_trip=round_trip, repeatable=repeatable,
+                half=half, channels_last=channels_last, exports=exports)
 
 @torch.no_grad()
 def check_backbone(name,          # a name for `create_backbone`, or a function of n_classes that makes a network

@@ -78,3 +78,10 @@ def test_nothing_foreign_is_committed():
         text = (ROOT/f).read_text(encoding='utf-8')
         bad = re.search(r'(?<![\w.])/(work|root|home|tmp/w)/\w+', text) or re.search('py' + r'pi\.org|file' + r's\.python' + r'hosted', text)
         assert not bad, f'{f}: {bad[0]}'
+
+
+def test_readme_is_the_index():
+    "README.md is what `make readme` makes of nbs/index.ipynb"
+    from nbconvert import MarkdownExporter
+    text, _ = MarkdownExporter().from_filename(str(ROOT/'nbs/index.ipynb'))
+    assert text.strip() == (ROOT/'README.md').read_text(encoding='utf-8').strip(), 'run make readme'

@@ -157,7 +157,7 @@ def test_a_full_disk_keeps_the_old_checkpoint(start, whole, tmp_path):
     from fastai.data.core import DataLoaders
     rows = [(torch.randn(300), torch.tensor(i % 2)) for i in range(8)]
     def learner(**kw):
-        return create_learner(DataLoaders.from_dsets(rows, rows, bs=4, device='cpu'), torch.nn.Linear(300, 300), cbs=[Checkpoint(tmp_path, **kw)])
+        return create_learner(DataLoaders.from_dsets(rows, rows, bs=4, num_workers=0, device='cpu'), torch.nn.Linear(300, 300), cbs=[Checkpoint(tmp_path, **kw)])
     learn = learner()
     with learn.no_bar(): learn.fit(1)
     before = (tmp_path/'checkpoint.pt').read_bytes()

@@ -164,3 +164,14 @@ def test_benchmark_runs(synthetic, tmp_path):
     table = pd.read_csv(tmp_path/'bench/benchmark.csv')
     assert (table.ours > 0).all() and (table.ratio > 0).all() and table.stage.str.contains('dcase24').any()
     assert json.loads((tmp_path/'bench/metrics.json').read_text())['packing_clips_per_s'] > 0
+
+
+def test_report_runs(done, tmp_path):
+    "The report notebook makes the tables of the paper from run folders, and says synthetic"
+    out, _ = done
+    r = papermill(tmp_path/'executed.ipynb', '-y', f'{{runs: ["{out}"]}}', '-p', 'out', tmp_path/'report', argv=[PAPERMILL[0], 'nbs/report.ipynb'])
+    assert r.returncode == 0, r.stderr[-3000:]
+    tables = {p.name.split('-')[0]: p.read_text() for p in (tmp_path/'report').glob('*.md')}
+    macro = 100 * json.loads((out/'metrics.json').read_text())['macro_accuracy']
+    assert {'summary', 'class', 'device'} <= set(tables) and f'{macro:.2f}' in tables['summary'] and 'published' not in tables['class']
+    assert 'synthetic: says nothing about TAU' in (tmp_path/'report/report.ipynb').read_text()

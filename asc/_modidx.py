@@ -685,6 +685,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/asc', 'doc_host': '', 'git
                               'asc.training.LoneClip.after_fit': ('training.html#loneclip.after_fit', 'asc/training.py'),
                               'asc.training.LoneClip.before_fit': ('training.html#loneclip.before_fit', 'asc/training.py'),
                               'asc.training.LoneClip.check': ('training.html#loneclip.check', 'asc/training.py'),
+                              'asc.training.check_options': ('training.html#check_options', 'asc/training.py'),
                               'asc.training.create_callbacks': ('training.html#create_callbacks', 'asc/training.py')},
             'asc.waveaug': { 'asc.waveaug.Gain': ('waveaug.html#gain', 'asc/waveaug.py'),
                              'asc.waveaug.Gain.__init__': ('waveaug.html#gain.__init__', 'asc/waveaug.py'),

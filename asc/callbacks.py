@@ -12,7 +12,7 @@ from fastai.callback.tracker import EarlyStoppingCallback, TrackerCallback
 from fastai.learner import CancelFitException
 from torch import nn
 
-from .core import InputError, check_range
+from .core import InputError, check_range, pick
 from .learner import fitting
 
 # %% ../nbs/56_callbacks.ipynb #59a6d30c
@@ -73,7 +73,8 @@ class SWA(Averaged):
     @torch.no_grad()
     def estimate(self):
         "One pass over the training clips; frozen BatchNorms, which are in eval mode, stay"
-        norms = [m for m in self.learn.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m.track_running_stats]
+        norms = [m for m in self.learn.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        norms = [m for m in norms if m.training and m.track_running_stats]
         kept = [m.momentum for m in norms]
         for m in norms: m.reset_running_stats(); m.momentum = None                   # None: the mean of all batches
         for b in self.dls.train if norms else ():
@@ -84,10 +85,8 @@ class SWA(Averaged):
 # %% ../nbs/56_callbacks.ipynb #c9a0a3c4
 def check_monitor(learn, monitor, what):
     "InputError unless `monitor` is measured on a validation list"
-    if not len(learn.dls.valid_ds): raise InputError(f'{what} needs a validation list: set valid above 0 (the test list is never used for it)')
-    names = list(learn.recorder.metric_names)[1:]
-    if monitor not in names or monitor in ('train_loss', 'time'):
-        raise InputError(f"{what}: unknown monitor {monitor!r}: choose one of {', '.join(n for n in names if n not in ('train_loss', 'time'))}")
+    if not len(learn.dls.valid_ds): raise InputError(f'{what} needs a validation list: set valid above 0 (the test list is never used)')
+    pick([n for n in learn.recorder.metric_names if n not in ('epoch', 'train_loss', 'time')], monitor, f'monitor of {what}')
 
 # %% ../nbs/56_callbacks.ipynb #2053bcc4
 class KeepBest(TrackerCallback):

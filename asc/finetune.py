@@ -42,7 +42,8 @@ class Freeze(Callback):
         parts = [n for n, _ in net.named_children() if n != head_of(net)] if self.parts == ['encoder'] else self.parts
         for p in parts:
             if not any(within(n, [p]) for n, _ in net.named_parameters()) and self.parts != ['encoder']:
-                raise InputError(f"freeze: no part {p!r} in this network; parts are encoder, {', '.join(n for n, _ in net.named_children())}")
+                known = ', '.join(n for n, _ in net.named_children())
+                raise InputError(f"freeze: no part {p!r} in this network; parts are encoder, {known}")
         inside = lambda n: within(n, parts) or self.parts == ['encoder'] and '.' not in n        # with loose parameters (tokens)
         self.held = [p for n, p in net.named_parameters() if p.requires_grad and inside(n)]
         self.still = [m for n, m in net.named_modules() if n and within(n, parts)]
@@ -71,6 +72,7 @@ def layers_of(net, total=None, prefix='') -> list: # [(name, [parameter, …]), 
         elif params: out.append((prefix + name, params))
     return out
 
+# %% ../nbs/58_finetune.ipynb #e0388685
 def layer_groups(model,           # a classifier or a network
                  decay:float=1.,  # rate of a layer as a share of the next one's, above 0 … 1
                  ):               # (splitter for the Learner, [share of the learning rate, …]), from input to head

@@ -60,6 +60,7 @@ class LabelLoss(nn.CrossEntropyLoss):
 class PlainValidation(Callback):
     "The validation loss is cross-entropy with the labels"
     kept = None
-    def before_validate(self): self.kept, self.learn.loss_func = self.loss_func, LabelLoss(reduction=getattr(self.loss_func, 'reduction', 'mean'))
+    def before_validate(self):
+        self.kept, self.learn.loss_func = self.loss_func, LabelLoss(reduction=getattr(self.loss_func, 'reduction', 'mean'))
     def after_validate(self):
         if self.kept is not None: self.learn.loss_func, self.kept = self.kept, None

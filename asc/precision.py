@@ -23,7 +23,8 @@ def check_precision(precision:str, # name in `precisions`
     "The 16-bit type `precision` names, once the device has shown that it computes in it"
     dtype, device = pick(precisions, precision, 'precision'), torch.device(device)
     if dtype is None: return None
-    able = device.type == 'cuda' if precision == 'fp16' else device.type != 'cuda' or torch.cuda.is_bf16_supported(including_emulation=False)
+    on_gpu = device.type == 'cuda'
+    able = on_gpu if precision == 'fp16' else not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)
     if able:
         try:
             with torch.no_grad(), torch.autocast(device.type, dtype):

@@ -46,14 +46,15 @@ def check_config(saved:dict,  # what the checkpoint was made with
     nothing = object()
     differ = [k for k in {**saved, **config} if saved.get(k, nothing) != config.get(k, nothing)]
     tell = lambda d, k: json.dumps(d[k], ensure_ascii=False) if k in d else 'nothing'
-    if differ: raise InputError(f'{what} belongs to another configuration: ' + ', '.join(f'{k} was {tell(saved, k)}, is {tell(config, k)}' for k in differ)
-                                + '. Resume with the parameters it was started with, or start a run in another folder')
+    told = ', '.join(f'{k} was {tell(saved, k)}, is {tell(config, k)}' for k in differ)
+    if differ: raise InputError(f'{what} belongs to another configuration: {told}. '
+                                'Resume with the parameters it was started with, or start a run in another folder')
 
 def read_checkpoint(path) -> dict:
     "A checkpoint, from a file in which nothing is run"
     try: state = torch.load(path, map_location='cpu', weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as e:
-        raise InputError(f'{path} is no checkpoint or is damaged ({str(e).splitlines()[0][:80]}): remove it to train from the beginning') from e
+        raise InputError(f'{path} is no checkpoint or is damaged ({str(e).splitlines()[0][:80]}): remove it to begin again') from e
     if not isinstance(state, dict) or state.get('format') != 'asc-checkpoint-1': raise InputError(f'{path} is no checkpoint of asc')
     return state
 
@@ -69,15 +70,16 @@ def training_shape(learn) -> dict:
 def training_state(learn) -> dict: # of tensors and plain values, in the middle of a fit, after a whole epoch
     "All that the rest of the fit depends on"
     rec = learn.recorder
-    log = dict(count=rec.smooth_loss.count, val=rec.smooth_loss.val, losses=torch.stack(rec.losses), lrs=torch.tensor(rec.lrs, dtype=torch.float64),
-               iters=list(rec.iters), values=[list(v) for v in rec.values])
-    return dict(shape=training_shape(learn), epoch=learn.epoch + 1, train_iter=learn.train_iter, model=learn.model.state_dict(), recorder=log,
-                opt=learn.opt.state_dict(), callbacks={k: cb.get_state() for k, cb in rememberers(learn).items()}, random=random_states(learn.dls.loaders))
+    log = dict(count=rec.smooth_loss.count, val=rec.smooth_loss.val, losses=torch.stack(rec.losses),
+               lrs=torch.tensor(rec.lrs, dtype=torch.float64), iters=list(rec.iters), values=[list(v) for v in rec.values])
+    return dict(shape=training_shape(learn), epoch=learn.epoch + 1, train_iter=learn.train_iter, model=learn.model.state_dict(),
+                opt=learn.opt.state_dict(), callbacks={k: cb.get_state() for k, cb in rememberers(learn).items()}, recorder=log,
+                random=random_states(learn.dls.loaders))
 
 # %% ../nbs/57_resume.ipynb #769f4de3
 def restore_training(learn, state:dict, what): # what: the checkpoint's path, for messages
     "Put a learner whose fit is about to begin where it was when `state` was taken"
-    if not isinstance(learn, Learner): raise InputError('only a Learner of asc.learner can begin at a later epoch: make it with create_learner')
+    if not isinstance(learn, Learner): raise InputError('only a Learner from create_learner can begin at a later epoch')
     check_config(state['shape'], training_shape(learn), what)
     check_config({k: 'on' for k in state['callbacks']}, {k: 'on' for k in rememberers(learn)}, what)
     try: learn.model.load_state_dict(state['model']); learn.opt.load_state_dict(state['opt'])
@@ -99,7 +101,8 @@ class Checkpoint(Callback):
                  ):
         self.path, self.config = Path(folder)/'checkpoint.pt', json.loads(json.dumps(config or {}, default=str))
         self.resume, self.saved, self.due = resume, None, False
-        if resume and not self.path.parent.is_dir(): raise InputError(f'{self.path.parent} does not exist: give the folder of the run to resume')
+        if resume and not self.path.parent.is_dir():
+            raise InputError(f'{self.path.parent} does not exist: give the folder of the run to resume')
         if resume and self.path.exists():
             self.saved = read_checkpoint(self.path)
             check_config(self.saved['config'], self.config, self.path)

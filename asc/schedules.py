@@ -56,6 +56,7 @@ def cosine(lr:float=1., last:float=.01, per:str='epoch', epochs=1):
     check_range(last=(last, 0, 1))
     return stepped(lambda pos: lr * (last + (1 - last) * (1 + math.cos(math.pi * pos)) / 2), per, epochs)
 
+# %% ../nbs/52_schedules.ipynb #8535e213
 def cosine_restarts(lr:float=1.,     # highest learning rate
                     t0:float=10.,    # epochs of the first cycle
                     mult:float=2.,   # each cycle is so many times the one before, 1 …
@@ -108,9 +109,6 @@ def chain(lr:float=1.,     # highest learning rate
     return at
 
 # %% ../nbs/52_schedules.ipynb #81642285
-schedules = dict(constant=constant, linear=linear, warmup_cosine=warmup_cosine, ramp=ramp, cosine=cosine, cosine_restarts=cosine_restarts,
-                 one_cycle=one_cycle, chain=chain)
-
 def read_spec(registry:dict, # name -> function with annotated keywords
               spec,          # 'name', {'name': {keyword: value}}, or the JSON text of it
               what:str,      # what the names are: 'schedule', 'loss'
@@ -118,7 +116,8 @@ def read_spec(registry:dict, # name -> function with annotated keywords
     "Which function of a registry, with which keywords; InputError for a name, keyword or type that does not exist"
     if isinstance(spec, str) and spec.lstrip().startswith('{'):
         try: spec = json.loads(spec)
-        except json.JSONDecodeError as e: raise InputError(f'{what}={spec!r} is not JSON ({e}); write {{"name": {{"keyword": 1.0}}}}') from e
+        except json.JSONDecodeError as e:
+            raise InputError(f'{what}={spec!r} is not JSON ({e}); write {{"name": {{"keyword": 1.0}}}}') from e
     if isinstance(spec, str): spec = {spec: {}}
     if not (isinstance(spec, dict) and len(spec) == 1 and isinstance(kw := next(iter(spec.values())) or {}, dict)):
         raise InputError(f"{what}={spec!r}: give a name or {{'name': {{'keyword': 1.0}}}}; names are {', '.join(registry)}")
@@ -130,6 +129,9 @@ def read_spec(registry:dict, # name -> function with annotated keywords
     return f, {k: check_type(f'{what} {name}.{k}', v, kinds[k]) for k, v in kw.items()}
 
 # %% ../nbs/52_schedules.ipynb #09936da4
+schedules = dict(constant=constant, linear=linear, warmup_cosine=warmup_cosine, ramp=ramp, cosine=cosine, cosine_restarts=cosine_restarts,
+                 one_cycle=one_cycle, chain=chain)
+
 def create_schedule(spec,          # name in `schedules`, {name: {keyword: value}}, or JSON text
                     lr,            # highest learning rate; a list of them, one a parameter group, gives lists
                     epochs,        # of training

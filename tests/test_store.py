@@ -224,7 +224,7 @@ SCRIPT = '''
     from asc.corpus import load_corpus
     asc.store.CHUNK = 4*800
     read = asc.store.read_int16
-    def slow(*a): time.sleep(.002); return read(*a)
+    def slow(*a): time.sleep(.008); return read(*a)
     asc.store.read_int16 = slow
     corpus = load_corpus(sys.argv[1])
     print('go', flush=True)

@@ -537,6 +537,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/asc', 'doc_host': '', 'git
                           'asc.runs.Run.table': ('runs.html#run.table', 'asc/runs.py'),
                           'asc.runs.check_free': ('runs.html#check_free', 'asc/runs.py'),
                           'asc.runs.check_type': ('runs.html#check_type', 'asc/runs.py'),
+                          'asc.runs.check_unfinished': ('runs.html#check_unfinished', 'asc/runs.py'),
                           'asc.runs.fresh_folder': ('runs.html#fresh_folder', 'asc/runs.py'),
                           'asc.runs.read_parameters': ('runs.html#read_parameters', 'asc/runs.py')},
             'asc.schedules': { 'asc.schedules.chain': ('schedules.html#chain', 'asc/schedules.py'),

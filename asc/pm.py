@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from .core import InputError, project_root, resolve
-from .runs import check_free, fresh_folder
+from .runs import check_free, check_unfinished, fresh_folder
 
 # %% ../nbs/03_pm.ipynb #f9979571
 _TAKES = {**dict.fromkeys(('-p', '--parameters', '-r', '--parameters_raw'), 2),
@@ -52,7 +52,8 @@ def default_output(argv,       # papermill's arguments, without the program's na
     words, given = read_argv(argv)
     if len(words) != 1 or {'--help', '-h', '--help-notebook', '--version'} & set(argv) or not asc_project(words[0]): return argv, None
     nb = Path(words[0])
-    folder = check_free(resolve(given['out'])) if given.get('out') else fresh_folder(nb.stem, given, asc_project(nb)/'runs')
+    free = check_unfinished if str(given.get('resume')).lower() == 'true' else check_free
+    folder = free(resolve(given['out'])) if given.get('out') else fresh_folder(nb.stem, given, asc_project(nb)/'runs')
     folder.mkdir(parents=True, exist_ok=True)
     i = argv.index(words[0]) + 1
     return [*argv[:i], str(folder/nb.name), *argv[i:]], folder

@@ -175,3 +175,32 @@ def test_report_runs(done, tmp_path):
     macro = 100 * json.loads((out/'metrics.json').read_text())['macro_accuracy']
     assert {'summary', 'class', 'device'} <= set(tables) and f'{macro:.2f}' in tables['summary'] and 'published' not in tables['class']
     assert 'synthetic: says nothing about TAU' in (tmp_path/'report/report.ipynb').read_text()
+
+
+def test_a_killed_run_goes_on(synthetic, tmp_path):
+    "kill -9 in the middle of training, then `-p resume True`: the same metrics to the last digit; a finished run is not resumed"
+    import signal
+    import time
+    args = ['-p', 'data_dir', synthetic, '-p', 'epochs', 4, '-p', 'bs', 32, '-p', 'ema', 0.9]
+    assert papermill(tmp_path/'a.ipynb', *args, '-p', 'out', tmp_path/'whole').returncode == 0
+    p = subprocess.Popen([*PAPERMILL, str(tmp_path/'b.ipynb'), *map(str, args), '-p', 'out', str(tmp_path/'killed')], cwd=ROOT, stderr=subprocess.DEVNULL,
+                         env=dict(os.environ, OMP_NUM_THREADS='1'), start_new_session=True)
+    end = time.time() + 120
+    while not (tmp_path/'killed/checkpoint.pt').exists() and time.time() < end: time.sleep(.05)
+    kernels = [int(q.name) for q in Path('/proc').iterdir() if q.name.isdigit() and str(p.pid) == _parent(q)]
+    for pid in (p.pid, *kernels): os.kill(pid, signal.SIGKILL)
+    p.wait()
+    assert not (tmp_path/'killed/metrics.json').exists()
+    r = papermill(tmp_path/'c.ipynb', *args, '-p', 'lr', 0.001, '-p', 'resume', 'True', '-p', 'out', tmp_path/'killed')
+    assert r.returncode != 0 and 'lr was 0.005, is 0.001' in r.stderr
+    r = papermill(*args, '-p', 'resume', 'True', '-p', 'out', tmp_path/'killed')
+    assert r.returncode == 0 and 'continuing after epoch' in r.stderr, r.stderr[-2000:]
+    for name in ('metrics.json', 'predictions.csv', 'history.csv'): assert (tmp_path/'killed'/name).read_bytes() == (tmp_path/'whole'/name).read_bytes()
+    r = papermill(*args, '-p', 'resume', 'True', '-p', 'out', tmp_path/'killed')
+    assert r.returncode != 0 and 'nothing to resume' in r.stderr
+
+
+def _parent(proc):
+    "Parent's process number of a folder of /proc"
+    try: return (proc/'stat').read_text().rsplit(')', 1)[1].split()[1]
+    except OSError: return ''

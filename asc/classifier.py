@@ -52,7 +52,8 @@ def create_classifier(backbone='cp_mobile_24',  # name in `list_backbones()`
     "Build a classifier from names and numbers"
     pipe = create_pipeline(pipeline, rate, frontend=frontend, frontend_args=frontend_args, augment=augment)
     net = create_backbone(backbone, n_classes=len(scenes), **(backbone_args or {}))
-    spec = dict(backbone=backbone, frontend=frontend, pipeline=pipeline, rate=rate, scenes=list(scenes), backbone_args=backbone_args or {},
+    kept = {k: v for k, v in (backbone_args or {}).items() if k != 'weights'}       # the file need not exist where the model is loaded
+    spec = dict(backbone=backbone, frontend=frontend, pipeline=pipeline, rate=rate, scenes=list(scenes), backbone_args=kept,
                 frontend_args=frontend_args or {})
     return Classifier(pipe, net, scenes, spec)
 

@@ -174,6 +174,21 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):
     assert read_checkpoint(tmp_path/'checkpoint.pt')['epoch'] == 1 and len(list(tmp_path.iterdir())) == 1
 
 
+def test_resume_with_the_progress_bar(tmp_path):
+    "The bar over the epochs takes a late beginning"
+    class Stop(Callback):
+        def before_train(self):
+            if self.epoch == 2: raise KeyboardInterrupt
+    rows = [(torch.randn(4), torch.tensor(i % 2)) for i in range(8)]
+    def learner(*cbs, **kw):
+        dls = DataLoaders.from_dsets(rows, rows, bs=4, num_workers=0, device='cpu')
+        return create_learner(dls, torch.nn.Linear(4, 2), cbs=[Checkpoint(tmp_path, **kw), *cbs])
+    with pytest.raises(KeyboardInterrupt): learner(Stop()).fit(4)
+    learn = learner(resume=True)
+    learn.fit(4)
+    assert [row['epoch'] for row in learn.epoch_log.history] == [1, 2, 3, 4] and len(learn.recorder.losses) == 8
+
+
 def test_a_pickle_is_not_read(tmp_path):
     "A file that would run code is refused"
     torch.save(dict(format='asc-checkpoint-1', config={}, bad=np.float64), tmp_path/'checkpoint.pt')

@@ -59,12 +59,14 @@ def bootstrap(preds,                        # a table of predictions
               seed:int=0,                   # of the replicates; the same seed gives the same digits
               level:float=.95,              # coverage aimed at
               groups=DEVICE_GROUPS,         # group name -> devices
-              ) -> pd.DataFrame:            # index: statistic, or its scenes/devices/…; columns estimate, low, high
+              ) -> pd.DataFrame:            # index: statistic, or its scenes/devices/…; columns estimate, low, high (NaN where no scene has two places)
     "Interval of a score over the places it was measured at"
     if not isinstance(statistic, str): return pd.concat([bootstrap(preds, s, n, by, seed, level, groups) for s in statistic])
     s = _Sums(clips(preds), statistic, by, groups)
     w = _weights(s.strata, n, np.random.default_rng(seed))
     low, high = np.nanquantile(s(w @ s.value, w @ s.count), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    drawn = (s.count[np.bincount(s.strata)[s.strata] > 1] > 0).any(0)              # a scene with one place tells nothing of other places
+    low, high = np.where(drawn.any() if s.averaged else drawn, (low, high), np.nan)
     return pd.DataFrame(dict(estimate=s(s.value.sum(0), s.count.sum(0)), low=low, high=high), index=s.names)
 
 # %% ../nbs/79_stats.ipynb #90086b0f

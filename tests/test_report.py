@@ -78,7 +78,8 @@ def test_smallest_tables(n):
     m = metrics(df)
     assert m['n'] == n and 0 <= m['macro_accuracy'] <= 1 and 0 <= m['ece'] <= 1
     for f in (class_table, device_table, confusion, class_device_table, plot_confusion, plot_class_device, plot_reliability, vote): f(df)
-    assert bootstrap(df).notna().all(axis=None)
+    b = bootstrap(df).iloc[0]
+    assert b['estimate'] == m['macro_accuracy'] and np.isnan(b['low'])                # one place: no interval
 
 
 def test_every_digit_is_the_same_whatever_the_order(preds, tmp_path):
@@ -428,3 +429,17 @@ def test_speed_on_a_test_list_of_full_size():
     t = time.perf_counter()
     metrics(df), bootstrap(df)
     assert len(df) == 29_700 and time.perf_counter() - t < 10
+
+
+def test_no_interval_from_one_place():
+    "With one place a scene nothing is known of other places: the ends are NaN, not the estimate"
+    rng = np.random.default_rng(0)
+    rows = [(f'audio/{s}-lyon-{k}-{k}-{i}-a.wav', s, 'a', 'lyon') for k, s in enumerate(['bus', 'tram']) for i in range(20)]
+    df = pd.DataFrame(rows, columns=['filename', 'scene_label', 'device', 'city'])
+    p = rng.uniform(.1, .9, len(df))
+    one = df.assign(bus=p, tram=1 - p)
+    for what in ('macro_accuracy', 'class_accuracy', 'device_accuracy'): assert bootstrap(one, what)[['low', 'high']].isna().all().all()
+    more = df.assign(filename=df.filename.str.replace('-1-1-', '-2-2-'), bus=1 - p, tram=p)
+    two = pd.concat([one, more[more.scene_label == 'tram']])
+    assert bootstrap(two).notna().all().all()
+    assert bootstrap(two, 'class_accuracy')['low'].isna().tolist() == [True, False]

@@ -1,4 +1,4 @@
-# Two commands from a fresh clone, on a machine with Python 3.10-3.13 and git and nothing else set up:
+# Two commands from a fresh clone, on a machine with Python and git and nothing else set up:
 #   make train   installs and runs the main job        make test   installs and passes the tests
 # ARGS go to the run: make train ARGS="-p subset 50 -p epochs 20"
 PYTHON ?= python3

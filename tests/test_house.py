@@ -55,7 +55,7 @@ def test_run_notebook_is_well_formed(path):
     first = next(c for c in nb['cells'] if c['cell_type'] == 'code')
     assert tagged == [first]
     body = ast.parse(''.join(first['source'])).body
-    assert body and all(isinstance(n, ast.AnnAssign) and isinstance(n.value, (ast.Constant, ast.List, ast.UnaryOp)) for n in body)
+    assert body and all(isinstance(n, ast.AnnAssign) and isinstance(n.value, (ast.Constant, ast.List, ast.Dict, ast.UnaryOp)) for n in body)
     assert not any(c.get('outputs') for c in nb['cells'])
 
 

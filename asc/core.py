@@ -37,11 +37,11 @@ def vocab_of(names,      # the labels found, any iterable of str
 
 # %% ../nbs/00_core.ipynb #53b9b29f
 def groups_of(devices,     # every device of the corpus
-              train=(),    # devices in the training list (only read when `devices` are not TAU's)
+              train=(),    # devices there is training material of; () for TAU itself
               ) -> dict:   # group name -> tuple of devices
     "Device groups: TAU's real/seen/unseen, or seen/unseen by the training list"
-    if set(devices) <= set(DEVICES): return dict(DEVICE_GROUPS)
     train = set(train)
+    if set(devices) <= set(DEVICES) and (not train or train >= {*DEVICE_GROUPS['real'], *DEVICE_GROUPS['seen']}): return dict(DEVICE_GROUPS)
     groups = dict(seen=tuple(d for d in devices if d in train), unseen=tuple(d for d in devices if d not in train))
     return {k: v for k, v in groups.items() if v}
 

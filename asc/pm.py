@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .core import InputError, project_root, resolve
+from .core import InputError, atomic, project_root, resolve
 from .runs import check_free, check_unfinished, fresh_folder
 
 # %% ../nbs/03_pm.ipynb #f9979571
@@ -71,16 +71,23 @@ def bar_text(content:dict, # content of a Jupyter display message
 # %% ../nbs/03_pm.ipynb #e0494448
 def last_words(kind, error, traceback):
     "`sys.excepthook` of the command: the sentence of an InputError, anything else as usual"
-    if getattr(error, 'ename', '') == 'InputError': print(f'InputError: {error.evalue}', file=sys.stderr)
+    if getattr(error, 'ename', '') == 'InputError' or isinstance(error, InputError):
+        print(f"InputError: {getattr(error, 'evalue', error)}", file=sys.stderr)
     else: sys.__excepthook__(kind, error, traceback)
 
 # %% ../nbs/03_pm.ipynb #df78850b
 def _make_engine():
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import NBClientEngine
-    from papermill.iorw import write_ipynb
-    from papermill.utils import merge_kwargs, remove_args
+    from papermill.iorw import LocalHandler, papermill_io, write_ipynb
+    from papermill.utils import chdir, merge_kwargs, remove_args
     from tqdm.auto import tqdm
+
+    class WholeFiles(LocalHandler):
+        "Writes a notebook beside its place and renames it: a full disk leaves no half of one"
+        def write(self, buf, path):
+            with chdir(self._cwd), atomic(Path(path).absolute()) as tmp: tmp.write_text(buf, encoding='utf-8')
+    papermill_io.register('local', WholeFiles())
 
     class Client(PapermillNotebookClient):
         "Tells the terminal what the kernel tells the notebook"

@@ -116,7 +116,7 @@ def carve_valid(train,    # rows of `Corpus.meta`: the training split
 # %% ../nbs/11_splits.ipynb #af3e14ce
 def _hold_out(count, frac):
     "Locations to hold out; `count` is locations × scenes in drawing order"
-    held, left = [], (count > 0).sum()
+    held, left, total = [], (count > 0).sum(), count.sum(axis=1)
     def take(place):
         has = count.loc[place] > 0
         if (left[has] < 2).any(): return False
@@ -126,11 +126,11 @@ def _hold_out(count, frac):
     for scene, n in count.items():
         want, free = frac*n.sum() - n[held].sum(), n[(n > 0) & ~n.index.isin(held)]
         for place, size in free.items():
-            if size < 2*want and take(place): want -= size
-    size = count.sum(axis=1)
-    for place in size[~size.index.isin(held)].sort_values(kind='stable').index:      # small lists: near the share as a whole
+            shared = (count.loc[place] > 0).sum() > 1 and total[held].sum() + total[place] > 1.5*frac*total.sum()
+            if size < 2*want and not shared and take(place): want -= size
+    for place in total[~total.index.isin(held)].sort_values(kind='stable').index:      # small lists: near the share as a whole
         none_yet = not count.loc[held, count.loc[place] > 0].to_numpy().any()
-        if none_yet and (not held or size[place] < 2*(frac*size.sum() - size[held].sum())): take(place)
+        if none_yet and (not held or total[place] < 2*(frac*total.sum() - total[held].sum())): take(place)
     return held
 
 # %% ../nbs/11_splits.ipynb #c6e0599b

@@ -193,6 +193,7 @@ def _make(corpus, folder, files, facts, workers, progress):
     with _alone(FileLock(folder.parent/f'.{folder.name}.lock'), folder.name):
         if (folder/'manifest.json').is_file(): return
         scan = scan_audio(corpus, workers=workers, progress=progress)
+        if (scan.fault != '').any(): scan = scan_audio(corpus, deep=True, workers=workers, progress=progress)     # then all faults at once
         report(dict(scan[scan.fault != ''][['filename', 'fault']].values), len(scan), corpus.dir, path)
         src_rate, src_len = int(scan.rate[0]), int(scan.held.mode()[0])
         clip_len, rest = divmod(src_len*facts['rate'], src_rate)

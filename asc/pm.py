@@ -87,7 +87,7 @@ def _make_engine():
         "Writes a notebook beside its place and renames it: a full disk leaves no half of one"
         def write(self, buf, path):
             with chdir(self._cwd), atomic(Path(path).absolute()) as tmp: tmp.write_text(buf, encoding='utf-8')
-    papermill_io.register('local', WholeFiles())
+    papermill_io._handlers = [(scheme, WholeFiles() if scheme == 'local' else h) for scheme, h in papermill_io._handlers]
 
     class Client(PapermillNotebookClient):
         "Tells the terminal what the kernel tells the notebook"

@@ -80,8 +80,10 @@ def _size(model, bits):
     packed = [t for m in packs for t in (m.weight(), m.bias()) if t is not None]
     weights, rest = [*model.parameters(), *packed], 32 if bits == 8 else bits
     cost = lambda t: t.numel() * (bits if t.dim() > 1 else rest) // 8
-    buffers = [b for k, b in model.named_buffers() if not k.endswith('num_batches_tracked')]
-    return dict(params=sum(t.numel() for t in weights), nonzero=sum(int((t.dequantize() if t.is_quantized else t).count_nonzero()) for t in weights),
+    buffers = [b for k, b in model.named_buffers() if not k.endswith(('num_batches_tracked', '_mask'))]
+    masks = {k.removesuffix('_mask'): b for k, b in model.named_buffers() if k.endswith('_mask')}          # torch.nn.utils.prune
+    alive = [p * masks.get(k.removesuffix('_orig'), 1) for k, p in model.named_parameters()] + [t.dequantize() if t.is_quantized else t for t in packed]
+    return dict(params=sum(t.numel() for t in weights), nonzero=sum(int(t.count_nonzero()) for t in alive),
                 bytes=sum(map(cost, weights)), buffers=sum(b.numel() for b in buffers),
                 buffer_bytes=sum(b.numel() for b in buffers) * rest // 8, packed=sum(t.numel() for t in packed))
 
@@ -112,11 +114,11 @@ class Complexity:
     def macs(self) -> int: return int(self.layers['macs'].sum())
     @property
     def rows(self) -> pd.DataFrame:
-        "The layer table of the papers: convolution, norm and activation in one row, what costs nothing left out"
+        "The layer table of the papers: convolution, norm and activation in one row, what costs nothing left out (but not the one whose memory is the peak)"
         ram = self.ops.groupby('module')['alive'].max() * self.bits // 8
         d = self.layers.assign(ram=self.layers['name'].map(ram).fillna(0).astype(int)).rename(columns={'unit': 'row'})
         d = d.groupby('row', sort=False).agg(dict(input='first', output='last', params='sum', macs='sum', ram='max'))
-        return d[(d['params'] > 0) | (d['macs'] > 0)]
+        return d[(d['params'] > 0) | (d['macs'] > 0) | (d['ram'] == d['ram'].max())]
     def verdict(self, year='2024', bits=None):
         "Held against the rules of a year (2025: call it for the network of each device)"
         return judge(self.params, self.macs, year, bits or self.bits, self.honest['nonzero'])
@@ -173,12 +175,13 @@ def plot_cost(c,                # what `complexity` returned
     return fig
 
 # %% ../nbs/71_cost.ipynb #d5fb13d0
-def judge_devices(models,       # device -> its network; a network may serve several devices
+def judge_devices(models,       # device -> its network (one may serve several), or a module with `base_model` and `device_models`
                   input_shape,  # (C, F, T) of one clip
                   year='2025',  # see `asc.rules`
                   bits:int=16,  # deployed precision
                   ) -> pd.DataFrame: # device -> params, macs, bytes, passed, reason
     "The verdict on the network of each device"
+    if hasattr(models, 'device_models'): models = {**models.device_models, 'unknown': models.base_model}
     known = {id(m): complexity(m, input_shape, bits=bits) for m in models.values()}
     rows = {d: (c := known[id(m)], c.verdict(year)) for d, m in models.items()}
     return pd.DataFrame({d: dict(params=c.params, macs=c.macs, bytes=int(v.checks.loc['bytes', 'found']), passed=v.passed, reason=v.reason)

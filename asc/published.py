@@ -29,11 +29,15 @@ def recognise(state:dict,        # name -> tensor, see `state_of`
               what='this file',  # its name, for the message
               ) -> tuple:        # name of the network, number of outputs
     "The registered network whose tensors these are"
-    found, n = {k: v.shape for k, v in state.items()}, next((len(state[k]) for k in HEADS if k in state), 0)
+    found, n, near = {k: v.shape for k, v in state.items()}, next((len(state[k]) for k in HEADS if k in state), 10), []
     for name, b in backbones.items():
-        if not n or (name == 'passt_s') != ('cls_token' in found): continue
+        if (name == 'passt_s') != ('cls_token' in found): continue
         with torch.device('meta'): net = create_backbone(name, n)
-        if {k: v.shape for k, v in net.state_dict().items()} == found: return name, n
+        want = {k: v.shape for k, v in net.state_dict().items()}
+        if want == found: return name, n
+        near.append((len(want.items() & found.items()), name, net))
+    shared, name, net = max(near, key=lambda r: r[0], default=(0, '', None))
+    if 2 * shared > len(found): load_weights(net, state, what=f'{what} looks like {name} but')           # lists what is missing or unexpected
     raise InputError(f"{what}: its {len(found)} tensors ({', '.join(list(found)[:3])} …) are no published configuration; "
                      'create_backbone(name, weights=path, **options) loads any other one')
 

@@ -272,3 +272,17 @@ def test_the_frontend_of_the_baseline():
     assert fft < h['frontend_macs'] < fft + 65 * 2 * 2049
     with pytest.raises(InputError, match='makes \\(1, 256, 64\\)'):
         complexity(create_backbone('cp_mobile_24'), (1, 256, 65), frontend=create_frontend('cp'))
+
+
+def test_masks_and_devices():
+    "A pruning mask counts as the zeros it makes; the 2025 rules look at the network of each device"
+    net = create_backbone('cp_mobile_24')
+    convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    for m in convs: prune.l1_unstructured(m, 'weight', .9)
+    masked = complexity(net, (1, 256, 65)).honest
+    for m in convs: prune.remove(m, 'weight')
+    assert masked['nonzero'] == complexity(net, (1, 256, 65)).honest['nonzero'] < masked['params'] / 4
+    both = nn.Module()
+    both.base_model, both.device_models = create_backbone('cp_mobile_24'), nn.ModuleDict({'a': create_backbone('cp_mobile_24')})
+    t = judge_devices(both, (1, 256, 65))
+    assert list(t.index) == ['a', 'unknown'] and t.passed.all() and set(t.params) == {61148}

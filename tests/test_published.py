@@ -194,7 +194,11 @@ def test_not_a_classifier(tmp_path):
     with pytest.raises(InputError, match='BEATs knows no scenes'): load_published(tmp_path/'BEATs.pt')
     state = create_backbone('cnn3').state_dict()
     torch.save({**state, 'extra': torch.ones(1)}, tmp_path/'more.pt')
-    with pytest.raises(InputError, match='no published configuration'): load_published(tmp_path/'more.pt')
+    with pytest.raises(InputError, match='looks like cnn3 but does not fit.*1 unexpected: extra'): load_published(tmp_path/'more.pt')
+    torch.save({k: v for k, v in state.items() if k != 'conv2._conv.weight'}, tmp_path/'less.pt')
+    with pytest.raises(InputError, match='1 missing: conv2._conv.weight'): load_published(tmp_path/'less.pt')
+    torch.save({'layer.weight': torch.ones(3, 3)}, tmp_path/'foreign.pt')
+    with pytest.raises(InputError, match='no published configuration'): load_published(tmp_path/'foreign.pt')
     torch.save({'base_model.x': torch.ones(1), 'device_models.phone.x': torch.ones(1)}, tmp_path/'odd.pt')
     with pytest.raises(InputError, match='unknown devices phone'): load_published(tmp_path/'odd.pt')
 

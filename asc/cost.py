@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 
-from .core import InputError
-from .rules import judge
+from .core import InputError, pick
+from .rules import RULES, judge
 from .trace import trace, untouched
 
 # %% ../nbs/71_cost.ipynb #a50e3bc5
@@ -64,9 +64,11 @@ def layer_table(model,          # the network alone, any nn.Module
         unit = next((u for i in range(len(parts)) if (u := '.'.join(parts[:i + 1])) in units), names[m])
         rows.append(dict(name=names[m], type=type(m).__name__, input=text(inp), output=text(out or ()), params=params,
                          macs=_official_macs(m, out) if out else 0, unit=unit))
-    hooks = [m.register_forward_hook(lambda m, i, o: add(m, _shape(i), _shape(o))) for m in names if not any(m.children())]
+    hooks = []
     try:
-        with untouched(model): model(example(model, input_shape))
+        with untouched(model):
+            hooks += [m.register_forward_hook(lambda m, i, o: add(m, _shape(i), _shape(o))) for m in names if not any(m.children())]
+            model(example(model, input_shape))
     finally:
         for h in hooks: h.remove()
     for m in names:
@@ -80,9 +82,10 @@ def _size(model, bits):
     packed = [t for m in packs for t in (m.weight(), m.bias()) if t is not None]
     weights, rest = [*model.parameters(), *packed], 32 if bits == 8 else bits
     cost = lambda t: t.numel() * (bits if t.dim() > 1 else rest) // 8
-    buffers = [b for k, b in model.named_buffers() if not k.endswith(('num_batches_tracked', '_mask'))]
-    masks = {k.removesuffix('_mask'): b for k, b in model.named_buffers() if k.endswith('_mask')}          # torch.nn.utils.prune
-    alive = [p * masks.get(k.removesuffix('_orig'), 1) for k, p in model.named_parameters()] + [t.dequantize() if t.is_quantized else t for t in packed]
+    own = dict(model.named_parameters())
+    masks = {o: b for k, b in model.named_buffers() if k.endswith('_mask') and (o := k[:-5] + '_orig') in own}     # torch.nn.utils.prune
+    buffers = [b for k, b in model.named_buffers() if not k.endswith('num_batches_tracked') and k[:-5] + '_orig' not in masks]
+    alive = [p * masks[k] if k in masks else p for k, p in own.items()] + [t.dequantize() if t.is_quantized else t for t in packed]
     return dict(params=sum(t.numel() for t in weights), nonzero=sum(int(t.count_nonzero()) for t in alive),
                 bytes=sum(map(cost, weights)), buffers=sum(b.numel() for b in buffers),
                 buffer_bytes=sum(b.numel() for b in buffers) * rest // 8, packed=sum(t.numel() for t in packed))
@@ -98,6 +101,11 @@ def _loopholes(model, layers, ops, size):
     if size['packed']: yield f"{size['packed']:,} packed quantised weights are no parameters and count as zero"
     for name in ops.loc[ops['buffer'], 'module'].unique():
         yield f"{name or 'the model'} multiplies by weights held in buffers, which are no parameters"
+    if n := _devices(model): yield f'{n} networks for single devices are added up here; judge_devices holds each against the rules of 2025'
+
+def _devices(model):
+    "How many networks for single devices `model` holds"
+    return sum(len(m.device_models) for m in model.modules() if hasattr(m, 'device_models') and hasattr(m, 'base_model'))
 
 # %% ../nbs/71_cost.ipynb #35f2f1c7
 @dataclass(repr=False)
@@ -108,6 +116,7 @@ class Complexity:
     honest: dict            # counts and bytes, see `complexity`
     loopholes: list         # sentences
     bits: int               # deployed precision
+    devices: int = 0        # networks for single devices inside
     @property
     def params(self) -> int: return int(self.layers['params'].sum())
     @property
@@ -120,8 +129,13 @@ class Complexity:
         d = d.groupby('row', sort=False).agg(dict(input='first', output='last', params='sum', macs='sum', ram='max'))
         return d[(d['params'] > 0) | (d['macs'] > 0) | (d['ram'] == d['ram'].max())]
     def verdict(self, year='2024', bits=None):
-        "Held against the rules of a year (2025: call it for the network of each device)"
-        return judge(self.params, self.macs, year, bits or self.bits, self.honest['nonzero'])
+        "Held against the rules of a year, with all stored parameters where masks or packed weights hide some (a network per device: `judge_devices`)"
+        if self.devices and pick(RULES, str(year), 'year').per_device:
+            raise InputError(f'year={year}: the limits hold for each of the {self.devices} device networks by itself; call judge_devices(model, input_shape)')
+        stored, more = max(self.params, self.honest['params']), len(self.loopholes) - 1
+        notes = [f'{stored:,} parameters are stored, {self.params:,} of them counted officially'] if stored > self.params else []
+        notes += [f'loophole: {self.loopholes[0]}' + (f', and {more} more' if more else '')] if self.loopholes else []
+        return judge(stored, self.macs, year, bits or self.bits, self.honest['nonzero'], notes)
     def to_dict(self) -> dict: return dict(params=self.params, macs=self.macs, bits=self.bits, honest=self.honest, loopholes=self.loopholes)
     def __repr__(self):
         h, more = self.honest, len(self.loopholes) - 8
@@ -151,7 +165,7 @@ def complexity(model,           # the network alone, any nn.Module; comes back u
         f = trace(frontend, wave)
         honest.update(frontend_macs=int(f['macs'].sum()), frontend_elements=int(f['elements'].sum()),
                       frontend_buffer_bytes=sum(b.numel() * b.element_size() for b in frontend.buffers()), frontend_ram=int(f['alive'].max()) * 4)
-    return Complexity(layers, ops, honest, list(_loopholes(model, layers, ops, size)), bits)
+    return Complexity(layers, ops, honest, list(_loopholes(model, layers, ops, size)), bits, _devices(model))
 
 # %% ../nbs/71_cost.ipynb #529c61a0
 def plot_cost(c,                # what `complexity` returned
@@ -182,6 +196,8 @@ def judge_devices(models,       # device -> its network (one may serve several),
                   ) -> pd.DataFrame: # device -> params, macs, bytes, passed, reason
     "The verdict on the network of each device"
     if hasattr(models, 'device_models'): models = {**models.device_models, 'unknown': models.base_model}
+    if not hasattr(models, 'values') or not len(models):
+        raise InputError(f'models: found {type(models).__name__}; give device -> network, or a module with base_model and device_models')
     known = {id(m): complexity(m, input_shape, bits=bits) for m in models.values()}
     rows = {d: (c := known[id(m)], c.verdict(year)) for d, m in models.items()}
     return pd.DataFrame({d: dict(params=c.params, macs=c.macs, bytes=int(v.checks.loc['bytes', 'found']), passed=v.passed, reason=v.reason)

@@ -30,13 +30,14 @@ class Verdict:
     "`passed`, `reason` in words, and `checks`: a DataFrame with found, limit, margin and passed for each limit"
     year: str
     checks: pd.DataFrame
+    notes: tuple = ()           # sentences for the reason
     @property
     def passed(self) -> bool: return bool(self.checks['passed'].all())
     @property
     def reason(self) -> str:
         told = [f"{i} {r.found:,} {'of' if r.passed else 'exceed'} {r.limit:,} ({abs(r.margin):,} {'left' if r.passed else 'too many'})"
                 if r.limit != r.found or i != 'bits' else f'parameters are int{r.found}, as required' for i, r in self.checks.iterrows()]
-        return '; '.join(told)
+        return '; '.join([*told, *self.notes])
     def __bool__(self): return self.passed
     def __repr__(self): return f"DCASE {self.year}: {'pass' if self.passed else 'FAIL'}. {self.reason}."
 
@@ -46,6 +47,7 @@ def judge(params:int,       # parameters, all of them
           year='2024',      # a key of RULES
           bits:int=16,      # bits a parameter is stored with
           nonzero=None,     # parameters that are not zero; read in 2021
+          notes=(),         # sentences that the reason repeats
           ) -> Verdict:
     "Hold a network against the limits of a year"
     r = pick(RULES, str(year), 'year')
@@ -55,4 +57,4 @@ def judge(params:int,       # parameters, all of them
     if r.bits: check('bits', bits, r.bits)
     check('bytes', -(-(nonzero if r.nonzero else params) * bits // 8), r.size)
     if r.macs: check('MACs', macs, r.macs)
-    return Verdict(str(year), pd.DataFrame(rows).T.astype({'passed': bool}))
+    return Verdict(str(year), pd.DataFrame(rows).T.astype({'passed': bool}), tuple(notes))

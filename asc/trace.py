@@ -7,16 +7,20 @@ __all__ = ['MULTIPLIES', 'MOVES', 'untouched', 'trace']
 
 # %% ../nbs/68_trace.ipynb #8b787ae5
 from contextlib import contextmanager
-from math import log2
+from math import log2, prod
 
 import pandas as pd
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .core import InputError
+
 # %% ../nbs/68_trace.ipynb #9b0762c7
 @contextmanager
 def untouched(model):
     "Run `model` in eval mode without gradients; afterwards modes and random state are as before"
+    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+        raise InputError('model: a TorchScript module does not show its layers and operations; give the nn.Module it was made of')
     modes = {m: m.training for m in model.modules()}
     gpus = sorted({p.device.index for p in model.parameters() if p.device.type == 'cuda'})
     with torch.no_grad(), torch.random.fork_rng(devices=gpus):
@@ -30,6 +34,11 @@ def _rnn(a): return a[0].shape[0] * a[0].shape[1] * (a[1].numel() + a[2].numel()
 def _conv(a, out):
     transposed = len(a) > 6 and a[6]
     return (a[0] if transposed else out).numel() * a[1][0].numel()
+def _trilinear(a, out):
+    def shape(t, new):
+        for d in new: t = t.unsqueeze(d)
+        return t.shape
+    return prod(torch.broadcast_shapes(*(shape(a[i], a[3 + i]) for i in range(3))))
 def _attention(a): return a[0].numel() * a[1].shape[-2] + a[0].numel() // a[0].shape[-1] * a[1].shape[-2] * a[2].shape[-1]
 def _fft(a, out):
     n = max(a[0].shape[a[1][-1]], out.shape[a[1][-1]])
@@ -43,12 +52,14 @@ def _packed(a, out):
 MULTIPLIES = {
     'mm': lambda a, out: a[0].numel() * a[1].shape[-1], 'bmm': lambda a, out: a[0].numel() * a[1].shape[-1],
     'addmm': lambda a, out: a[1].numel() * a[2].shape[-1], 'baddbmm': lambda a, out: a[1].numel() * a[2].shape[-1],
-    'mv': lambda a, out: a[0].numel(), 'dot': lambda a, out: a[0].numel(), 'addmv': lambda a, out: a[1].numel(),
+    'addbmm': lambda a, out: a[1].numel() * a[2].shape[-1], '_trilinear': _trilinear, '_cdist_forward': lambda a, out: out.numel() * a[0].shape[-1],
+    'mv': lambda a, out: a[0].numel(), 'dot': lambda a, out: a[0].numel(), 'vdot': lambda a, out: a[0].numel(), 'addmv': lambda a, out: a[1].numel(),
     **dict.fromkeys(('conv2d', 'conv2d_relu', 'linear', 'linear_relu', 'linear_dynamic'), _packed),     # torch.ao's quantised layers
     '_embedding_bag_forward_only': _bag, '_embedding_bag': _bag,
-    'convolution': _conv, 'mkldnn_rnn_layer': lambda a, out: _rnn(a), '_fft_r2c': _fft, '_fft_c2r': _fft, '_fft_c2c': _fft,
+    'convolution': _conv, '_convolution': _conv, 'mkldnn_rnn_layer': lambda a, out: _rnn(a), '_fft_r2c': _fft, '_fft_c2r': _fft, '_fft_c2c': _fft,
     '_scaled_dot_product_flash_attention_for_cpu': lambda a, out: _attention(a), '_scaled_dot_product_flash_attention': lambda a, out: _attention(a),
-    '_scaled_dot_product_efficient_attention': lambda a, out: _attention(a), '_scaled_dot_product_attention_math': lambda a, out: _attention(a)}
+    '_scaled_dot_product_efficient_attention': lambda a, out: _attention(a), '_scaled_dot_product_attention_math': lambda a, out: _attention(a),
+    '_scaled_dot_product_cudnn_attention': lambda a, out: _attention(a), '_scaled_dot_product_fused_attention_overrideable': lambda a, out: _attention(a)}
 MOVES = {'cat', 'stack', 'clone', 'copy_', '_to_copy', 'constant_pad_nd', 'reflection_pad1d', 'reflection_pad2d', 'index',
          'index_select', 'roll', 'flip', 'embedding', 'empty', 'zeros', 'ones', 'full', 'new_zeros', 'new_empty',
          'empty_like', 'zeros_like', 'ones_like', 'full_like', 'arange', 'scalar_tensor', 'gather', 'channel_shuffle',
@@ -116,11 +127,12 @@ def trace(model,            # any nn.Module
     "Run `model` once in eval mode and list what it executed; views are left out. `alive`: elements of activation memory during the operation"
     rec, hooks, fused = _Recorder(inputs), [], torch.backends.mha.get_fastpath_enabled()
     def leave(*_): rec.running.pop()
-    for name, m in model.named_modules():
-        hooks += [m.register_forward_pre_hook(lambda m, i, name=name: rec.running.append(name)), m.register_forward_hook(leave)]
     torch.backends.mha.set_fastpath_enabled(False)                     # one opaque operation otherwise
     try:
-        with untouched(model), rec: out = model(*inputs)
+        with untouched(model):
+            for name, m in model.named_modules():
+                hooks += [m.register_forward_pre_hook(lambda m, i, name=name: rec.running.append(name)), m.register_forward_hook(leave)]
+            with rec: out = model(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for h in hooks: h.remove()

@@ -90,3 +90,18 @@ def test_speed():
     t = time.perf_counter()
     d = enumerate_costs(dict(mels=[64, 128, 256], frames=range(30, 70), base=[16, 24, 32], mult=np.arange(1.2, 2.4, .1), expansion=np.arange(1.5, 3.5, .25)))
     assert len(d) / (time.perf_counter() - t) > 5_000 and len(d) == 34_560
+
+
+@pytest.mark.parametrize('axes, family, told', [
+    (dict(bases=[32]), 'cp_mobile', "'bases'.*base"), (dict(b7=[(1, 1)]), 'cp_mobile', "'b7'.*b6"), (dict(b3=[2]), 'cp_mobile', 'pairs'),
+    (dict(base=[32, 30]), 'cp_mobile', 'base 30'), (dict(base=[-8]), 'cp_mobile', 'base -8'), (dict(base=[0]), 'bc_resnet', 'base 0'),
+    (dict(base=[63]), 'tf_sepnet_17', 'base 63'), (dict(base=[2]), 'tf_sepnet_16', 'base 2'), (dict(mult=[2.]), 'tf_sepnet_17', "'mult'"),
+    (dict(depth=[16, 17]), 'tf_sepnet_17', "'depth'")])
+def test_what_no_constructor_takes_is_refused(axes, family, told):
+    with pytest.raises(InputError, match=told): enumerate_costs(dict(mels=[256], frames=[64]) | axes, family)
+
+
+def test_the_cost_functions_refuse_as_well():
+    with pytest.raises(InputError, match='depth'): tf_sepnet_cost(256, 64, depth=[16, 17])
+    with pytest.raises(InputError, match="'b9'.*b6"): cp_mobile_cost(256, 64, b9=(1, 2))
+    with pytest.raises(InputError, match='base 12'): cp_mobile_cost(256, 64, base=12)

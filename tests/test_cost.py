@@ -286,3 +286,59 @@ def test_masks_and_devices():
     both.base_model, both.device_models = create_backbone('cp_mobile_24'), nn.ModuleDict({'a': create_backbone('cp_mobile_24')})
     t = judge_devices(both, (1, 256, 65))
     assert list(t.index) == ['a', 'unknown'] and t.passed.all() and set(t.params) == {61148}
+
+
+def test_pruning_has_the_same_non_zeros_before_and_after_remove():
+    net = create_backbone('cp_mobile_24', base=64)
+    convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    plain = complexity(net, (1, 64, 64)).honest['buffers']
+    for m in convs: prune.random_unstructured(m, 'weight', .9)
+    masked = complexity(net, (1, 64, 64))
+    for m in convs: prune.remove(m, 'weight')
+    removed = complexity(net, (1, 64, 64))
+    assert masked.honest['nonzero'] == removed.honest['nonzero'] and masked.honest['buffers'] == plain
+    a, b = (c.verdict('2024') for c in (masked, removed))
+    assert a.checks.loc['bytes', 'found'] == b.checks.loc['bytes', 'found'] and not a and 'pruned by a mask' in f'{a.reason} {masked.loopholes}'
+    assert 'parameters are stored' in a.reason and 'stored' not in b.reason
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_packed_weights_do_not_pass_silently():
+    net = nn.Sequential(nn.Flatten(), torch.ao.nn.quantized.dynamic.Linear(256, 600))
+    v = complexity(net, (1, 16, 16), bits=8).verdict('2024')
+    assert not v and v.checks.loc['bytes', 'found'] == 256 * 600 + 600 and 'are stored' in v.reason and 'loophole' in v.reason
+
+
+def test_a_module_with_a_network_per_device():
+    class PerDevice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base_model = create_backbone('cp_mobile_24')
+            self.device_models = nn.ModuleDict(dict(a=create_backbone('cp_mobile_24'), b=create_backbone('cp_mobile_24', mult=2.3)))
+        def forward(self, x): return self.base_model(x)
+    net = PerDevice()
+    assert judge_devices(net, (1, 256, 65)).passed.to_dict() == dict(a=True, b=False, unknown=True)
+    c = complexity(net, (1, 256, 65))
+    assert any('judge_devices' in s for s in c.loopholes) and not c.verdict('2024')
+    with pytest.raises(InputError, match='judge_devices'): c.verdict(2025)
+    with pytest.raises(InputError, match='device -> network'): judge_devices(net.base_model, (1, 256, 65))
+
+
+def test_the_row_of_the_peak_is_kept():
+    c = complexity(create_backbone('tf_sepnet_64'), (1, *backbones['tf_sepnet_64'].shape))
+    assert c.rows.ram.max() == c.honest['ram']
+
+
+@pytest.mark.parametrize('macs, f', [
+    (3 * 5 * 4 * 6, lambda x: F.bilinear(x, torch.ones(3, 6), torch.ones(5, 4, 6))), (7 * 3 * 4, lambda x: torch.cdist(x, torch.ones(7, 4))),
+    (3 * 4 * 2, lambda x: torch.addbmm(torch.zeros(3, 2), x[None], torch.ones(1, 4, 2))), (12, lambda x: torch.vdot(x.flatten(), torch.ones(12)))])
+def test_rare_contractions_are_counted(macs, f):
+    assert trace(Chain(f), torch.ones(3, 4)).macs.sum() == macs
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_script_modules_are_refused():
+    net = torch.jit.script(nn.Sequential(nn.Conv2d(1, 4, 3)))
+    for m in (net, nn.Sequential(net)):
+        with pytest.raises(InputError, match='TorchScript'): complexity(m, (1, 8, 8))
+        with pytest.raises(InputError, match='TorchScript'): trace(m, torch.zeros(1, 1, 8, 8))

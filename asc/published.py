@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .backbone.beats import beats_state
+from .backbone.cnn6 import Cnn6, fold_cnn6
 from .backbone.cp_mobile import CPMobile
 from .backbone.weights import load_weights, read_checkpoint, state_of
 from .backbone.zoo import backbones, create_backbone
@@ -21,9 +22,13 @@ from .core import DEVICES, SCENES, InputError
 from .frontend import create_frontend, load_sound
 from .mel import Resample
 
-# %% ../nbs/50_published.ipynb #f9fc23f0
+# %% ../nbs/50_published.ipynb #e62bf14a
 HEADS = ('feed_forward.0.weight', 'classifier.conv.weight', 'classifier.weight', 'classifier.linear.weight', 'head.1.weight',
          'linear2.weight', 'fc2.weight')
+
+def _empty(name, n, state): # Cnn6 also with its norms folded
+    net = create_backbone(name, n)
+    return fold_cnn6(net) if isinstance(net, Cnn6) and 'conv1.sp_conv2.bias' in state else net
 
 def recognise(state:dict,        # name -> tensor, see `state_of`
               what='this file',  # its name, for the message
@@ -31,8 +36,8 @@ def recognise(state:dict,        # name -> tensor, see `state_of`
     "The registered network whose tensors these are"
     found, n, near = {k: v.shape for k, v in state.items()}, next((len(state[k]) for k in HEADS if k in state), 10), []
     for name, b in backbones.items():
-        if (name == 'passt_s') != ('cls_token' in found): continue
-        with torch.device('meta'): net = create_backbone(name, n)
+        if (name == 'passt_s') != any(k.startswith('blocks.') for k in found): continue
+        with torch.device('meta'): net = _empty(name, n, found)
         want = {k: v.shape for k, v in net.state_dict().items()}
         if want == found: return name, n
         near.append((len(want.items() & found.items()), name, net))
@@ -126,7 +131,7 @@ def load_published(path,           # of a downloaded checkpoint, or a public nam
     classes = list(classes or SCENES)
     if len(classes) != n:
         raise InputError(f'{path}: {n} outputs for {len(classes)} class names; give classes=[…] in the order of the outputs')
-    network = load_weights(DeviceWise(known, n) if base else create_backbone(name, n), state, what=path)
+    network = load_weights(DeviceWise(known, n) if base else _empty(name, n, state), state, what=path)
     if all(v.dtype == torch.float16 for v in state.values() if v.is_floating_point()): network.half()
     b = backbones[name]
     return PublishedClassifier(name, create_frontend(b.frontend, **b.frontend_args), network, classes).eval()

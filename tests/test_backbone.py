@@ -138,6 +138,16 @@ def test_cp_resnet_fixup_does_not_count_on():
     (lambda: create_backbone('no_such'), 'choose one of cp_mobile_24'),
     (lambda: create_backbone('cnn3', n_classes=0), 'n_classes=0'), (lambda: create_backbone('cnn3', depth=3), 'its options are dropout'),
     (lambda: create_backbone('torchvision:resnet81'), 'resnet18'),
+    (lambda: create_backbone('torchvision:mobilenet_v3_small', foo=1), 'foo'), (lambda: create_backbone('torchvision:resnet18', foo=1), 'foo'),
+    (lambda: create_backbone('passt_s', patchout=-1), '0 or more'), (lambda: create_backbone('passt_s', patchout_t=-1), '0 or more'),
+    (lambda: create_backbone('cp_mobile_24', expansion=0), 'above 0'), (lambda: create_backbone('cp_mobile_24', mult=-1), 'above 0'),
+    (lambda: create_backbone('cp_mobile_24', strides=dict(b2=2)), 'pair'), (lambda: create_backbone('tf_sepnet_64', k=4), 'odd'),
+    (lambda: create_backbone('tf_sepnet_64', base=64.), 'multiple of 4'), (lambda: create_backbone('bc_resnet_40', k=2), 'odd'),
+    (lambda: create_backbone('bc_resnet_40', base=40.5), 'whole numbers'), (lambda: create_backbone('cp_resnet', groups=(1, 2)), 'three'),
+    (lambda: create_backbone('cnn6_60k', widths=(64, 128)), 'four'), (lambda: create_backbone('cnn3', n_classes=True), 'n_classes=True'),
+    (lambda: create_backbone('beats', weights='BEATs_iter3_plus_AS2M'), 'by hand'),
+    (lambda: state_of({1: torch.ones(1)}), 'no tensor name'),
+    (lambda: load_weights(nn.Linear(1, 1), dict(weight=torch.full((1, 1), float('nan')), bias=torch.zeros(1))), 'NaN'),
     (lambda: create_backbone('cp_mobile_24', weights='nowhere.pt'), 'no such file')])
 def test_bad_configuration_says_what_is_allowed(make, says):
     with pytest.raises(InputError, match=says): make()
@@ -353,3 +363,16 @@ def test_shared_tensors_are_saved_once(tmp_path):
 
 def test_beats_state_leaves_other_names_alone():
     assert beats_state({'a': torch.ones(1)}).keys() == {'a'}
+
+
+@pytest.mark.parametrize('name', ['torchvision:inception_v3', 'torchvision:maxvit_t', 'torchvision:vit_b_16', 'timm:vit_tiny_patch16_224'])
+def test_image_networks_of_fixed_size(name):
+    if name.startswith('timm'): need('passt_s')
+    with torch.no_grad(): assert create_backbone(name, 3).eval()(torch.randn(1, 1, 256, 65)).shape == (1, 3)
+
+
+def test_folded_cnn6_loads(tmp_path):
+    net = fold_cnn6(Cnn6(3))
+    torch.save(net.state_dict(), tmp_path/'a.pt')
+    x = torch.randn(1, 1, 256, 65)
+    assert torch.equal(create_backbone('cnn6_60k', 3, weights=tmp_path/'a.pt').eval()(x), net(x))

@@ -216,3 +216,17 @@ def test_fetched_by_name(tmp_path, monkeypatch):
         assert (tmp_path/'data'/'weights'/'cpr_128k_fms_1.pt').is_file()
     finally: server.shutdown()
     assert weights_file('cpr_128k_fms_1') == tmp_path/'data'/'weights'/'cpr_128k_fms_1.pt'
+
+
+@pytest.mark.parametrize('prefix', ['', 'model.'])
+def test_guilty_keys_are_listed(tmp_path, prefix):
+    state = {prefix + k: v for k, v in create_backbone('cp_mobile_24').state_dict().items()}
+    first = next(iter(state))
+    for bad, says in ((dict(list(state.items())[1:]), first.removeprefix(prefix)), ({**state, 'stray': torch.ones(1)}, 'stray')):
+        torch.save(bad, tmp_path/'a.pt')
+        with pytest.raises(InputError, match=says): load_published(tmp_path/'a.pt')
+
+
+def test_folded_cnn6_is_recognised(tmp_path):
+    torch.save(fold_cnn6(create_backbone('cnn6_60k')).state_dict(), tmp_path/'a.pt')
+    assert load_published(tmp_path/'a.pt').name == 'cnn6_60k'

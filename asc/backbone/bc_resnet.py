@@ -45,7 +45,8 @@ class BCResNet(nn.Module):
         k:int=3,              # kernel of the depthwise convolutions, odd
     ):
         super().__init__()
-        if base < 1 or bands < 1: raise InputError(f'BC-ResNet: base {base} and bands {bands} must be at least 1')
+        if type(k) is not int or k < 1 or k % 2 == 0: raise InputError(f'BC-ResNet: k {k} is not an odd whole number above 0')
+        if type(base) is not int or type(bands) is not int or base < 1 or bands < 1: raise InputError(f'BC-ResNet: base {base} and bands {bands} must be at least 1, both whole numbers')
         self.conv_layers = nn.Conv2d(1, 2*base, 5, 2, 2, bias=False)
         layers, c = make_layers(16, base, lambda c: ResNorm(), lambda ci, co: BroadcastBlock(ci, co, dropout, bands, k))
         self.middle_layers = nn.Sequential(*layers)

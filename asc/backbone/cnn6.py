@@ -38,6 +38,8 @@ class Cnn6(nn.Module):
     ):
         super().__init__()
         if bands < 16: raise InputError(f'Cnn6: {bands} bands; its four halvings need at least 16')
+        if len(widths) != 4 or not all(type(w) is int and w > 0 for w in widths):
+            raise InputError(f'Cnn6: widths {widths}; give four whole numbers above 0')
         self.bn0 = nn.BatchNorm2d(bands)
         for i, (ci, co) in enumerate(zip((1, *widths), widths), 1): setattr(self, f'conv{i}', SepBlock(ci, co))
         self.drop, self.relu = nn.Dropout(dropout), nn.ReLU()

@@ -47,7 +47,11 @@ class CPMobile(nn.Module):
     ):
         super().__init__()
         if base % 8 or base < 8: raise InputError(f'CP-Mobile: base {base} is not a positive multiple of 8; try {round_channels(base)}')
+        if not (expansion > 0 and mult > 0): raise InputError(f'CP-Mobile: expansion {expansion} and mult {mult} must be above 0')
         names = [f'b{i}' for i in range(1, sum(blocks) + 1)]
+        for name, s in strides.items():
+            if not (isinstance(s, (tuple, list)) and len(s) == 2 and all(type(n) is int and n > 0 for n in s)):
+                raise InputError(f'CP-Mobile: stride {s!r} of {name}; give a pair (freq, time) of whole numbers above 0')
         if unknown := set(strides) - set(names): raise InputError(f"CP-Mobile: strides for {sorted(unknown)}, but its blocks are {names}")
         self.in_c = nn.Sequential(ConvNorm(1, base//4, 3, 2), ConvNorm(base//4, base, 3, 2))
         self.stages, c, names = nn.Sequential(), base, iter(names)

@@ -55,6 +55,8 @@ class CPResNet(nn.Module):
             raise InputError(f'CP-ResNet: rho {rho} is out of range; choose 0 to 12 (12 is the largest receptive field)')
         if not set(blocks) <= {1, 2} or len(blocks) != 3:
             raise InputError(f'CP-ResNet: blocks {blocks}; give three numbers, each 1 or 2')
+        if len(groups) != 3 or not all(type(g) is int and g > 0 for g in groups):
+            raise InputError(f'CP-ResNet: groups {groups}; give three whole numbers above 0')
         widths = base, 2*base, 4*base - narrow
         for ci, w, g in zip((base, *widths), widths, groups):
             if w < 1 or w % g or ci % g: raise InputError(f'CP-ResNet: a stage from {ci} to {w} channels does not divide into {g} groups')

@@ -48,6 +48,7 @@ class PaSST(nn.Module):
         block = need_timm('PaSST').models.vision_transformer.Block
         if not 0 <= patchout_f < grid[0]:
             raise InputError(f'PaSST: patchout_f {patchout_f} is out of range; there are {grid[0]} rows, choose 0 to {grid[0]-1}')
+        if patchout_t < 0 or patchout < 0: raise InputError(f'PaSST: patchout_t {patchout_t} and patchout {patchout} must be 0 or more')
         self.patchout_f, self.patchout_t, self.patchout, norm = patchout_f, patchout_t, patchout, partial(nn.LayerNorm, eps=1e-6)
         zeros = lambda *shape: nn.Parameter(torch.zeros(1, *shape))
         self.cls_token, self.dist_token, self.new_pos_embed = zeros(1, dim), zeros(1, dim), zeros(2, dim)

@@ -67,7 +67,8 @@ class TFSepNet(nn.Module):
         k:int=3,              # kernel of the depthwise convolutions, odd
     ):
         super().__init__()
-        if base % 4 or base < 4:
+        if type(k) is not int or k < 1 or k % 2 == 0: raise InputError(f'TF-SepNet: k {k} is not an odd whole number above 0')
+        if type(base) is not int or base % 4 or base < 4:
             raise InputError(f'TF-SepNet: base {base} is not a positive multiple of 4 (published: 40, 64), '
                              'and its blocks split 1.5·base channels into halves')
         names = '_conv', '_bn'
@@ -87,7 +88,7 @@ class DragonTFSepNet(nn.Module):
         dropout:float=0.4,    # inside the blocks
     ):
         super().__init__()
-        if base % 20 or base < 20:
+        if type(base) is not int or base % 20 or base < 20:
             raise InputError(f'TF-SepNet (dragonsearch): base {base} is not a positive multiple of 20 (published: 60, 80), '
                              'as its shuffle has ten columns')
         block = lambda ci, co: TFSepBlock(ci, co, groups=10, dropout=dropout, plain=True, names=('conv', 'bn'))

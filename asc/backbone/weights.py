@@ -25,6 +25,8 @@ def weights_file(path,     # path of a checkpoint, or a name in `PUBLISHED`
     "Where a checkpoint is; one known by name is fetched on first use"
     found = Path(path).expanduser()
     if found.is_file(): return found
+    if str(path).startswith(('BEATs_iter', 'Tokenizer_iter')):
+        raise InputError(f'{path}: no such file; download it by hand from the UniLM BEATs page (github.com/microsoft/unilm/tree/master/beats) and pass its path')
     if str(path) not in PUBLISHED:
         raise InputError(f"{path}: no such file; give the path of a downloaded checkpoint, or one of {', '.join(PUBLISHED)}")
     from asc.fetch import fetch
@@ -65,10 +67,13 @@ def state_of(checkpoint:dict,   # what `read_checkpoint` returned
     "The tensors of the network in a checkpoint, under their own names"
     state = next((checkpoint[k] for k in HOLDERS if isinstance(checkpoint.get(k), dict)), checkpoint)
     state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    if odd := [k for k in state if not isinstance(k, str)]: raise InputError(f'{what}: {odd[0]!r} is no tensor name; a state dict has names for keys')
     if not state: raise InputError(f"{what}: no network tensors found; its top level holds {', '.join(map(str, checkpoint)) or 'nothing'}")
     if any(k.startswith(WRAPPERS) for k in state): state = {k: v for k, v in state.items() if not k.startswith(FRONTENDS)}
-    while prefix := next((w for w in WRAPPERS if all(k.startswith(w) for k in state)), None):
-        state = {k.removeprefix(prefix): v for k, v in state.items()}
+    while prefix := next((w for w in WRAPPERS if 2*sum(k.startswith(w) for k in state) > len(state)), None):    # strays are left to be listed
+        bare = {k.removeprefix(prefix): v for k, v in state.items()}
+        if len(bare) < len(state): break                                       # two tensors under one name
+        state = bare
     return state
 
 # %% ../../nbs/39_backbone.weights.ipynb #9b3776c3
@@ -86,5 +91,6 @@ def load_weights(net,               # network to fill
     if any(problems.values()):
         text = '; '.join(f"{len(v)} {k}: {', '.join(v[:8])}{' …' if len(v) > 8 else ''}" for k, v in problems.items() if v)
         raise InputError(f'{what} does not fit {type(net).__name__} ({text}); check the name and options of the network')
+    if odd := [k for k, v in have.items() if v.isnan().any()]: raise InputError(f'{what}: {len(odd)} tensors hold NaN (the first is {odd[0]}); take a sound checkpoint')
     net.load_state_dict({**net.state_dict(), **have})
     return net

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
+from .backbone.weights import load_weights
 from .backbone.zoo import create_backbone
 from .core import SCENES, InputError, atomic, write_json
 from .pipeline import create_pipeline
@@ -62,7 +63,8 @@ def save_model(model, folder, **facts):
     "Write model.safetensors and model.json; `facts` (data, complexity …) go to the JSON"
     folder = Path(folder)
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.backbone.state_dict().items()}
-    with atomic(folder/'model.safetensors') as tmp: save_file(tensors, tmp, metadata=dict(format='pt', asc='classifier'))
+    made = save(tensors, metadata=dict(format='pt', asc='classifier'))         # save_file would hide the file from other users
+    with atomic(folder/'model.safetensors') as tmp: tmp.write_bytes(made)
     write_json(folder/'model.json', dict(format='asc-classifier-1', **model.spec, **facts))
 
 def load_model(folder,      # a run folder, or the path of its model.json
@@ -77,6 +79,5 @@ def load_model(folder,      # a run folder, or the path of its model.json
     if spec.get('format') != 'asc-classifier-1': raise InputError(f"{folder/'model.json'}: format {spec.get('format')!r}, expected asc-classifier-1")
     model = create_classifier(**{k: spec[k] for k in ('backbone', 'frontend', 'pipeline', 'rate', 'scenes', 'backbone_args', 'frontend_args')},
                               augment=False)
-    try: model.backbone.load_state_dict(tensors)
-    except RuntimeError as e: raise InputError(f"{folder/'model.safetensors'} does not fit {spec['backbone']}: {e}") from e
+    load_weights(model.backbone, tensors, what=folder/'model.safetensors')
     return model.eval()

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['example', 'layer_table', 'Complexity', 'complexity', 'plot_cost', 'judge_devices']
 
-# %% ../nbs/71_cost.ipynb #e5aa8095
+# %% ../nbs/71_cost.ipynb #430aa60b
+import inspect
 from dataclasses import dataclass
 from math import prod
 from types import FunctionType
@@ -13,6 +14,7 @@ from types import FunctionType
 import pandas as pd
 import torch
 from matplotlib import pyplot as plt
+from torch import nn
 
 from .core import InputError, pick
 from .rules import RULES, judge
@@ -23,12 +25,23 @@ def example(model,          # any nn.Module; gives device and dtype
             input_shape,    # (C, F, T), or (1, C, F, T)
             ):              # zeros (1, C, F, T)
     "One input of zeros"
-    shape = tuple(input_shape)
+    _takes_one(model)
+    shape = tuple(input_shape) if isinstance(input_shape, (tuple, list)) else (input_shape,)
     if len(shape) == 4 and shape[0] == 1: shape = shape[1:]
     if len(shape) != 3 or any(not isinstance(n, int) or n < 1 for n in shape):
-        raise InputError(f'input_shape={tuple(input_shape)}: give (channels, mel bands, frames) of one clip, such as (1, 256, 65)')
+        raise InputError(f'input_shape={input_shape}: give (channels, mel bands, frames) of one clip, such as (1, 256, 65)')
     w = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(1))
     return torch.zeros(1, *shape, device=w.device, dtype=w.dtype)
+
+def _takes_one(model):
+    "Refuse what cannot be called with a spectrogram alone"
+    kind = type(model).__name__
+    if not isinstance(model, nn.Module) or getattr(model.forward, '__func__', None) is nn.Module.forward:
+        raise InputError(f'model: {kind} is no network with a forward of its own; give the nn.Module that takes the spectrogram')
+    try: inspect.signature(model.forward).bind(None)
+    except TypeError as e:
+        raise InputError(f"model: forward({', '.join(inspect.signature(model.forward).parameters)}) of {kind} cannot take one spectrogram alone "
+                         f'({e}); wrap it in a module that supplies the rest') from None
 
 # %% ../nbs/71_cost.ipynb #d73b608c
 def _elements(module, name, p):
@@ -55,6 +68,7 @@ def layer_table(model,          # the network alone, any nn.Module
                 input_shape,    # (C, F, T) of one clip
                 ) -> pd.DataFrame: # one row a call: name, type, input and output (without batch), params, macs, unit
     "Every leaf module in the order of its calls, then parameters that no leaf holds or that never ran"
+    x = example(model, input_shape)
     text, names, rows, seen = lambda s: '×'.join(map(str, s[1:])) or '–', {m: n for n, m in model.named_modules()}, [], set()
     units = {n for n, m in model.named_modules() if type(m).__name__ == 'ConvNorm'}
     def add(m, inp=(), out=None):
@@ -68,7 +82,7 @@ def layer_table(model,          # the network alone, any nn.Module
     try:
         with untouched(model):
             hooks += [m.register_forward_hook(lambda m, i, o: add(m, _shape(i), _shape(o))) for m in names if not any(m.children())]
-            model(example(model, input_shape))
+            model(x)
     finally:
         for h in hooks: h.remove()
     for m in names:
@@ -102,6 +116,12 @@ def _loopholes(model, layers, ops, size):
     for name in ops.loc[ops['buffer'], 'module'].unique():
         yield f"{name or 'the model'} multiplies by weights held in buffers, which are no parameters"
     if n := _devices(model): yield f'{n} networks for single devices are added up here; judge_devices holds each against the rules of 2025'
+
+def _peak(ops, x):
+    "Most elements alive at once and where; without any operation the input `x` itself"
+    if not len(ops): return x.numel(), 'the input'
+    worst = ops.loc[ops['alive'].idxmax()]
+    return int(worst['alive']), worst['module'] or worst['op']
 
 def _devices(model):
     "How many networks for single devices `model` holds"
@@ -153,18 +173,18 @@ def complexity(model,           # the network alone, any nn.Module; comes back u
                seconds=1.,      # length of the clip for the frontend
                ) -> Complexity:
     "What a network costs, officially and honestly"
+    if type(bits) is not int or bits < 1: raise InputError(f'bits={bits!r}: give the whole number of bits a parameter has, such as 8, 16 or 32')
     layers, x = layer_table(model, input_shape), example(model, input_shape)
     ops, size = trace(model, x), _size(model, bits)
-    worst = ops.loc[ops['alive'].idxmax()]
-    honest = dict(size, macs=int(ops['macs'].sum()), elements=int(ops['elements'].sum()), ram=int(worst['alive']) * bits // 8,
-                  ram_at=worst['module'] or worst['op'])
+    alive, where = _peak(ops, x)
+    honest = dict(size, macs=int(ops['macs'].sum()), elements=int(ops['elements'].sum()), ram=alive * bits // 8, ram_at=where)
     if frontend is not None:
         device = next((b.device for b in frontend.buffers()), 'cpu')
         with untouched(frontend): got = tuple(frontend(wave := torch.zeros(1, round(frontend.sample_rate * seconds), device=device)).shape)
         if got != tuple(x.shape): raise InputError(f'input_shape={tuple(x.shape[1:])}, but the frontend makes {got[1:]} of {seconds:g} s')
         f = trace(frontend, wave)
         honest.update(frontend_macs=int(f['macs'].sum()), frontend_elements=int(f['elements'].sum()),
-                      frontend_buffer_bytes=sum(b.numel() * b.element_size() for b in frontend.buffers()), frontend_ram=int(f['alive'].max()) * 4)
+                      frontend_buffer_bytes=sum(b.numel() * b.element_size() for b in frontend.buffers()), frontend_ram=_peak(f, wave)[0] * 4)
     return Complexity(layers, ops, honest, list(_loopholes(model, layers, ops, size)), bits, _devices(model))
 
 # %% ../nbs/71_cost.ipynb #529c61a0

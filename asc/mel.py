@@ -67,6 +67,7 @@ def check_wave(wave,        # (B, N) floating point
     if not torch.is_tensor(wave) or not wave.is_floating_point():
         raise InputError(f"wave: found {getattr(wave, 'dtype', type(wave).__name__)}; give a float tensor in [-1, 1), e.g. int16 / 32768")
     if wave.ndim != 2: raise InputError(f'wave: found shape {tuple(wave.shape)}; give (batch, samples), e.g. wave[None] for one clip')
+    if not wave.shape[0]: raise InputError(f'wave: found an empty batch, shape {tuple(wave.shape)}; give one clip or more')
     if wave.shape[1] < shortest:
         raise InputError(f'wave: {wave.shape[1]} samples are too few, at least {shortest} are needed; pad or join clips')
     return wave.float()

@@ -8,6 +8,7 @@ __all__ = ['check_type', 'read_parameters', 'fresh_folder', 'check_free', 'check
 # %% ../nbs/02_runs.ipynb #191a4441
 import os
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -20,6 +21,9 @@ def check_type(name, value, kind):
     "`value` as `kind` (a type, or 'str or dict' for one of two), or an InputError; a whole number passes for a float, a truth value never for a number"
     if kind is float and type(value) is int: return float(value)
     kinds = tuple({t.__name__: t for t in _TYPES}[k] for k in kind.split(' or ')) if isinstance(kind, str) else (kind,)
+    if isinstance(value, str) and {list, dict} & {*kinds} and value[:1] in ('[', '{'):        # -p seeds "[0, 1]": papermill hands text on
+        import yaml
+        with suppress(yaml.YAMLError): value = yaml.safe_load(value)
     if type(value) in kinds: return value
     hint = ''
     if isinstance(value, str) and kind in (int, float):
@@ -81,7 +85,7 @@ class Run:
     def __init__(self, folder, notebook, parameters):
         self.dir, self.t0 = Path(folder).absolute(), time.time()
         self.record = dict(notebook=notebook, parameters=parameters, started=datetime.now().isoformat(timespec='seconds'),
-                           versions=versions(), git=git_state())
+                           versions=versions(), git=git_state(), ranks=int(os.environ.get('WORLD_SIZE', 1)))
 
     @classmethod
     def start(cls, ns, notebook):

@@ -24,8 +24,9 @@ class MixUpLoss(Callback):
         self.source, self.hard = found[0] if found else None, None
 
     def after_pred(self):
-        if self.source is None or self.source.lam is None or not self.learn.yb: return
-        self.hard, (label, *teacher) = self.learn.yb, self.learn.yb
+        if not self.learn.yb: return
+        self.hard, (label, *teacher) = self.learn.yb[:1], self.learn.yb
+        if self.source is None or self.source.lam is None: return
         lam, perm = self.source.lam, self.source.perm
         rows = nn.functional.one_hot(label, self.learn.pred.shape[1]).float() if label.ndim == 1 else label
         self.learn.yb = (mix_rows(rows, lam, perm), *(mix_teacher(t, lam, perm, self.temperature) for t in teacher))

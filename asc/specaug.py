@@ -38,7 +38,7 @@ class Mask(nn.Module):
         at = torch.arange(length, device=x.device)
         hit = ((at >= start) & (at < start + width.long())).any(1) & clip_coin(width, self.p)[:, None]
         hit = hit.view(b, *[1]*(x.ndim - 3), *((length, 1) if self.axis == -2 else (1, length)))
-        return x.masked_fill(hit, self.fill) if self.fill != 'mean' else torch.where(hit, x.mean((0, -1), keepdim=True), x)
+        return torch.where(hit, x.mean((0, -1), keepdim=True) if isinstance(self.fill, str) else self.fill, x)
 
 # %% ../nbs/32_specaug.ipynb #d664f53d
 class FreqMask(Mask):

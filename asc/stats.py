@@ -41,6 +41,27 @@ class _Sums:
         r = value / np.where(count > 0, count, np.nan)
         return np.nanmean(r, axis=-1, keepdims=True) if self.averaged else r
 
+# %% ../nbs/79_stats.ipynb #4fd854e9
+def _aligned(runs, what):
+    "What each clip contributes, for every run of a system"
+    runs = [runs] if isinstance(runs, pd.DataFrame) else list(runs)
+    if not runs: raise InputError(f'{what}: no run given')
+    return [clips(r) for r in runs]
+
+def _same_clips(a, b):
+    for r in [*a[1:], *b]:
+        if not r[['filename', 'scene_label']].equals(a[0][['filename', 'scene_label']]):
+            odd = sorted(set(r['filename']) ^ set(a[0]['filename']))
+            raise InputError('the runs were not evaluated on the same clips' + (f"; {len(odd)} are in one only, such as {odd[0]}" if odd else
+                             ', their scene labels differ'))
+
+def _linear(sums):
+    "The statistic of each run, (seeds, J), and what each cluster adds to it, less its share, (seeds, clusters, J)"
+    total = np.where((n := sums[0].count.sum(0)) > 0, n, np.nan)
+    u = np.stack([(x.value - x.value.sum(0) / total * x.count) / total for x in sums])
+    theta = np.stack([x(x.value.sum(0), x.count.sum(0)) for x in sums])
+    return theta, np.nanmean(u, -1, keepdims=True) if sums[0].averaged else u, sums[0]
+
 # %% ../nbs/79_stats.ipynb #e298a183
 def _weights(strata, n, rng):
     "(n, clusters) bootstrap weights of mean 1, drawn within strata"
@@ -52,7 +73,7 @@ def _weights(strata, n, rng):
     return w
 
 # %% ../nbs/79_stats.ipynb #f403afe9
-def bootstrap(preds,                        # a table of predictions
+def bootstrap(preds,                        # a table of predictions, or a list with one a seed, whose mean is meant
               statistic='macro_accuracy',   # a key of SCORES, or a list of them
               n:int=2000,                   # replicates
               by='location',                # what is drawn: 'location', 'recording', 'city' or 'filename' (clips, as if independent)
@@ -62,12 +83,15 @@ def bootstrap(preds,                        # a table of predictions
               ) -> pd.DataFrame:            # index: statistic, or its scenes/devices/…; columns estimate, low, high (NaN where no scene has two places)
     "Interval of a score over the places it was measured at"
     if not isinstance(statistic, str): return pd.concat([bootstrap(preds, s, n, by, seed, level, groups) for s in statistic])
-    s = _Sums(clips(preds), statistic, by, groups)
+    runs = _aligned(preds, 'preds')
+    _same_clips(runs, [])
+    sums = [_Sums(r, statistic, by, groups) for r in runs]
+    s, value = sums[0], sum(x.value for x in sums) / len(sums)
     w = _weights(s.strata, n, np.random.default_rng(seed))
-    low, high = np.nanquantile(s(w @ s.value, w @ s.count), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.nanquantile(s(w @ value, w @ s.count), [(1 - level) / 2, (1 + level) / 2], axis=0)
     drawn = (s.count[np.bincount(s.strata)[s.strata] > 1] > 0).any(0)              # a scene with one place tells nothing of other places
     low, high = np.where(drawn.any() if s.averaged else drawn, (low, high), np.nan)
-    return pd.DataFrame(dict(estimate=s(s.value.sum(0), s.count.sum(0)), low=low, high=high), index=s.names)
+    return pd.DataFrame(dict(estimate=s(value.sum(0), s.count.sum(0)), low=low, high=high), index=s.names)
 
 # %% ../nbs/79_stats.ipynb #90086b0f
 def _within(u, strata):
@@ -102,27 +126,6 @@ def crossed(theta,        # list of arrays (seeds, J): the statistic of each run
     if min(n) < 3: return seeds, places, var, df_seeds                 # two seeds: Satterthwaite's approximation is too bold
     spread = seeds ** 2 / df_seeds + places ** 2 / df_places + both ** 2 / (df_seeds * df_places)
     return seeds, places, var, np.divide(var ** 2, spread, out=np.full_like(var, df_places), where=spread > 0)
-
-# %% ../nbs/79_stats.ipynb #4fd854e9
-def _aligned(runs, what):
-    "What each clip contributes, for every run of a system"
-    runs = [runs] if isinstance(runs, pd.DataFrame) else list(runs)
-    if not runs: raise InputError(f'{what}: no run given')
-    return [clips(r) for r in runs]
-
-def _same_clips(a, b):
-    for r in [*a[1:], *b]:
-        if not r[['filename', 'scene_label']].equals(a[0][['filename', 'scene_label']]):
-            odd = sorted(set(r['filename']) ^ set(a[0]['filename']))
-            raise InputError('compare: the runs were not evaluated on the same clips' + (f"; {len(odd)} are in one only, such as {odd[0]}" if odd else
-                             ', their scene labels differ'))
-
-def _linear(sums):
-    "The statistic of each run, (seeds, J), and what each cluster adds to it, less its share, (seeds, clusters, J)"
-    total = np.where((n := sums[0].count.sum(0)) > 0, n, np.nan)
-    u = np.stack([(x.value - x.value.sum(0) / total * x.count) / total for x in sums])
-    theta = np.stack([x(x.value.sum(0), x.count.sum(0)) for x in sums])
-    return theta, np.nanmean(u, -1, keepdims=True) if sums[0].averaged else u, sums[0]
 
 # %% ../nbs/79_stats.ipynb #80f30166
 def compare(runs_a, runs_b,                   # tables of predictions of two systems: one each, or a list with one a seed

@@ -103,7 +103,7 @@ class _Recorder(TorchDispatchMode):
 def _liveness(ops, inputs, outputs):
     "Elements alive during each operation, under the in-place economy"
     size = {**inputs, **{k: v for o in ops for k, v in o['size'].items() if k in o['made']}}
-    last = {k: i for i, o in enumerate(ops) for k in [*o['read'], *o['made']] if k in size} | {k: len(ops) for k in outputs}
+    last = {k: i for i, o in enumerate(ops) for k in [*o['read'], *o['made']] if k in size} | {k: len(ops) for k in outputs if k in size}
     home = {k: k for k in size}                                        # the buffer a tensor is written to
     for i, o in enumerate(ops):
         dying = [k for k in o['read'] if last.get(k) == i] if o['in_place'] else []

@@ -16,6 +16,7 @@ from .core import InputError, check_range, pick
 from .finetune import Freeze
 from .losses import PlainValidation
 from .precision import MixedPrecision, check_precision
+from .ranks import Ranks, rank_and_world
 from .runs import check_type
 from .softmixup import MixUpLoss
 
@@ -75,4 +76,5 @@ def create_callbacks(dls,                       # the learner's DataLoaders
     if freeze: cbs.append(Freeze(freeze, freeze_epochs))
     if keep == 'best': cbs.append(KeepBest(monitor))
     if patience: cbs.append(EarlyStop(patience, monitor))
+    if rank_and_world()[1] > 1: cbs.append(Ranks())
     return cbs

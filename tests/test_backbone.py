@@ -10,7 +10,7 @@ from asc.backbone.cp_mobile import CPMobile
 from asc.backbone.cp_resnet import CPResNet, kernels
 from asc.backbone.passt import PaSST, load_passt
 from asc.backbone.weights import load_weights, read_checkpoint, state_of
-from asc.backbone.zoo import backbones, check_backbone, contract, create_backbone, list_backbones
+from asc.backbone.zoo import Resized, backbones, check_backbone, contract, create_backbone, list_backbones
 from asc.core import InputError
 
 SMALL_BEATS = dict(embed_dim=24, encoder_embed_dim=48, encoder_ffn_embed_dim=96, encoder_layers=2, encoder_attention_heads=4, conv_pos=16,
@@ -376,3 +376,25 @@ def test_folded_cnn6_loads(tmp_path):
     torch.save(net.state_dict(), tmp_path/'a.pt')
     x = torch.randn(1, 1, 256, 65)
     assert torch.equal(create_backbone('cnn6_60k', 3, weights=tmp_path/'a.pt').eval()(x), net(x))
+
+
+@pytest.mark.parametrize('name, kw', [('torchvision:googlenet', dict(aux_logits=True)), ('torchvision:mnasnet0_5', {}),
+                                      ('timm:mobilenetv4_conv_small', {}), ('timm:efficientformer_l1', {})])
+def test_image_networks_train_and_come_back(name, kw, tmp_path):
+    "Odd sizes, logits alone in training too, a gradient everywhere, a state dict that loads"
+    if name.startswith('timm'): need('passt_s')
+    net = create_backbone(name, 3, **kw).train()
+    net(torch.randn(2, 1, 64, 101)).square().sum().backward()
+    assert [k for k, p in net.named_parameters() if p.grad is None] == []
+    torch.save(net.state_dict(), tmp_path/'a.pt')
+    other, x = create_backbone(name, 3, weights=tmp_path/'a.pt', **kw).eval(), torch.randn(1, 1, 128, 65)
+    with torch.no_grad(): assert torch.equal(other(x), net.eval()(x))
+    with pytest.raises(InputError, match='foo'): create_backbone(name, foo=1)
+
+
+def test_too_small_an_input_is_resized():
+    "A network that refuses small pictures stands behind a resize; one that takes any size does not"
+    need('passt_s')
+    net = create_backbone('timm:inception_v3', 3).eval()
+    assert isinstance(net, Resized) and tuple(net.size) == (299, 299) and not isinstance(create_backbone('timm:resnet10t'), Resized)
+    with torch.no_grad(): assert net(torch.randn(1, 1, 40, 51)).shape == (1, 3)

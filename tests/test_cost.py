@@ -342,3 +342,31 @@ def test_script_modules_are_refused():
     for m in (net, nn.Sequential(net)):
         with pytest.raises(InputError, match='TorchScript'): complexity(m, (1, 8, 8))
         with pytest.raises(InputError, match='TorchScript'): trace(m, torch.zeros(1, 1, 8, 8))
+
+
+class TwoInputs(nn.Module):
+    def forward(self, x, device): return x
+
+
+class Constant(nn.Module):
+    def __init__(self): super().__init__(); self.logits = nn.Parameter(torch.zeros(10))
+    def forward(self, x): return self.logits
+
+
+@pytest.mark.parametrize('model, says', [(TwoInputs(), "forward\\(x, device\\) of TwoInputs.*'device'"), (nn.ModuleList(), 'no network with a forward'),
+                                         (nn.Module, 'type is no network'), (nn.Bilinear(1, 1, 1), "'input2'")])
+def test_what_takes_no_spectrogram_is_refused(model, says):
+    for count in (complexity, layer_table):
+        with pytest.raises(InputError, match=says): count(model, (1, 8, 8))
+
+
+@pytest.mark.parametrize('model, params', [(nn.Identity(), 0), (nn.Sequential(), 0), (nn.Flatten(), 0), (Constant(), 10)])
+def test_a_network_that_computes_nothing(model, params):
+    c = complexity(model, (1, 8, 8), bits=8)
+    assert (c.params, c.macs, c.honest['macs'], c.honest['ram']) == (params, 0, 0, 64) and 'the input' in repr(c) and c.verdict('2024')
+    c.plot()
+
+
+@pytest.mark.parametrize('kw', [dict(bits='8'), dict(bits=0), dict(input_shape=5)])
+def test_bad_arguments(kw):
+    with pytest.raises(InputError, match=next(iter(kw))): complexity(nn.Identity(), **dict(dict(input_shape=(1, 8, 8)), **kw))

@@ -228,7 +228,7 @@ def test_wrong_names_and_waves():
     frontend = create_frontend('dcase24')
     for wave, says in [(torch.zeros(32000), r'wave\[None\]'), (torch.zeros(1, 1, 32000), 'batch, samples'),
                        (np.zeros((1, 32000)), 'float tensor'), (torch.zeros(1, 32000, dtype=torch.int16), 'int16 / 32768'),
-                       (torch.zeros(1, 2048), 'at least 2049')]:
+                       (torch.zeros(1, 2048), 'at least 2049'), (torch.zeros(0, 32000), 'empty batch')]:
         with pytest.raises(InputError, match=says): frontend(wave)
     with pytest.raises(InputError, match='at least 2050'): create_frontend('cp')(torch.zeros(1, 2049))
     with pytest.raises(InputError, match='at least 400'): create_frontend('beats')(torch.zeros(1, 399))

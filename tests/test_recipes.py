@@ -1,50 +1,73 @@
-"""Every recipe: known parameters of the right type, and one real training step of the system it describes."""
-import ast
-import json
+"""Every recipe: known parameters of the right type, and one real training step of the system it describes; what a broken one is refused with."""
+import inspect
 
 import pytest
 import torch
 import yaml
 
+from asc.assemble import check_training, create_training, training_options
+from asc.backbone.zoo import create_backbone
 from asc.classifier import create_classifier
-from asc.core import SCENES, seed_everything
+from asc.core import SCENES, InputError, seed_everything
+from asc.finetune import layer_groups
+from asc.jobs import declared_parameters, find_notebook, full_parameters
 from asc.learner import optimizers
 from asc.losses import create_loss
-from asc.runs import check_type
+from asc.pipeline import create_pipeline, pipelines, revise
 from asc.schedules import create_schedule
 from conftest import ROOT
+from test_backbone import SMALL, beats_file, need
 
-RECIPES = sorted((ROOT/'nbs/recipes').glob('*.yaml'))
-LARGE = {'cpjku23-passt'}                                      # fetches its weights
-
-
-def declared():
-    "Name -> type of the parameters of train.ipynb"
-    nb = json.loads((ROOT/'nbs/train.ipynb').read_text(encoding='utf-8'))
-    cell = next(c for c in nb['cells'] if 'parameters' in c['metadata'].get('tags', []))
-    types = {t.__name__: t for t in (int, float, str, bool, list, dict)}
-    read = lambda a: a.value if isinstance(a, ast.Constant) else types[a.id]
-    return {n.target.id: read(n.annotation) for n in ast.parse(''.join(cell['source'])).body}
+RECIPES = {p.stem: p for p in sorted((ROOT/'nbs/recipes').glob('*.yaml'))}
+QUIRKS = {'cpjku23-student': 'cp', 'cpjku23-cp_resnet': 'cp_resnet', 'cpjku23-passt': 'passt', 'easy-beats-ssl': 'easy_beats_ssl',
+          'easy-beats-ssl-sl': 'easy_beats_ssl', 'dragonsearch': 'dragonsearch'}           # recipe with a faithful variant -> its pipeline
+OPEN = {'data', 'data_dir', 'subset', 'seed', 'out', 'resume'}                               # of train.ipynb, what a recipe leaves to who uses it
+OUTSIDE = {'data', 'data_dir', 'subset', 'valid', 'join', 'nb_aug', 'log', 'resume', 'out'}    # what does not shape a training: lists, scoring, places
 
 
-@pytest.mark.parametrize('path', RECIPES, ids=lambda p: p.stem)
-def test_recipe_is_well_formed(path):
+def read(name): return yaml.safe_load(RECIPES[name].read_text(encoding='utf-8'))
+
+
+@pytest.fixture(scope='module')
+def beats(tmp_path_factory):
+    "Two small files in the published format, self-supervised only and also supervised: True -> path"
+    folder = tmp_path_factory.mktemp('beats')
+    for tuned in (False, True): torch.save(beats_file(tuned), folder/f'{tuned}.pt')
+    return {tuned: folder/f'{tuned}.pt' for tuned in (False, True)}
+
+
+def network_args(r, beats):
+    "Keywords of a recipe's network, with a small network in the place of a file that is not here"
+    args = dict(r.get('backbone_args', {}))
+    if r['backbone'] == 'beats': return dict(args, weights=beats['finetuned' in args['weights']])
+    if r['backbone'] == 'passt_s': need(r['backbone']); args = {**SMALL['passt_s'], **{k: v for k, v in args.items() if k != 'weights'}}
+    return args
+
+
+def test_published_systems_are_all_there():
+    assert set(RECIPES) >= {'dcase24-baseline', 'cpjku23-student', 'cpjku23-cp_resnet', 'cpjku23-passt', 'easy-tf_sepnet', 'easy-bc_resnet', 'easy-cnn3',
+                            'easy-beats-ssl-star', 'easy-beats-ssl', 'easy-beats-ssl-sl', 'dragonsearch', 'sp4asc', 'sp4asc-focal', 'sp4asc-mixup'}
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_recipe_is_well_formed(name):
     "Only parameters of train.ipynb, each of its type; the numbers it names make a schedule, a loss and an optimiser"
-    recipe, known = yaml.safe_load(path.read_text()), declared()
-    assert set(recipe) <= set(known)
-    for k, v in recipe.items(): check_type(k, v, known[k])
-    at = create_schedule(recipe['schedule'], recipe['lr'], recipe['epochs'], 100)
+    params = full_parameters('train', name)
+    assert RECIPES[name].read_text(encoding='utf-8').startswith('# ')
+    at = create_schedule(params['schedule'], params['lr'], params['epochs'], 100)
     rates = [at(p / 1000) for p in range(1000)]
-    assert 0 <= min(rates) and max(rates) == pytest.approx(recipe['lr'], rel=.02)
-    assert recipe['optimizer'] in optimizers and create_loss(recipe.get('loss', 'ce'))
+    assert 0 <= min(rates) and max(rates) == pytest.approx(params['lr'], rel=.02)
+    args = {k: v for k, v in params['backbone_args'].items() if k != 'weights'}              # those files are not here
+    check_training(**training_options(params | dict(backbone_args=args, distill={})))        # nor is the teacher that `distill` needs
+    assert not set(read(name)) & OPEN
 
 
-@pytest.mark.parametrize('path', [p for p in RECIPES if p.stem not in LARGE], ids=lambda p: p.stem)
-def test_recipe_trains(path):
+@pytest.mark.parametrize('name', RECIPES)
+def test_recipe_trains(name, beats):
     "A step of the system on noise changes every parameter that has a gradient, and the loss is finite"
-    r = yaml.safe_load(path.read_text())
+    r = read(name)
     seed_everything(0)
-    model = create_classifier(r['backbone'], r['frontend'], r['pipeline'], 44100, SCENES, r.get('backbone_args'), r.get('frontend_args')).train()
+    model = create_classifier(r['backbone'], r['frontend'], r.get('steps') or r['pipeline'], 44100, SCENES, network_args(r, beats), r.get('frontend_args')).train()
     opt = optimizers[r['optimizer']](model.parameters(), lr=r['lr'], weight_decay=r['wd'])
     before = [p.detach().clone() for p in model.parameters()]
     loss = create_loss(r.get('loss', 'ce'))(model(torch.randn(4, 44100) * .1, torch.zeros(4, dtype=torch.long)), torch.arange(4))
@@ -53,3 +76,63 @@ def test_recipe_trains(path):
     assert torch.isfinite(loss)
     changed = [not torch.equal(a, b) for a, b in zip(before, model.parameters()) if b.grad is not None and b.grad.any()]
     assert changed and all(changed)
+
+
+@pytest.mark.parametrize('name', QUIRKS)
+def test_faithful_variant_differs_by_its_quirks(name):
+    "The same system with the steps of the published code; otherwise what is told in its first line"
+    r, faithful = read(name), read(f'{name}-faithful')
+    preset = pipelines[QUIRKS[name]]
+    assert r['pipeline'] == QUIRKS[name] and faithful['steps'] == revise(preset['steps'], preset['quirks'])
+    assert {k for k in {*r, *faithful} if r.get(k) != faithful.get(k)} == {
+        'pipeline', 'steps', *(['valid'] if name.startswith('cpjku23') else []), *(['frontend_args'] if name == 'dragonsearch' else [])}
+
+
+def test_no_other_pipeline_has_a_quirk_that_matters():
+    "What is left is easy_tfsepnet's: impulse responses at 32 kHz, which is the rate of its waves"
+    assert {k for k, v in pipelines.items() if 'quirks' in v} - set(QUIRKS.values()) == {'easy_tfsepnet'}
+    wrong, right = (create_pipeline('easy_tfsepnet', 44100, quirks=q).ops['1_dir'].bank for q in (True, False))
+    assert all(torch.equal(a, b) for a, b in zip(wrong.irs, right.irs))
+
+
+@pytest.mark.parametrize('name, trained', [('easy-beats-ssl-star', {'classifier'}), ('easy-beats-ssl', {'encoder', 'classifier'}),
+                                           ('easy-beats-ssl-sl', {'encoder', 'classifier'})])
+def test_beats_recipes_tune_what_they_should(name, trained, beats):
+    "SSL*: the head alone, the encoder still; SSL, SSL+SL: everything, lower layers with smaller gradients"
+    r = read(name)
+    net = create_backbone('beats', weights=network_args(r, beats)['weights'], mode=r['backbone_args']['mode']).train()
+    assert {n.split('.')[0] for n, p in net.named_parameters() if p.requires_grad} == trained
+    assert net.encoder.training == ('encoder' in trained) and net.encoder.encoder.cfg['layer_wise_gradient_decay_ratio'] == .6
+    groups = layer_groups(net, .9)[0](net)
+    assert {id(p) for g in groups for p in g} == {id(p) for p in net.parameters() if p.requires_grad}
+
+
+def test_absent_weights_are_refused_before_work():
+    for name in ('easy-beats-ssl-star', 'easy-beats-ssl', 'easy-beats-ssl-sl'):
+        if (ROOT/'data/weights'/f"{read(name)['backbone_args']['weights']}.pt").exists(): pytest.skip('the genuine file is here')
+        with pytest.raises(InputError, match='by hand .* data/weights/BEATs_iter3_plus_AS2M'): check_training(**training_options(full_parameters('train', name)))
+    with pytest.raises(InputError, match='no such file'):
+        check_training(**training_options(full_parameters('train', 'easy-beats-ssl', dict(backbone_args=dict(weights='gone/BEATs.pt')))))
+
+
+@pytest.mark.parametrize('text, told', [
+    ('epoch: 5', "unknown parameter of train 'epoch'"), ('lr: 1e-3', 'In YAML a number with an exponent needs a dot and a sign: 1.0e-03'),
+    ('epochs: "5"', 'must be a whole number'), ('- epochs', 'holds no table of parameters'), ('epochs: [', 'is not YAML'),
+    ('loss: {focal: {gama: 2.0}}', "unknown keyword 'gama'"), ('backbone_args: {width: 2}', 'has no option width'),
+    ('steps: [resample, mel, log, {mixip: {}}]', "unknown augmentation 'mixip'"), ('steps: [{a: 1, b: 2}]', 'is no step'),
+    ('steps: [resample, mel]', 'pipeline: the steps'), ('keep: best\nvalid: 0.0', 'set valid above 0')], ids=lambda v: v[:24])
+def test_broken_recipe_is_refused(text, told, tmp_path):
+    (tmp_path/'r.yaml').write_text(text)
+    with pytest.raises(InputError) as e:
+        params = full_parameters('train', tmp_path/'r.yaml')
+        check_training(0 if params['valid'] == 0 else None, **training_options(params))
+    assert told in str(e.value)
+
+
+def test_what_shapes_a_training_is_in_one_place():
+    "A parameter of train.ipynb shapes the training (`create_training` takes it, with the same default) or is named here"
+    declared = {k: default for k, (_, default) in declared_parameters(find_notebook('train')).items()}
+    shapes, same = training_options(), lambda a, b: (a or None) == (b or None) if not isinstance(b, (int, float)) else a == b
+    assert set(shapes) <= set(declared) and all(same(shapes[k], declared[k]) for k in shapes)
+    assert set(declared) - set(shapes) == OUTSIDE
+    assert inspect.signature(create_training).parameters['monitor'].default == 'valid_loss'

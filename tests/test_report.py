@@ -13,7 +13,7 @@ from asc.core import CITIES, DEVICES, SCENES, InputError, write_json
 from asc.report import (apply_temperature, bootstrap, check_predictions, city_table, class_device_table, class_table, compare, confusion, device_table,
                         fit_temperature, metrics, plot_class_device, plot_confusion, plot_history, plot_reliability, read_predictions, summary_table, to_markdown,
                         vote)
-from asc.results import comparable, find_runs, read_run, runs_table
+from asc.results import by_line, comparable, find_runs, intervals_table, read_run, runs_table
 from asc.scores import clips, expected_calibration_error
 from asc.stats import crossed
 
@@ -383,6 +383,34 @@ def test_runs_table(tmp_path):
     assert find_runs(tmp_path) == sorted(runs)
 
 
+def test_log_losses_cities_and_the_published_ten_seconds(tmp_path):
+    "Every kind of table in both scores; what was published on the ten-second test stands beside, with a dash where it was not"
+    runs = [a_run(tmp_path/f'{i}', i, 100, test='324e1ba9e0e21926') for i in range(2)]
+    told = runs_table(runs).to_frame()
+    assert told.loc['split 100, sp4asc-focal (published, not measured here)', ['runs', 'macro accuracy', 'log loss', 'ece']].tolist() == ['1', '67.10', '0.940', '–']
+    m = [read_run(r)['metrics'] for r in runs]
+    for kind, name in (('class', 'tram'), ('device', 's6'), ('group', 'unseen'), ('city', 'paris')):
+        for score, scale in (('accuracy', 100), ('log_loss', 1)):
+            t = runs_table(runs, kind, score=score)
+            assert t.mean[name].item() == pytest.approx(scale * np.mean([x[f'{kind}_{score}'][name] for x in m])) and 'published' not in t.to_markdown()
+    low = runs_table([a_run(tmp_path/f'{n}-{i}', i, backbone=n, preds=dict(metrics(made_up()), class_log_loss=dict(bus=v + i / 100), macro_log_loss=v + i / 100))
+                      for n, v in (('good', 1.), ('bad', 2.)) for i in range(3)], 'class', score='log_loss')
+    assert low.bold()['bus'].tolist() == [False, True]                        # less is better
+
+
+def test_lines_and_watching_are_not_systems(tmp_path):
+    "Runs that differ in what watched them are one system; a run's lines are rows"
+    runs = [a_run(tmp_path/f'{i}', i, log=log, resume=bool(i)) for i, log in enumerate(('', 'wandb'))]
+    assert len(runs_table(runs).mean) == 1
+    for i, r in enumerate(runs):
+        made_up(seed=i, places=2).to_csv(r/'predictions.csv', index=False)
+        write_json(r/'metrics.json', dict(read_run(r)['metrics'], lines=dict(clips=dict(macro_accuracy=.5 + .1 * i), vote=dict(macro_accuracy=None))))
+    t = runs_table(by_line(runs)).to_frame()
+    assert t['macro accuracy'].to_dict() == {'split 5, clips': '55.00 ± 7.07', 'split 5, vote': '–'}
+    b = bootstrap([made_up(seed=i, places=2) for i in range(2)]).iloc[0]
+    assert intervals_table(runs).loc['split 5', 'macro accuracy'] == f'{100 * b.estimate:.2f} ({100 * b.low:.2f} … {100 * b.high:.2f})'
+
+
 def test_runs_that_differ_get_rows_of_their_own(tmp_path):
     runs = [a_run(tmp_path/f'{i}-{lr}', i, lr=lr) for i in range(2) for lr in (.1, .01)]
     assert list(runs_table(runs).mean.index) == ['split 5, lr 0.01', 'split 5, lr 0.1']
@@ -407,6 +435,8 @@ def test_comparable(tmp_path):
     assert comparable(a, a_run(tmp_path/'b', 1)) == []
     assert 'test list' in comparable(a, a_run(tmp_path/'c', test='y'))[0]
     assert 'train list' in comparable(a, a_run(tmp_path/'d', subset=50))[0]
+    changed = [dict(read_run(a), git=dict(commit='0a49137c1', diff=d)) for d in ('', '-x')]
+    assert comparable(*changed) == ['code: the same commit with different changes on top'] and comparable(changed[0], changed[0]) == []
     assert comparable(a, a_run(tmp_path/'e', versions=dict(torch='2.10.0'))) == ['torch: version 2.11.0 against 2.10.0']
 
 

@@ -40,12 +40,16 @@ def test_run_folder(done):
     out, r = done
     have = {p.name for p in out.iterdir()}
     assert have >= {'train.ipynb', 'params.json', 'metrics.json', 'history.csv', 'predictions.csv', 'model.safetensors', 'model.json',
-                    'class_wise.csv', 'class_wise.md', 'device_wise.csv', 'complexity.csv', 'split_by_scene.csv', 'confusion.csv',
+                    'class_wise.csv', 'class_wise.md', 'device_wise.csv', 'city_wise.csv', 'summary.csv', 'reliability.png', 'complexity.csv', 'split_by_scene.csv', 'confusion.csv',
                     'confusion.png', 'class_device.png', 'history.png', 'clips.png'}
     assert not [n for n in have if n.endswith('.part')]
     metrics, params = (json.loads((out/f'{n}.json').read_text()) for n in ('metrics', 'params'))
     assert {'macro_accuracy', 'accuracy', 'log_loss', 'class_accuracy', 'device_accuracy', 'group_accuracy', 'params', 'macs'} <= set(metrics)
     assert (metrics['params'], metrics['macs']) == (61148, 29419156)
+    lines = metrics['lines']
+    assert list(lines) == ['clips', 'half precision', 'fitted temperature', 'recordings (vote)'] and lines['recordings (vote)']['n'] == 90
+    assert lines['clips']['macro_accuracy'] == metrics['macro_accuracy'] == lines['fitted temperature']['macro_accuracy']
+    assert metrics['temperature'] > 0 and not (out/'tensorboard').exists() and not (out/'wandb').exists()
     assert params['parameters']['epochs'] == 1 and params['parameters']['out'] == str(out)          # asked == ran
     assert params['versions']['torch'] and params['data']['lists']['test']['clips'] == 900 and params['data']['synthetic']
     preds = pd.read_csv(out/'predictions.csv')
@@ -101,6 +105,9 @@ def refused(tmp_path, *args, **kw):
     (['-p', 'data_dir', 'nowhere/at/all'], 'nowhere/at/all'),
     (['-p', 'epochs', 0], 'epochs=0 must be at least 1'),
     (['-y', '{lr: 1e-3}'], 'In YAML'),
+    (['-p', 'log', 'tensorbord'], "unknown log 'tensorbord'"),
+    (['-p', 'nb_aug', 5, '-p', 'pipeline', 'none'], 'nb_aug=5: this pipeline has no freq_mask'),
+    (['-p', 'join', 20], 'join=20: the longest recording has 10 snippets'),
 ], ids=lambda v: v if isinstance(v, str) else v[1])
 def test_bad_parameters_are_refused(tmp_path, synthetic, args, told):
     if 'data_dir' not in args: args = ['-p', 'data_dir', synthetic, *args]
@@ -164,16 +171,33 @@ def test_benchmark_runs(synthetic, tmp_path):
     table = pd.read_csv(tmp_path/'bench/benchmark.csv')
     assert (table.ours > 0).all() and (table.ratio > 0).all() and table.stage.str.contains('dcase24').any()
     assert json.loads((tmp_path/'bench/metrics.json').read_text())['packing_clips_per_s'] > 0
+    assert list(pd.read_csv(tmp_path/'bench/networks.csv', index_col=0).index) == ['cp_mobile_24', 'cnn3']
+
+
+def test_zoo_runs(synthetic, tmp_path):
+    "The zoo notebook counts what was published and loads what it saved"
+    pytest.importorskip('timm')
+    (tmp_path/'clips').mkdir()
+    for f in sorted((synthetic/'audio').iterdir())[:900:450]: (tmp_path/'clips'/f.name).write_bytes(f.read_bytes())
+    argv = [PAPERMILL[0], 'nbs/zoo.ipynb']
+    r = papermill(tmp_path/'executed.ipynb', '-p', 'clips', tmp_path/'clips', '-p', 'out', tmp_path/'zoo', argv=argv)
+    assert r.returncode == 0, r.stderr[-3000:]
+    found = json.loads((tmp_path/'zoo/metrics.json').read_text())
+    assert (found['networks'], found['differing'], found['clips'], found['random_weights']) == (21, 0, 2, True)
+    assert all(v['grid'] == v['chirp'] == 0 for v in found['golden'].values()) and len(found['golden']) == 3
+    assert 'Random weights' in (tmp_path/'zoo/zoo.ipynb').read_text()
 
 
 def test_report_runs(done, tmp_path):
     "The report notebook makes the tables of the paper from run folders, and says synthetic"
     out, _ = done
-    r = papermill(tmp_path/'executed.ipynb', '-y', f'{{runs: ["{out}"]}}', '-p', 'out', tmp_path/'report', argv=[PAPERMILL[0], 'nbs/report.ipynb'])
+    r = papermill(tmp_path/'executed.ipynb', '-y', f'{{runs: ["{out}"], pair: ["{out}", "{out}"]}}', '-p', 'out', tmp_path/'report', argv=[PAPERMILL[0], 'nbs/report.ipynb'])
     assert r.returncode == 0, r.stderr[-3000:]
     tables = {p.name.split('-')[0]: p.read_text() for p in (tmp_path/'report').glob('*.md')}
     macro = 100 * json.loads((out/'metrics.json').read_text())['macro_accuracy']
-    assert {'summary', 'class', 'device'} <= set(tables) and f'{macro:.2f}' in tables['summary'] and 'published' not in tables['class']
+    assert {'summary', 'class', 'device', 'group', 'city', 'lines', 'intervals', 'pair'} <= set(tables) and f'{macro:.2f}' in tables['summary'] and 'published' not in tables['class']
+    pair = pd.read_csv(tmp_path/'report/pair.csv', index_col=0)
+    assert (pair.difference.dropna() == 0).all() and pair.detectable.isna().all() and {'macro accuracy', 'log loss', 'device s6'} <= set(pair.index)   # one seed
     assert 'synthetic: says nothing about TAU' in (tmp_path/'report/report.ipynb').read_text()
 
 

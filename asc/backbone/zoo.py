@@ -96,10 +96,9 @@ def image_backbone(library:str,           # 'timm' or 'torchvision'
         timm = need_timm(f'timm:{name}')
         if not timm.is_model(name): _no_model(library, name, timm.list_models())
         make = lambda **more: timm.create_model(name, pretrained=pretrained, in_chans=1, num_classes=n_classes, **more)
-        try: return make(**dict(dict(dynamic_img_size=True, dynamic_img_pad=True), **kw))
-        except TypeError: net = _told(lambda: make(**kw), name, kw)
-        cfg = net.pretrained_cfg
-        return Resized(net, kw.get('img_size') or cfg['input_size'][1:]) if cfg.get('fixed_input_size') else net
+        try: net, fixed = make(**dict(dict(dynamic_img_size=True, dynamic_img_pad=True), **kw)), False
+        except TypeError: net = _told(lambda: make(**kw), name, kw); fixed = net.pretrained_cfg.get('fixed_input_size')
+        return _fitted(net, kw.get('img_size') or net.pretrained_cfg['input_size'][1:], fixed)
     from torchvision import models
     if name not in models.list_models(module=models): _no_model(library, name, models.list_models(module=models))
     if name in ('googlenet', 'inception_v3') and not pretrained: kw.setdefault('aux_logits', False)
@@ -107,9 +106,11 @@ def image_backbone(library:str,           # 'timm' or 'torchvision'
     known = {*inspect.signature(models.get_model_builder(name)).parameters, *inspect.signature(type(net)).parameters}
     if unknown := set(kw) - known: raise InputError(f"torchvision:{name} has no option {', '.join(sorted(unknown))}")
     if hasattr(net, 'transform_input'): net.transform_input = False              # these two would re-scale three colours
-    size = getattr(net, 'image_size', None) or kw.get('input_size') or dict(maxvit_t=224, inception_v3=299).get(name)
-    net = one_channel(new_head(net, n_classes))
-    return Resized(net, size) if size else net
+    if getattr(net, 'aux_logits', False):                                        # … and give more than logits in training
+        net.aux_logits = False
+        for part in ('AuxLogits', 'aux1', 'aux2'): setattr(net, part, None)
+    size = getattr(net, 'image_size', None) or kw.get('input_size') or dict(inception_v3=299).get(name, 224)
+    return _fitted(one_channel(new_head(net, n_classes)), size)
 
 class Resized(nn.Module):
     "A network of fixed input size behind a bilinear resize to it"
@@ -117,6 +118,14 @@ class Resized(nn.Module):
         super().__init__()
         self.network, self.size = network, (size, size) if isinstance(size, int) else tuple(size)
     def forward(self, x): return self.network(nn.functional.interpolate(x, self.size, mode='bilinear'))
+
+@torch.no_grad()
+def _fitted(net, size, fixed=False):
+    "`net`, behind a resize to `size` if that is `fixed` or the network refuses a small spectrogram"
+    if not fixed:
+        try: net.eval()(torch.zeros(1, 1, 64, 65, device=next(net.parameters()).device))
+        except (RuntimeError, AssertionError, ValueError): fixed = True
+    return (Resized(net, size) if fixed else net).train()
 
 def _told(make, name, kw):
     try: return make()

@@ -1,0 +1,166 @@
+"""A submission folder its own validator passes, and damaged copies it refuses, each for the right reason."""
+import json
+import re
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from asc.classifier import create_classifier, save_model
+from asc.core import InputError, write_json
+from asc.corpus import load_corpus
+from asc.data import data_facts
+from asc.entry import check_package, write_package
+from asc.learner import ClipData, predictions
+from asc.scores import metrics
+from asc.splits import read_test
+from asc.store import pack
+from asc.submission import AUTHOR
+
+LABEL = 'Curie_UP_task1_1'
+ME = dict(AUTHOR, lastname='Curie', firstname='Marie', email='marie@example.org',
+          affiliation=dict(abbreviation='UP', institute='Université de Paris', department=None, location='Paris'))
+
+
+def make_run(folder, corpus, store, part, subset, seed):
+    torch.manual_seed(seed)
+    model = create_classifier('cp_mobile_24', scenes=corpus.scenes).eval()
+    folder.mkdir()
+    save_model(model, folder)
+    write_json(folder/'params.json', dict(notebook='train', parameters=dict(subset=subset, pipeline='dcase24', seed=seed),
+                                          data=data_facts(corpus, store, test=part)))
+    write_json(folder/'metrics.json', metrics(predictions(model, ClipData(store, part, corpus.scenes, corpus.devices)), corpus.scenes))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def made(synthetic, tmp_path_factory):
+    tmp = tmp_path_factory.mktemp('entry')
+    corpus = load_corpus(synthetic)
+    store = pack(corpus, tmp/'store', progress=False)
+    part = read_test(corpus).groupby('scene').head(2)
+    runs = [make_run(tmp/f'run{i}', corpus, store, part, s, i) for i, s in enumerate((25, 25, 50))]
+    kw = dict(corpus=corpus, rows=part, store_dir=tmp/'store', authors=[ME], name='Example', abbreviation='ex')
+    return dict(runs=runs, kw=kw, names=part.filename.tolist(), folder=write_package(runs[:1], out=tmp, label=LABEL, **kw))
+
+
+def test_package_passes(made): assert check_package(made['folder'], made['names']) == []
+
+
+def test_splits_and_ensembles(made, tmp_path):
+    "Two runs of one split are an ensemble over the budget; two splits have a table each"
+    kw = made['kw']
+    folder = write_package(made['runs'], out=tmp_path, label=LABEL, **kw)
+    assert {p.name for p in folder.glob('*.csv')} == {f'{LABEL}.output.split_25.csv', f'{LABEL}.output.split_50.csv'}
+    problems = check_package(folder, made['names'])
+    assert len(problems) == 2 and any('over the budget of 2024' in p for p in problems)      # the ensemble's size, and the other split's count
+    one = write_package([made['runs'][0], made['runs'][2]], out=tmp_path, label='Curie_UP_task1_2', **kw)
+    assert check_package(one, made['names']) == []
+
+
+def table(folder): return folder/f'{LABEL}.output.csv'
+
+
+def edit_table(change):
+    def damage(folder):
+        df = pd.read_csv(table(folder), sep='\t')
+        change(df).to_csv(table(folder), sep='\t', index=False, float_format='%.8f')
+    return damage
+
+
+def edit_meta(change):
+    def damage(folder):
+        path = folder/f'{LABEL}.meta.yaml'
+        meta = yaml.safe_load(path.read_text(encoding='utf-8'))
+        change(meta)
+        path.write_text(yaml.safe_dump(meta, sort_keys=False, allow_unicode=True), encoding='utf-8')
+    return damage
+
+
+def edit_info(change):
+    def damage(folder):
+        info = json.loads((folder/'info.json').read_text())
+        change(info)
+        (folder/'info.json').write_text(json.dumps(info))
+    return damage
+
+
+def edit_state(change):
+    def damage(folder):
+        path = folder/f'{LABEL}.model_state_dict.pt'
+        state = change(torch.load(path, weights_only=True))
+        torch.save(state, path)
+    return damage
+
+
+def cell(row, column, value):
+    def change(df):
+        df = df.astype(object)
+        df.iloc[row, df.columns.get_loc(column) if isinstance(column, str) else column] = value
+        return df
+    return edit_table(change)
+
+
+def flip_label(df):
+    df.loc[0, 'scene_label'] = next(c for c in df.columns[2:] if c != df.scene_label[0])
+    return df
+
+
+def first(state): return next(k for k, v in state.items() if v.is_floating_point())
+
+
+DAMAGES = {
+    'row missing': (edit_table(lambda df: df.iloc[1:]), 'missing, such as'),
+    'row twice': (edit_table(lambda df: pd.concat([df, df.iloc[:1]])), 'named twice'),
+    'foreign name': (edit_table(lambda df: pd.concat([df, df.iloc[:1].assign(filename='foreign.wav')])), 'not on the evaluation list'),
+    'other order': (edit_table(lambda df: df.iloc[::-1]), 'not in the order'),
+    'columns swapped': (edit_table(lambda df: df[[*df.columns[:2], *df.columns[:1:-1]]]), 'in this order'),
+    'column missing': (edit_table(lambda df: df.iloc[:, :-1]), 'in this order'),
+    'no header': (lambda f: table(f).write_text(table(f).read_text().split('\n', 1)[1]), 'the header begins with'),
+    'commas': (lambda f: table(f).write_text(table(f).read_text().replace('\t', ',')), 'tabs between'),
+    'sum not one': (edit_table(lambda df: df.assign(**{c: df[c] * .9 for c in df.columns[2:]})), 'do not sum to 1'),
+    'not a probability': (edit_table(lambda df: df.assign(**{df.columns[2]: df.iloc[:, 2] + 1})), 'no number from 0 to 1'),
+    'NaN': (cell(3, 4, 'nan'), 'no number from 0 to 1'),
+    'text for a number': (cell(3, 4, 'high'), 'no number from 0 to 1'),
+    'label not the argmax': (edit_table(flip_label), 'not the scene of the highest probability'),
+    'unknown label': (cell(0, 'scene_label', 'beach'), 'the label is no scene'),
+    'table missing': (lambda f: table(f).unlink(), 'output.csv: missing'),
+    'meta missing': (lambda f: (f/f'{LABEL}.meta.yaml').unlink(), 'meta.yaml: missing'),
+    'meta not YAML': (lambda f: (f/f'{LABEL}.meta.yaml').write_text('a: [b'), 'not YAML'),
+    'placeholder': (edit_meta(lambda m: m['submission'].update(name='FILL IN')), 'submission.name is still a placeholder'),
+    'two corresponding authors': (edit_meta(lambda m: m['submission']['authors'].append(dict(ME))), 'exactly one author'),
+    'e-mail': (edit_meta(lambda m: m['submission']['authors'][0].update(email='marie at up')), 'e-mail address'),
+    'long abbreviation': (edit_meta(lambda m: m['submission'].update(abbreviation='a' * 11)), 'more than 10 characters'),
+    'other label': (edit_meta(lambda m: m['submission'].update(label='Curie_UP_task1_2')), 'stands in the folder'),
+    'improved result': (edit_meta(lambda m: m['results']['development_dataset']['split_25']['overall'].update(accuracy=99.)), 'measured was'),
+    'smaller model': (edit_meta(lambda m: m['system']['complexity'].update(macs=1)), 'complexity: macs is 1'),
+    'over budget': (edit_info(lambda i: (i['complexity'].update(macs=31_000_000), i.update(MACs=31_000_000))), 'over the budget'),
+    'info missing': (lambda f: (f/'info.json').unlink(), 'info.json: missing'),
+    'info not JSON': (lambda f: (f/'info.json').write_text('{'), 'not JSON'),
+    'info counts': (edit_info(lambda i: i.update(Params=1)), 'MACs and Params are not those'),
+    'single precision': (edit_state(lambda s: {k: v.float() if v.is_floating_point() else v for k, v in s.items()}), 'half precision is declared'),
+    'weights NaN': (edit_state(lambda s: {**s, first(s): s[first(s)] * float('nan')}), 'NaN or infinite weights'),
+    'weights fewer': (edit_state(lambda s: {k: v for k, v in s.items() if k != first(s)}), 'parameters, info.json says'),
+    'weights missing': (lambda f: (f/f'{LABEL}.model_state_dict.pt').unlink(), 'model_state_dict.pt: missing'),
+    'weights no file of torch': (lambda f: (f/f'{LABEL}.model_state_dict.pt').write_bytes(b'PK nothing'), 'cannot be read as weights'),
+    'stray file': (lambda f: (f/'todo.txt').write_text('x'), 'does not belong'),
+}
+
+
+@pytest.mark.parametrize('name', DAMAGES)
+def test_damaged_copy_is_refused(made, tmp_path, name):
+    damage, reason = DAMAGES[name]
+    copy = shutil.copytree(made['folder'], tmp_path/LABEL)
+    damage(copy)
+    problems = check_package(copy, made['names'])
+    assert problems and any(reason in p for p in problems), problems
+    if name == 'row missing':                              # also without the list, by its fingerprint
+        assert any('the evaluation list has' in p for p in check_package(copy))
+
+
+def test_renamed_folder_is_refused(made, tmp_path):
+    copy = shutil.copytree(made['folder'], tmp_path/'entry')
+    assert re.search('is not named', check_package(copy)[0])
+    with pytest.raises(InputError, match='no such folder'): check_package(tmp_path/'nowhere')

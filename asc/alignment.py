@@ -89,14 +89,15 @@ def worst_stretch(x, truth, recording, need=20) -> dict: # z, gain, first and la
     worst, g, scene = dict(z=0., gain=1., first=0, last=0), unit.gain.to_numpy(), unit.truth.to_numpy()
     for w in (len(g) // 2 ** k for k in range(2, 8)):
         for a in range(0, len(g) - w + 1, max(w // 2, 1)) if w >= need else ():
-            z = (1 - g[a:a + w].mean()) / (g.std() / np.sqrt(w))
+            here, rest = g[a:a + w], np.delete(g, slice(a, a + w))
+            z = (rest.mean() - here.mean()) / np.sqrt(here.var() / w + rest.var() / len(rest))
             if z > worst['z'] and len(set(scene[a:a + w])) > 2:
                 worst = dict(z=float(z), gain=float(g[a:a + w].mean()), first=int(unit['first'].iloc[a]), last=int(unit['last'].iloc[a + w - 1]))
     return worst
 
 # %% ../nbs/60_alignment.ipynb #4442f834
-AGREES, SINKS, ALIKE, BETTER, STRETCH = 6., -4., 3.5, 3., 4.    # in standard deviations
-UNITS = 80                                                      # clips or recordings with a companion, needed to ask for likeness
+AGREES, SINKS, ALIKE, BETTER, STRETCH = 6., -4., 3.5, 3., 4.5   # in standard deviations
+UNITS = dict(recording=80, location=160)                        # clips (recordings) with a companion there, needed to ask for likeness
 
 def _columns(x, truth, scenes):
     "What to say when the columns fit in another order, else nothing"
@@ -125,20 +126,20 @@ def check_alignment(logits,          # (N, K), in the order they were written
     if sunk: raise InputError(f"{told}, but {', '.join(sunk)} {'are' if len(sunk) > 1 else 'is'} less likely on the own clips than on others: "
                               f'rows or columns are misplaced{other}')
     if other: raise InputError(told + other)
-    levels = [Likeness(x, each, recording, truth), Likeness(x, recording, location, truth)]
-    _structure(f, x, truth, recording, [l for l in levels if l.known], told)
+    levels = dict(recording=Likeness(x, each, recording, truth), location=Likeness(x, recording, location, truth))
+    _structure(f, x, truth, recording, {k: l for k, l in levels.items() if l.known}, told)
     return f
 
 # %% ../nbs/60_alignment.ipynb #e31d18e4
 def _structure(f, x, truth, recording, levels, told):
     "Likeness within scenes, shifts and stretches; adds what it finds to `f`"
-    shifts = shift_scores(x, truth, levels)
-    f.update(likeness=float(levels[0](x)) if levels else None, units=levels[0].units if levels else 0, shift=int(shifts.idxmax()),
+    shifts, (level, like) = shift_scores(x, truth, levels.values()), next(iter(levels.items()), (None, None))
+    f.update(likeness=like and float(like(x)), level=level, units=like.units if like else 0, shift=int(shifts.idxmax()),
              stretch=worst_stretch(x, truth, recording))
     if shifts.max() > shifts[0] + BETTER:
         raise InputError(f"{told}, but it would fit better with every row moved by {f['shift']:+d}: rows are missing or too many at its beginning")
-    if f['units'] >= UNITS and f['likeness'] < ALIKE:
-        raise InputError(f"{told}, but within the scenes rows of one recording or place are no more alike than others (likeness {f['likeness']:.1f}, "
+    if like and like.units >= UNITS[level] and f['likeness'] < ALIKE:
+        raise InputError(f"{told}, but within the scenes rows of one {level} are no more alike than others (likeness {f['likeness']:.1f}, "
                          f"{ALIKE} is asked for): it is shuffled within scenes, or of another list with the same scenes")
     if (s := f['stretch'])['z'] > STRETCH:
         raise InputError(f"{told}, but rows {s['first'] + 1} to {s['last'] + 1} agree with their labels at {100 * s['gain']:.0f} % of the usual rate "

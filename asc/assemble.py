@@ -27,7 +27,7 @@ from .teaching import Distillation
 from .training import create_callbacks
 
 # %% ../nbs/66_assemble.ipynb #71324503
-def create_training(store, train, valid, # asc.store.Store; rows of the corpus, `valid` may be empty
+def create_training(store, train, valid, # asc.store.Store; rows of the corpus (DataFrame), `valid` may be empty
                     names, devices,      # of the outputs and of the devices, in index order
                     history=None,        # path of history.csv
                     cbs=(),              # further fastai callbacks

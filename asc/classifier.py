@@ -17,6 +17,7 @@ from torch import nn
 from .backbone.weights import load_weights
 from .backbone.zoo import create_backbone
 from .core import SCENES, InputError, atomic, write_json
+from .own import check_own, own_code
 from .pipeline import create_pipeline
 
 # %% ../nbs/51_classifier.ipynb #c35188b7
@@ -41,7 +42,7 @@ class Classifier(nn.Module):
         return tuple(shape)
 
 # %% ../nbs/51_classifier.ipynb #b97257c5
-def create_classifier(backbone='cp_mobile_24',  # name in `list_backbones()`
+def create_classifier(backbone='cp_mobile_24',  # name in `list_backbones()`, timm:NAME, torchvision:NAME, or 'file.py:Class' of your own
                       frontend=None,            # name in `list_frontends()`; default: the pipeline's own
                       pipeline='dcase24',       # name of a preset, or a list of steps
                       rate:int=44100,           # Hz of the waves it will be given
@@ -56,7 +57,7 @@ def create_classifier(backbone='cp_mobile_24',  # name in `list_backbones()`
     kept = {k: v for k, v in (backbone_args or {}).items() if k != 'weights'}       # the file need not exist where the model is loaded
     spec = dict(backbone=backbone, frontend=frontend, pipeline=pipeline, rate=rate, scenes=list(scenes), backbone_args=kept,
                 frontend_args=frontend_args or {})
-    return Classifier(pipe, net, scenes, spec)
+    return Classifier(pipe, net, scenes, spec | ({'own': known} if (known := own_code([backbone, frontend])) else {}))
 
 # %% ../nbs/51_classifier.ipynb #aa7916a8
 def save_model(model, folder, **facts):
@@ -77,6 +78,7 @@ def load_model(folder,      # a run folder, or the path of its model.json
     try: spec, tensors = json.loads((folder/'model.json').read_text()), load_file(folder/'model.safetensors')
     except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as e: raise InputError(f'{folder}: not a saved model ({e})') from e
     if spec.get('format') != 'asc-classifier-1': raise InputError(f"{folder/'model.json'}: format {spec.get('format')!r}, expected asc-classifier-1")
+    check_own([spec['backbone'], spec['frontend']], spec.get('own', {}), folder)
     model = create_classifier(**{k: spec[k] for k in ('backbone', 'frontend', 'pipeline', 'rate', 'scenes', 'backbone_args', 'frontend_args')},
                               augment=False)
     load_weights(model.backbone, tensors, what=folder/'model.safetensors')

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fastcore.script import Param, anno_parser
 
+from .console import check_command, predict_command
 from .core import InputError, resolve
 from .jobs import RunFailed, end_runs, run_notebook
 from .runs import fresh_folder
@@ -119,7 +120,7 @@ def rank(
     else: print(f"{run['state']} with {world} ranks: everything is in {out}")
 
 # %% ../nbs/95_cli.ipynb #b4f2f8c3
-commands = dict(sweep=sweep, rank=rank)
+commands = dict(predict=predict_command, sweep=sweep, check=check_command, rank=rank)
 
 def main(argv=None): # words after `asc`; default: those of the process
     "The `asc` command"

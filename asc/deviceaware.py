@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .backbone.zoo import backbones
-from .classifier import create_classifier, load_model, save_model
+from .classifier import Classifier, create_classifier, load_model, save_model
 from .core import DEVICES, InputError, atomic
 from .published import DeviceWise, load_published
 
@@ -32,6 +32,8 @@ class DeviceAware(nn.Module):
         if unknown := set(networks) - set(devices): raise InputError(f"networks for {', '.join(sorted(unknown))}, which are not among the devices {', '.join(devices)}")
         self.pipeline, self.base_model, self.device_models = general.pipeline, general.backbone, nn.ModuleDict(networks)
         self.scenes, self.spec, self.devices = general.scenes, general.spec, list(devices)
+
+    input_shape = Classifier.input_shape
 
     def forward(self, wave, device=None):
         x = self.pipeline(wave, device).contiguous(memory_format=torch.channels_last)

@@ -52,7 +52,8 @@ def columns(teacher, scenes) -> list: # for every scene its column in the teache
     theirs = list(getattr(teacher, 'scenes', scenes))
     if set(theirs) != set(scenes):
         odd = ', '.join(sorted(set(theirs) ^ set(scenes))[:4])
-        raise InputError(f'the teacher tells {len(theirs)} classes apart and the student {len(scenes)}; {odd} is known to one only: they need the same ones')
+        raise InputError(f'the teacher tells {len(theirs)} classes apart and the student {len(scenes)}; {odd} is known to one only: '
+                         'they need the same ones')
     return [theirs.index(s) for s in scenes]
 
 def view(student, teacher, sees, cached=False):

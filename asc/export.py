@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'need_onnx', 'Parts', 'parts_of', 'weights_fingerprint', 'to_graph', 'shorten', 'half_stored',
-           'emit_qdq', 'network_graph', 'described', 'export_model', 'session', 'ExportedModel', 'load_exported',
-           'stored_tensors', 'executed_ops']
+           'emit_qdq', 'network_graph', 'described', 'finished', 'export_model', 'session', 'ExportedModel',
+           'load_exported', 'stored_tensors', 'executed_ops']
 
 # %% ../nbs/76_export.ipynb #8104b529
 import hashlib
@@ -164,30 +164,39 @@ def described(p,          # Parts
                  asc=version('asc'), torch=torch.__version__)
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
 
+def finished(m,       # onnx.ModelProto that ends in logits
+             facts,   # what `described` returned
+             path):
+    "Write a graph as a file that ends in probabilities"
+    onnx = need_onnx()
+    m.graph.node.append(onnx.helper.make_node('Softmax', ['logits'], ['probabilities'], axis=1))
+    del m.graph.output[:]
+    m.graph.output.append(onnx.helper.make_tensor_value_info('probabilities', onnx.TensorProto.FLOAT, ['batch', len(json.loads(facts['classes']))]))
+    m.producer_name, m.producer_version, m.doc_string, m.graph.doc_string = 'asc', version('asc'), '', ''
+    onnx.helper.set_model_props(m, facts)
+    with atomic(path) as tmp: tmp.write_bytes(m.SerializeToString())
+
 def export_model(model,                # Classifier or PublishedClassifier in eval mode; its network may be quantised
-                 path,                 # of the .onnx file
+                 path=None,            # of the .onnx file that takes waves
                  precision='float32',  # float32; fp16: weights stored in 16 bits; int8: for a network quantised by asc.qdq
                  rate=None,            # Hz of the waves it will be given; default: the model's
                  seconds:float=1.,     # length of the clips
-                 network_only=False,   # log-mel in, made by `frontend` of asc
-                 ) -> Path:
-    "Write a model as one ONNX file: wave (B, samples) -> probabilities (B, classes)"
-    onnx, p, path = need_onnx(), parts_of(model), Path(path)
+                 network=None,         # of the .onnx file that holds the network alone and takes log-mels, instead or as well
+                 ) -> Path:            # the first one written
+    "Write a model as ONNX: wave (B, samples) -> probabilities (B, classes)"
+    onnx, p = need_onnx(), parts_of(model)
+    if not (path or network): raise InputError('path: not given; say where the file goes, or give network for one without the frontend')
     p = p._replace(rate=p.rate if rate is None else rate)
     check_range(rate=(p.rate, 1000, 768_000), seconds=(seconds, .01, 60))
     samples = round(p.rate * seconds)
     with torch.no_grad(): x = p.frontend(Resample(p.rate, p.frontend.sample_rate)(torch.zeros(1, samples)))
     m = network_graph(p.network, x, precision)
-    if not network_only:
-        front = onnx.load_from_string(_frontend(json.dumps(p.frontend.kw), p.rate, samples))
-        m = onnx.compose.merge_models(front, m, io_map=[('logmel', 'logmel')], name='asc')
-    m.graph.node.append(onnx.helper.make_node('Softmax', ['logits'], ['probabilities'], axis=1))
-    del m.graph.output[:], m.metadata_props[:]
-    m.graph.output.append(onnx.helper.make_tensor_value_info('probabilities', onnx.TensorProto.FLOAT, ['batch', len(p.classes)]))
-    m.producer_name, m.producer_version, m.doc_string, m.graph.doc_string = 'asc', version('asc'), '', ''
-    onnx.helper.set_model_props(m, described(p, samples, x.shape[2:], precision, not network_only))
-    with atomic(path) as tmp: tmp.write_bytes(m.SerializeToString())
-    return path
+    if path:
+        front, alone = onnx.load_from_string(_frontend(json.dumps(p.frontend.kw), p.rate, samples)), onnx.load_from_string(m.SerializeToString())
+        whole = onnx.compose.merge_models(front, alone, io_map=[('logmel', 'logmel')], name='asc')
+        finished(whole, described(p, samples, x.shape[2:], precision, True), path)
+    if network: finished(m, described(p, samples, x.shape[2:], precision, False), network)
+    return Path(path or network)
 
 # %% ../nbs/76_export.ipynb #bbf0ecf2
 def session(path,         # or the bytes of a model

@@ -60,7 +60,8 @@ def read_pairs(features, # list of dicts: student (layer), teacher (layer; defau
     "Pairs of layers as a user writes them; unknown keys and names raise"
     defaults, out = dict(student=None, teacher=None, how='mse', weight=1.), []
     for f in features:
-        if not isinstance(f, dict) or 'student' not in f: raise InputError(f"features: {f!r} is no pair of layers; write {{'student': LAYER, 'teacher': LAYER, 'how': 'cosine', 'weight': 1.0}}")
+        if not isinstance(f, dict) or 'student' not in f: raise InputError(
+            f"features: {f!r} is no pair of layers; write {{'student': LAYER, 'teacher': LAYER, 'how': 'cosine', 'weight': 1.0}}")
         for k in f: pick(defaults, k, 'key of features')
         pair = {**defaults, 'teacher': f['student'], **f}
         pick(feature_losses, pair['how'], 'feature loss'), check_range(weight=(pair['weight'], 0, None))
@@ -101,7 +102,8 @@ class FeatureLoss(Callback):
 
     def before_fit(self):
         if self.live.order < 0 and any(isinstance(m, MixUp) for m in self.learn.model.modules()):
-            raise InputError(f"features: the student's layers see clips mixed by mixup, the teacher's (sees={self.live.sees!r}) do not: use sees='augmented', or leave mixup out")
+            raise InputError(f"features: the student's layers see clips mixed by mixup, the teacher's (sees={self.live.sees!r}) do not: "
+                             "use sees='augmented', or leave mixup out")
         self.after_fit()
         self.adapters.to(next(self.learn.model.parameters()).device)
         known, last = {id(p) for ps in self.opt.param_lists for p in ps}, self.opt.param_lists[-1]

@@ -98,7 +98,8 @@ def find_start(source, # run folder, checkpoint file, or a name in `asc.backbone
                ) -> Path:
     "Where the weights to begin with are"
     found = resolve(source)
-    if found.is_dir() and not (found/'model.json').is_file(): raise InputError(f'init_from={source} holds no finished training (model.json is missing)')
+    if found.is_dir() and not (found/'model.json').is_file():
+        raise InputError(f'init_from={source} holds no finished training (model.json is missing)')
     return found if found.exists() else weights_file(source)
 
 def start_from(model,   # a classifier, freshly created

@@ -32,7 +32,8 @@ def gain_table(before, after,   # tables of predictions, one a seed, in the same
                groups=(),       # group name -> devices
                ) -> pd.DataFrame: # index as `score_rows`; mean and std of every system, then gain, from, to, p
     "Systems side by side, and what the second of the two has gained"
-    if len(before) != len(after) or not len(before): raise InputError(f'gain: {len(before)} runs before and {len(after)} after; give one of each for every seed')
+    if len(before) != len(after) or not len(before):
+        raise InputError(f'gain: {len(before)} runs before and {len(after)} after; give one of each for every seed')
     over, sides, rows = ('seeds', 'locations')[len(before) == 1:], {**dict(others), names[0]: before, names[1]: after}, []
     for kind in ('macro_accuracy', 'device_accuracy', *['group_accuracy'] * bool(groups), 'log_loss'):
         c = compare(after, before, kind, over=over, groups=dict(groups)).rename(dict(macro_accuracy='macro accuracy', log_loss='log loss'))

@@ -216,6 +216,7 @@ def run_notebook(out,               # folder of the run; its log goes to `<out>.
     "Run a notebook in a process of its own unless it has run; InputError, Busy or RunFailed if it cannot"
     out, path = resolve(out), find_notebook(notebook)
     params = dict(full_parameters(path, recipe, parameters), out=str(out))
+    if 'resume' in params: params['resume'] = False                        # what the folder holds decides
     defaults = {k: v for k, (_, v) in declared_parameters(path).items()}
     for attempt in range(tries):
         if job_state(out, path.stem, params, defaults) == 'finished': return dict(run_record(out), state='found' if attempt == 0 else 'ran')

@@ -16,6 +16,7 @@ from .store import Store
 def join_snippets(rows,            # rows of `Corpus.meta` or of a store: filename, recording, snippet (missing: a whole recording)
                   k:int,           # snippets of a clip; 1 leaves everything as it is
                   longest:int,     # snippets of the longest recording
+                  what='these clips', # what `rows` are, for the message
                   ) -> pd.DataFrame: # the rows of the clips' first snippets, renamed, in the order of `rows`
     "The clips of `k` snippets each that are whole in `rows`"
     check_range(join=(k, 1, None))
@@ -24,7 +25,8 @@ def join_snippets(rows,            # rows of `Corpus.meta` or of a store: filena
     snippet = rows.snippet.fillna(0).astype(int)
     size = rows.groupby([rows.recording, snippet // k])['filename'].transform('size')
     first = rows[(size == k) & (snippet % k == 0)]
-    if not len(first): raise InputError(f'join={k}: no recording has {k} snippets on end, from a multiple of {k} on; choose fewer')
+    if not len(first):
+        raise InputError(f'join={k}: in {what} no recording has {k} snippets on end, from a multiple of {k} on; choose fewer, or join=1, the clips as they are')
     def name(f, s):
         head, device = f.rsplit('-', 1)
         return f"{head.rsplit('-', 1)[0]}{'' if k == longest else f'-{s // k}'}-{device}"

@@ -39,7 +39,8 @@ def check_crop(crop, cache=False, # as `ClipData`
     pick(('clips', 'windows', 'shifted'), crop, 'crop')
     if cache and crop != 'clips': raise InputError(f'crop={crop!r} cuts new waves for every epoch: use it with cache=False')
     if teacher is not None and crop != 'clips' and (crop == 'shifted' or teacher.starts is None):
-        raise InputError(f"crop={crop!r} cuts clips that the teacher's file does not know: use crop='clips', a live teacher, or crop='windows' with a file of windows")
+        raise InputError(f"crop={crop!r} cuts clips that the teacher's file does not know: use crop='clips', a live teacher, "
+                         "or crop='windows' with a file of windows")
 
 class ClipData:
     "The clips of one list: batches of wave float32 (B, N), device int64 (B,), scene int64 (B,), with a teacher its logits (B, scenes)"

@@ -12,7 +12,7 @@ import json
 import os
 import torch
 from torch import nn
-from .augment import augments, create_augment
+from .augment import augment_class, create_augment
 from .core import InputError, pick
 from .frontend import Resample, create_frontend
 
@@ -45,11 +45,12 @@ def place_steps(steps, # names in order
 # %% ../nbs/35_pipeline.ipynb #f417eb22
 def place_augment(i, name, kw, at, rate) -> nn.Module:
     "The augmentation of step number `i` at stage `at`, where waves have `rate` Hz"
-    stage = pick(augments, name, 'augmentation').stage
+    cls = augment_class(name)
+    stage = cls.stage
     if at not in stage:
         raise InputError(f"pipeline step {i + 1} ({name}) works on {stage!r} but stands at {at!r}: 'wave' is before mel, 'mel' between "
                          "mel and log, 'spec' after log")
-    if 'rate' in inspect.signature(augments[name]).parameters: kw = {'rate': rate, **kw}
+    if 'rate' in inspect.signature(cls).parameters: kw = {'rate': rate, **kw}
     return create_augment(name, **kw)
 
 # %% ../nbs/35_pipeline.ipynb #e5ad3df7
@@ -103,7 +104,7 @@ class Pipeline(nn.Module):
         self.ops, self.plan, self.jitter, at_rate, first = nn.ModuleDict(), [], True, rate, None
         parsed = [parse_step(s) for s in self.steps]
         for i, ((name, kw), at) in enumerate(zip(parsed, place_steps([n for n, _ in parsed]))):
-            self.plan.append(f'{i}_{name}' if at else name)
+            self.plan.append(f"{i}_{name.rpartition(':')[2]}" if at else name)
             if name in ('choice', 'chosen'): self.ops[self.plan[-1]] = first = place_choice(i, name, kw, at, at_rate, first)
             elif at: self.ops[self.plan[-1]] = place_augment(i, name, kw, at, at_rate)
             elif set(kw) - ({'jitter'} if name == 'mel' else set()):

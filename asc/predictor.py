@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import soundfile as sf
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .classifier import load_model
 from .core import DEVICES, InputError, check_range, resolve

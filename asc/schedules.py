@@ -22,7 +22,7 @@ def warmup_cosine(lr:float=1.,          # highest learning rate
                   ):                    # pos -> learning rate
     "Linear warm-up, then half a cosine down to 0 (S1: `dcase24-baseline`)"
     if warmup_steps and not 0 <= warmup_steps < total:
-        raise InputError(f'schedule warmup_cosine: warmup_steps={warmup_steps} of the {total} batches of this training: give fewer, or warmup as a share')
+        raise InputError(f'schedule warmup_cosine: warmup_steps={warmup_steps} must be below the batches of this training, {total}: give fewer, or warmup as a share')
     if warmup_steps: warmup = warmup_steps / total
     check_range(warmup=(warmup, 0, 1))
     def at(pos): return lr * (pos / warmup if pos < warmup else (1 + math.cos(math.pi * (pos - warmup) / max(1 - warmup, 1e-9))) / 2)

@@ -145,7 +145,8 @@ def open_study(storage,              # path of an SQLite file, or a database's U
     try:
         db = optuna.storages.RDBStorage(url, busy, heartbeat_interval=60, grace_period=180, heartbeat_stale_trial_callback=again)
         study = optuna.create_study(storage=db, study_name=name, direction=direction, pruner=pruner, load_if_exists=True)
-    except Exception as e: raise InputError(f'{storage} cannot be used as the storage of a study ({str(e).splitlines()[0]}): choose another file') from e
+    except Exception as e:                                # of the database, its driver or Optuna
+        raise InputError(f'{storage} cannot be used as the storage of a study ({str(e).splitlines()[0]}): choose another file') from e
     config = json.loads(json.dumps({**config, 'judged by': monitor}))
     check_config(study.user_attrs.get('config', config), config, f'study {name!r} in {storage}')
     study.set_user_attr('config', config)
@@ -229,7 +230,8 @@ def plot_study(study,
     plots = dict(history=lambda: draw.plot_optimization_history(study, **label), curves=lambda: draw.plot_intermediate_values(study),
                  slices=lambda: draw.plot_slice(study, params=names, **label))
     if len(done) > 1 and len(names) > 1:
-        plots |= dict(parallel=lambda: draw.plot_parallel_coordinate(study, params=names, **label), importance=lambda: draw.plot_param_importances(study))
+        plots |= dict(parallel=lambda: draw.plot_parallel_coordinate(study, params=names, **label),
+                      importance=lambda: draw.plot_param_importances(study))
     figures = {}
     for k in [k for k in which if done and k in plots]:
         ax = plots[k]()

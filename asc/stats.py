@@ -95,8 +95,8 @@ def bootstrap(preds,                        # a table of predictions, or a list 
 
 # %% ../nbs/79_stats.ipynb #90086b0f
 def _within(u, strata):
-    "Sum over strata of n/(n−1) · squared deviations, over the clusters of axis -2"
-    total = 0.
+    "Sum over strata of n/(n−1) · squared deviations, over the clusters of axis -2; NaN where no stratum has two clusters"
+    total = np.full(u.shape[:-2] + u.shape[-1:], 0. if len(strata) > len(np.unique(strata)) else np.nan)
     for h in np.unique(strata):
         x = u[..., strata == h, :]
         m = x.shape[-2]

@@ -117,7 +117,7 @@ def slurm_engine(workers,       # jobs at once, 0 for no limit
     "Jobs under SLURM"
     try: from submitit import AutoExecutor
     except ImportError as e: raise InputError("engine 'slurm' needs submitit: pip install 'asc[slurm]'") from e
-    asked = dict(cpus_per_task=threads or None, slurm_array_parallelism=workers or None, timeout_min=24 * 60, **options)
+    asked = {'cpus_per_task': threads or None, 'slurm_array_parallelism': workers or None, 'timeout_min': 24 * 60, **options}
     try:
         executor = AutoExecutor(folder/'.submitit', cluster=cluster)
         executor.update_parameters(**{k: v for k, v in asked.items() if v is not None})
@@ -141,7 +141,7 @@ def dask_engine(workers, threads, folder,
     except ImportError as e: raise InputError("engine 'dask' needs distributed: pip install 'asc[dask]'") from e
     n = workers or max(1, count_cores() // 2)
     threads = threads or (0 if address else max(1, count_cores() // n))
-    here = LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address=None, local_directory=str(folder/'.dask')) if not address else None
+    here = LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address=':0', local_directory=str(folder/'.dask')) if not address else None
     try: client = Client(here or address, timeout=20)
     except OSError as e: raise InputError(f"engine 'dask': no scheduler answers at {address!r} ({e})") from e
     try: yield lambda tasks: [client.submit(attempt, dict(t, **_threads(threads)), pure=False) for t in tasks]

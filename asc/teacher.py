@@ -47,7 +47,8 @@ class Teacher:
                  starts=None,     # of windows: seconds from the beginning of the recording, (N,)
                  seen=None,       # 1: clip the teacher was trained on, 0: it was not, -1: not known; (N,)
                  ):
-        self.filenames, self.scenes, self.facts, shape = list(map(str, filenames)), list(scenes), dict(facts or {}), tuple(torch.as_tensor(logits).shape)
+        self.filenames, self.scenes, self.facts = list(map(str, filenames)), list(scenes), dict(facts or {})
+        shape = tuple(torch.as_tensor(logits).shape)
         if len(shape) != 2 or shape != (len(self.filenames), len(self.scenes)):
             raise InputError(f'logits of shape {shape} for {len(self.filenames)} names and {len(self.scenes)} scenes')
         if not self.filenames: raise InputError('a teacher without rows: the list is empty')
@@ -80,6 +81,7 @@ def columns(self:Teacher, scenes=None) -> list:
                          (('it does not know', less), ('not asked for are', more)) if v) + '. A teacher must know exactly the classes of its student')
     return [self.scenes.index(s) for s in scenes]
 
+# %% ../nbs/61_teacher.ipynb #6ac1dfeb
 @patch
 def find(self:Teacher, names, what='clips') -> np.ndarray: # int64, position among `self.names`
     "Where names are"
@@ -123,7 +125,8 @@ def at(self:Teacher, recordings, # names, (n,)
     gap = np.abs(key[best] - want)
     if (late := gap > self.facts.get('hop', 0) / 2 + 1e-3).any():
         i = int(late.argmax())
-        raise InputError(f'{self.label} has no window of {list(recordings)[i]} near {asked[i]:.3f} s: its windows are {self.facts.get("hop", 0)} s apart')
+        raise InputError(f'{self.label} has no window of {list(recordings)[i]} near {asked[i]:.3f} s: '
+                         f'its windows are {self.facts.get("hop", 0)} s apart')
     return self.logits[torch.from_numpy(best)][:, columns].float()
 
 # %% ../nbs/61_teacher.ipynb #3386f93a
@@ -146,6 +149,7 @@ def save_teacher(path, filenames, logits, scenes, starts=None, seen=None, **fact
     with atomic(path) as tmp: tmp.write_bytes(save(tensors, metadata=dict(asc=json.dumps(about, ensure_ascii=False, default=str))))
     return path
 
+# %% ../nbs/61_teacher.ipynb #8459316f
 def read_teacher(path) -> Teacher:
     "Read what `save_teacher` wrote"
     path = resolve(path)
@@ -156,7 +160,8 @@ def read_teacher(path) -> Teacher:
         raise InputError(f'{path} is no teacher file, or damaged ({str(e)[:80]}); published logits (.pt) are read by read_published_logits') from e
     if about.get('format') != FORMAT: raise InputError(f"{path} holds no teacher: its format is {about.get('format', 'another')}, expected {FORMAT}")
     scenes, digest = about.pop('scenes'), about.pop('digest')
-    if digest != _digest(tensors, scenes): raise InputError(f'{path} was changed after it was written: its rows, names and classes no longer belong together')
+    if digest != _digest(tensors, scenes):
+        raise InputError(f'{path} was changed after it was written: its rows, names and classes no longer belong together')
     names = bytes(tensors['names'].numpy()).decode().split('\n')
     if 'which' in tensors: names = np.array(names, dtype=object)[tensors['which'].numpy()]
     return Teacher(names, tensors['logits'], scenes, {k: v for k, v in about.items() if k != 'format'}, tensors.get('start'), tensors.get('seen'))
@@ -181,6 +186,7 @@ def check(self:Teacher, rows,   # of `Corpus.meta`: clips to be trained on (file
     truth = pd.Categorical(rows.scene, categories=self.scenes).codes.astype(int)
     return check_alignment(self.logits[at].float().numpy(), truth, self.scenes, rows.get('recording'), rows.get('location'), self.label)
 
+# %% ../nbs/61_teacher.ipynb #cc23026d
 @patch
 def predictions(self:Teacher, rows) -> pd.DataFrame: # a table of predictions, see `asc.scores`; of windows one row a recording
     "What the teacher says about clips of `Corpus.meta`"
@@ -208,7 +214,7 @@ def read_published_logits(path,           # of a tensor (n, K) that torch.save w
                          'expected the logits of clips (n, classes)')
     if found.shape[1] != len(scenes): raise InputError(f'{path}: {found.shape[1]} columns for {len(scenes)} scenes')
     if len(found) != len(rows):
-        hint = f'if it follows the first {len(found):,} rows of that list, pass those' if len(found) < len(rows) else 'it follows another, longer list'
+        hint = f'if it follows the first {len(found):,} rows of that list, pass those' if len(found) < len(rows) else 'it follows a longer list'
         raise InputError(f'{path} has {len(found):,} rows and the list {len(rows):,}: the two do not belong together ({hint})')
     listed = dict(clips=len(rows), fingerprint=fingerprint(rows.filename))
     teacher = Teacher(rows.filename, found, scenes, dict(model=path.stem, source=path.name, list=listed))

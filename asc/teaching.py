@@ -31,7 +31,8 @@ def read_distill(distill, # the keys of `DISTILL` that are not at their default
     "How to teach, complete and checked"
     for k in distill: pick(DISTILL, k, 'key of distill')
     if strange := [k for k in distill if k not in KEYS[kind]]:
-        need = {'none': "a teacher: give teacher=FILE or RUN, or distill={}", 'files': 'a live teacher, which is the folder of a run', 'run': "teacher='self'"}[kind]
+        need = {'none': "a teacher: give teacher=FILE or RUN, or distill={}",
+                'files': 'a live teacher, which is the folder of a run', 'run': "teacher='self'"}[kind]
         raise InputError(f"distill: {', '.join(strange)} would do nothing without {need}")
     o = {k: check_type(f'distill {k}', distill.get(k, DISTILL[k]), type(DISTILL[k])) for k in KEYS[kind]}
     if o: DistillLoss(o['temperature'], o['hard_weight'], o['reduction'])
@@ -45,7 +46,8 @@ class MeanTeacher:
     def __init__(self, paths):
         self.teachers = [read_teacher(resolve(p)) for p in paths]
         starts = [t.starts for t in self.teachers]
-        if len({s is None for s in starts}) > 1: raise InputError(f"teacher: {', '.join(map(str, paths))} are of clips and of windows: give files of one kind")
+        if len({s is None for s in starts}) > 1: raise InputError(
+            f"teacher: {', '.join(map(str, paths))} are of clips and of windows: give files of one kind")
         self.starts = starts[0]
     def rows(self, filenames, scenes): return torch.stack([torch.as_tensor(t.rows(filenames, scenes)) for t in self.teachers]).mean(0)
     def at(self, recordings, seconds, scenes): return torch.stack([torch.as_tensor(t.at(recordings, seconds, scenes)) for t in self.teachers]).mean(0)
@@ -59,7 +61,8 @@ class Distillation:
         self.paths = [p for p in ([teacher] if isinstance(teacher, str) else teacher) if p]
         folders = [p for p in self.paths if p != 'self' and resolve(p).is_dir()]
         if len(self.paths) > 1 and ('self' in self.paths or folders):
-            raise InputError(f"teacher: {', '.join(self.paths)} holds a live one; only files can be several (predict.ipynb writes the logits of a run to a file)")
+            raise InputError(f"teacher: {', '.join(self.paths)} holds a live one; only files can be several "
+                             "(predict.ipynb writes the logits of a run to a file)")
         self.kind = 'none' if not self.paths else 'self' if self.paths == ['self'] else 'run' if folders else 'files'
         self.options = read_distill(distill or {}, self.kind)
         self.files = MeanTeacher(self.paths) if self.kind == 'files' else None                     # for ClipData
@@ -91,5 +94,6 @@ class Distillation:
             columns(self.network, scenes)
             folder = resolve(self.paths[0])
             spec, weights = json.loads((folder/'model.json').read_text()), (folder/'model.safetensors').read_bytes()
-            facts['teachers'] = [dict(run=self.paths[0], fingerprint=hashlib.sha256(weights).hexdigest()[:16], **{k: spec.get(k) for k in ('backbone', 'frontend', 'data')})]
+            facts['teachers'] = [dict(run=self.paths[0], fingerprint=hashlib.sha256(weights).hexdigest()[:16],
+                                      **{k: spec.get(k) for k in ('backbone', 'frontend', 'data')})]
         return facts

@@ -1,5 +1,9 @@
 """Distillation across notebooks: the published losses, trainings that are interrupted, what is saved, and the run that compares."""
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -43,7 +47,8 @@ def teacher(data, tmp_path_factory):
     save_model(create_classifier(pipeline=STEPS, frontend='dcase24', rate=store.rate, scenes=corpus.scenes, backbone_args=dict(base=8)), folder/'run')
     rows = read_split(corpus, 100)
     y = torch.from_numpy(pd.Categorical(rows.scene, categories=corpus.scenes).codes.astype(np.int64))
-    logits = 3 * F.one_hot(y, len(corpus.scenes)) + torch.randn(len(y), len(corpus.scenes))
+    recording = torch.from_numpy(pd.factorize(rows.recording)[0])
+    logits = 3 * F.one_hot(y, len(corpus.scenes)) + torch.randn(len(y), len(corpus.scenes))[recording] + .5 * torch.randn(len(y), len(corpus.scenes))
     save_teacher(folder/'logits.safetensors', rows.filename.tolist(), logits, corpus.scenes)
     return dict(run=str(folder/'run'), file=str(folder/'logits.safetensors'), self='self')
 
@@ -204,3 +209,25 @@ def test_pretraining_on_another_corpus(data, teacher, tmp_path):
     learn, _ = training(data, tmp_path, init_from=teacher['run'])
     was = load_model(teacher['run']).backbone.state_dict()
     for k, v in learn.model.backbone.state_dict().items(): assert torch.equal(v, was[k]), k
+
+
+def distil(*args):
+    "The run notebook from a terminal"
+    r = subprocess.run([str(Path(sys.executable).with_name('papermill')), 'nbs/distill.ipynb', *map(str, args)], cwd=ROOT, capture_output=True, text=True,
+                       env=dict(os.environ, OMP_NUM_THREADS='1'), timeout=300)
+    return r.returncode, r.stderr
+
+
+def test_the_run_that_compares(synthetic, teacher, tmp_path):
+    "Student alone and taught with the same seed from a file of logits; a second call finds both and says the same"
+    args = ['-p', 'data_dir', synthetic, '-p', 'teacher', teacher['file'], '-p', 'folder', tmp_path/'runs', '-p', 'workers', 2, '-y', '{seeds: [0], distill: {temperature: 3.0}}']
+    code, err = distil(tmp_path/'a.ipynb', *args, '-p', 'out', tmp_path/'one')
+    assert code == 0, err[-3000:]
+    when = {p: p.stat().st_mtime_ns for p in (tmp_path/'runs').rglob('metrics.json')}
+    assert len(when) == 2 and distil(tmp_path/'b.ipynb', *args, '-p', 'out', tmp_path/'two')[0] == 0
+    assert when == {p: p.stat().st_mtime_ns for p in (tmp_path/'runs').rglob('metrics.json')}
+    assert (tmp_path/'one/gain.csv').read_bytes() == (tmp_path/'two/gain.csv').read_bytes()
+    table, (alone, taught) = pd.read_csv(tmp_path/'one/gain.csv', index_col=0), (json.loads(p.read_text())['macro_accuracy'] for p in sorted(when))
+    assert table.gain['macro accuracy'] == pytest.approx(100 * (taught - alone)) and {'a', 's6', 'unseen', 'log loss'} <= set(table.index)
+    ran = [json.loads(p.with_name('params.json').read_text())['parameters'] for p in sorted(when)]
+    assert [k for k in ran[0] if ran[0][k] != ran[1][k]] == ['teacher', 'distill', 'out']

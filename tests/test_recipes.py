@@ -22,7 +22,7 @@ RECIPES = {p.stem: p for p in sorted((ROOT/'nbs/recipes').glob('*.yaml'))}
 QUIRKS = {'cpjku23-student': 'cp', 'cpjku23-cp_resnet': 'cp_resnet', 'cpjku23-passt': 'passt', 'easy-beats-ssl': 'easy_beats_ssl',
           'easy-beats-ssl-sl': 'easy_beats_ssl', 'dragonsearch': 'dragonsearch'}           # recipe with a faithful variant -> its pipeline
 OPEN = {'data', 'data_dir', 'subset', 'seed', 'out', 'resume'}                               # of train.ipynb, what a recipe leaves to who uses it
-OUTSIDE = {'data', 'data_dir', 'subset', 'valid', 'join', 'nb_aug', 'log', 'resume', 'out'}    # what does not shape a training: lists, scoring, places
+OUTSIDE = {'data', 'data_dir', 'subset', 'valid', 'join', 'nb_aug', 'log', 'resume', 'out'}    # lists, scoring, places
 
 
 def read(name): return yaml.safe_load(RECIPES[name].read_text(encoding='utf-8'))
@@ -45,8 +45,8 @@ def network_args(r, beats):
 
 
 def test_published_systems_are_all_there():
-    assert set(RECIPES) >= {'dcase24-baseline', 'cpjku23-student', 'cpjku23-cp_resnet', 'cpjku23-passt', 'easy-tf_sepnet', 'easy-bc_resnet', 'easy-cnn3',
-                            'easy-beats-ssl-star', 'easy-beats-ssl', 'easy-beats-ssl-sl', 'dragonsearch', 'sp4asc', 'sp4asc-focal', 'sp4asc-mixup'}
+    assert set(RECIPES) >= {'dcase24-baseline', 'cpjku23-student', 'cpjku23-cp_resnet', 'cpjku23-passt', 'easy-tf_sepnet', 'easy-bc_resnet',
+                            'easy-cnn3', 'easy-beats-ssl-star', 'easy-beats-ssl', 'easy-beats-ssl-sl', 'dragonsearch', 'sp4asc', 'sp4asc-focal', 'sp4asc-mixup'}
 
 
 @pytest.mark.parametrize('name', RECIPES)
@@ -67,7 +67,8 @@ def test_recipe_trains(name, beats):
     "A step of the system on noise changes every parameter that has a gradient, and the loss is finite"
     r = read(name)
     seed_everything(0)
-    model = create_classifier(r['backbone'], r['frontend'], r.get('steps') or r['pipeline'], 44100, SCENES, network_args(r, beats), r.get('frontend_args')).train()
+    steps = r.get('steps') or r['pipeline']
+    model = create_classifier(r['backbone'], r['frontend'], steps, 44100, SCENES, network_args(r, beats), r.get('frontend_args')).train()
     opt = optimizers[r['optimizer']](model.parameters(), lr=r['lr'], weight_decay=r['wd'])
     before = [p.detach().clone() for p in model.parameters()]
     loss = create_loss(r.get('loss', 'ce'))(model(torch.randn(4, 44100) * .1, torch.zeros(4, dtype=torch.long)), torch.arange(4))
@@ -110,7 +111,8 @@ def test_beats_recipes_tune_what_they_should(name, trained, beats):
 def test_absent_weights_are_refused_before_work():
     for name in ('easy-beats-ssl-star', 'easy-beats-ssl', 'easy-beats-ssl-sl'):
         if (ROOT/'data/weights'/f"{read(name)['backbone_args']['weights']}.pt").exists(): pytest.skip('the genuine file is here')
-        with pytest.raises(InputError, match='by hand .* data/weights/BEATs_iter3_plus_AS2M'): check_training(**training_options(full_parameters('train', name)))
+        with pytest.raises(InputError, match='by hand .* data/weights/BEATs_iter3_plus_AS2M'):
+            check_training(**training_options(full_parameters('train', name)))
     with pytest.raises(InputError, match='no such file'):
         check_training(**training_options(full_parameters('train', 'easy-beats-ssl', dict(backbone_args=dict(weights='gone/BEATs.pt')))))
 

@@ -112,7 +112,7 @@ store = Store()
 
 
 @pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='finds processes through /proc')
-@pytest.mark.parametrize('engine, options', [('slurm', dict(cluster='local')), ('dask', {})])
+@pytest.mark.parametrize('engine, options', [('slurm', dict(cluster='local', timeout_min=5)), ('dask', {})])
 def test_engines(stand_in, engine, options):
     "SLURM's and Dask's worker is killed on this machine: the cell is redone; the executed notebook is in an object store"
     pytest.importorskip(dict(slurm='submitit', dask='distributed')[engine])

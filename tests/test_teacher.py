@@ -24,10 +24,11 @@ from conftest import ROOT
 
 
 def listed(recordings=48, snippets=3):
-    "Rows of a small list as DCASE writes them: chunks in which every scene occurs, its recordings one after the other"
-    return pd.DataFrame([dict(scene=s, device='a', city='oslo', location=f'oslo-{100 * i + r // 12}', recording=f'{s}-oslo-{100 * i + r // 12}-{r}-a',
-                              filename=f'audio/{s}-oslo-{100 * i + r // 12}-{r}-{k}-a.wav')
-                         for i, s, r, k in ((SCENES.index(s), s, r, k) for r in range(recordings) for s in SCENES[r % 3::3] for k in range(snippets))])
+    "Rows of a small list: recordings of ten scenes, four a place, in no particular order, the snippets of each together"
+    order = np.random.default_rng(9).permutation(recordings)
+    name = lambda r: f'{SCENES[r % 10]}-oslo-{r % 10 + 10 * (r // 40)}-{r}'
+    return pd.DataFrame([dict(scene=SCENES[r % 10], device='a', city='oslo', location=f'oslo-{r % 10 + 10 * (r // 40)}', recording=f'{name(r)}-a',
+                              filename=f'audio/{name(r)}-{k}-a.wav') for r in order for k in range(snippets)])
 
 
 def weak(rows, seed=0, skill=2.3):
@@ -43,7 +44,7 @@ def within_scenes(rows, rng):
     return order
 
 
-def blocks(rows, rng, share=.25):
+def blocks(rows, rng, share):
     n, w = len(rows), int(share * len(rows))
     order, a, b = np.arange(n), rng.integers(0, n // 2 - w + 1), rng.integers(n // 2, n - w + 1)
     order[a:a + w], order[b:b + w] = np.arange(b, b + w), np.arange(a, a + w)
@@ -59,7 +60,7 @@ SHUFFLES = dict(all=lambda rows, rng: rng.permutation(len(rows)),
 
 
 def test_the_example_is_realistic():
-    rows = listed(14)
+    rows = listed(47)
     assert len(rows) == 141
     right = [np.mean(np.array(SCENES)[weak(rows, s).argmax(1)] == rows.scene) for s in range(20)]
     assert .38 < np.mean(right) < .52
@@ -67,40 +68,40 @@ def test_the_example_is_realistic():
 
 def test_shuffled_files_are_refused_100_of_100(tmp_path):
     "Written under the right names with a valid digest: only the labels can tell"
-    rows, rng = listed(14), np.random.default_rng(0)
+    rows, rng = listed(47), np.random.default_rng(0)
     for i in range(100):
-        path = save_teacher(tmp_path/'t.safetensors', rows.filename, weak(rows, i)[rng.permutation(len(rows))], SCENES)
-        with pytest.raises(InputError, match='those of other clips'): read_teacher(path).check(rows)
+        teacher = Teacher(rows.filename, weak(rows, i)[rng.permutation(len(rows))], SCENES)
+        if i % 10 == 0: teacher = read_teacher(teacher.save(tmp_path/'t.safetensors'))
+        with pytest.raises(InputError, match='those of other clips'): teacher.check(rows)
 
 
-@pytest.mark.parametrize('clips', [14, 48])
+@pytest.mark.parametrize('clips', [47, 160])
 def test_honest_files_pass(clips):
     rows = listed(clips)
-    for i in range(20):
+    for i in range(8):
         found = Teacher(rows.filename, weak(rows, i), SCENES).check(rows)
         assert found['agreement'] > 8 and found['likeness'] > 4 and found['accuracy'] > 2 * found['chance']
 
 
 @pytest.mark.parametrize('kind', SHUFFLES)
 def test_every_kind_of_shuffle_is_refused(kind):
-    rows, rng = listed(14), np.random.default_rng(1)
+    rows, rng = listed(47), np.random.default_rng(1)
     for i in range(15):
         moved = Teacher(rows.filename, weak(rows, i)[SHUFFLES[kind](rows, rng)], SCENES)
         with pytest.raises(InputError): moved.check(rows)
 
 
-def test_swapped_blocks_of_a_longer_list():
-    "A quarter of the list changed places with another: found in most lists of 480 clips, not in all"
-    rows, rng, found = listed(48), np.random.default_rng(2), 0
-    for i in range(20):
-        try: Teacher(rows.filename, weak(rows, i)[blocks(rows, rng)], SCENES).check(rows)
-        except InputError: found += 1
-    assert found >= 14
+@pytest.mark.parametrize('share', [.1, .25])
+def test_swapped_blocks_of_a_longer_list(share):
+    rows, rng = listed(480), np.random.default_rng(2)
+    for i in range(5):
+        with pytest.raises(InputError, match='this part belongs to other clips'):
+            Teacher(rows.filename, weak(rows, i)[blocks(rows, rng, share)], SCENES).check(rows)
 
 
 def test_any_change_to_a_written_file_is_refused(tmp_path):
     "What labels cannot tell, the digest does: two rows of one recording exchanged, a partial shuffle, classes renamed, names moved"
-    rows, path = listed(14), tmp_path/'t.safetensors'
+    rows, path = listed(47), tmp_path/'t.safetensors'
     save_teacher(path, rows.filename, weak(rows), SCENES, seen=np.zeros(len(rows)))
     with safe_open(path, 'pt') as f: about = f.metadata()
     tensors = load_file(path)
@@ -108,7 +109,7 @@ def test_any_change_to_a_written_file_is_refused(tmp_path):
     two[[0, 1]], part[::10] = two[[1, 0]], part[::10].flip(0)
     renamed = dict(about, asc=about['asc'].replace('airport', 'harbour'))
     for t, m in ((dict(tensors, logits=tensors['logits'][two]), about), (dict(tensors, logits=tensors['logits'][part]), about), (tensors, renamed),
-                 (dict(tensors, names=torch.cat([tensors['names'][30:], tensors['names'][:30]])), about), (dict(tensors, seen=tensors['seen'] + 1), about)):
+                 (dict(tensors, names=tensors['names'].roll(30)), about), (dict(tensors, seen=tensors['seen'] + 1), about)):
         save_file({k: v.contiguous() for k, v in t.items()}, path, m)
         with pytest.raises(InputError, match='was changed after it was written'): read_teacher(path)
     path.write_bytes(path.read_bytes()[:-7])
@@ -116,9 +117,9 @@ def test_any_change_to_a_written_file_is_refused(tmp_path):
 
 
 def test_short_and_foreign_files_are_refused(tmp_path):
-    rows = listed(14)
+    rows = listed(47)
     short = Teacher(rows.filename[3:], weak(rows)[3:], SCENES, dict(model='short'))
-    with pytest.raises(InputError, match=r'no logits for 3 of 141 clips, such as audio/airport'): short.rows(rows.filename)
+    with pytest.raises(InputError, match=r'no logits for 3 of 141 clips, such as audio/'): short.rows(rows.filename)
     with pytest.raises(InputError, match='no logits for 3'): short.check(rows)
     foreign = Teacher(rows.filename, weak(rows), [*SCENES[:9], 'ship'])
     with pytest.raises(InputError, match='does not know tram'): foreign.rows(rows.filename, SCENES)
@@ -132,7 +133,7 @@ def test_short_and_foreign_files_are_refused(tmp_path):
 
 def test_published_orders(tmp_path):
     "meta order and list order hold the same clips; read with the wrong one, either is refused"
-    meta = listed(48)
+    meta = listed(160)
     split = pd.concat([meta.iloc[a::5] for a in range(5)], ignore_index=True)
     z = dict(zip(meta.filename, weak(meta)))
     for right, wrong in ((meta, split), (split, meta)):

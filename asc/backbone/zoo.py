@@ -25,6 +25,7 @@ from .passt import PaSST, load_passt, need_timm
 from .tf_sepnet import DragonTFSepNet, TFSepNet
 from .weights import load_weights, read_checkpoint, state_of
 from ..core import InputError, pick
+from ..own import is_own, make_own
 
 # %% ../../nbs/49_backbone.zoo.ipynb #51e9cdc9
 class Backbone(NamedTuple):
@@ -61,14 +62,15 @@ def list_backbones() -> list:
     return list(backbones)
 
 # %% ../../nbs/49_backbone.zoo.ipynb #f1cc0679
-def create_backbone(name:str,          # one of `list_backbones()`, or timm:NAME or torchvision:NAME for an image network
+def create_backbone(name:str,          # one of `list_backbones()`; timm:NAME or torchvision:NAME for an image network; 'file.py:Class' for your own
                     n_classes:int=10,  # outputs
                     weights=None,      # path (or public name) of a checkpoint under the published tensor names, loaded strictly
                     **kw):             # options of that network, instead of the published ones
     "A network: input (B, 1, F, T), output logits (B, n_classes)"
     if type(n_classes) is not int or n_classes < 1: raise InputError(f'n_classes={n_classes!r}: give a whole number above 0')
     if ':' in name:
-        net = image_backbone(*name.split(':', 1), n_classes, **kw)
+        net = make_own(name, 'backbone', n_classes=n_classes, **kw) if is_own(name) else image_backbone(*name.split(':', 1), n_classes, **kw)
+        if not isinstance(net, nn.Module): raise InputError(f'backbone {name}: found {type(net).__name__}, a torch.nn.Module was expected')
         return load_weights(net, state_of(read_checkpoint(weights), weights), what=weights) if weights else net
     entry = pick(backbones, name, 'backbone')
     known = list(inspect.signature(entry.make).parameters)[1:]

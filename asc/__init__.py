@@ -32,6 +32,17 @@ _API = dict(
     scores='metrics read_predictions',
     report='class_table device_table',
     runs='Run',
+    jobs='run_notebook',
+    sweeps='Sweep run_sweep sweep_cells',
+    assemble='check_training create_training training_options',
+    teacher='Teacher read_published_logits read_teacher save_teacher',
+    listener='load_teacher_model predict_teacher',
+    teaching='Distillation',
+    gain='gain_table show_gain',
+    deviceaware='DeviceAware from_published load_devices',
+    predictor='open_model predict predict_stream',
+    entry='check_package write_package',
+    bundle='write_bundle',
 ) | {'backbone.zoo': 'create_backbone list_backbones'}
 _WHERE = {name: module for module, names in _API.items() for name in names.split()}
 

@@ -39,7 +39,7 @@ def predict_command(
     sounds:Param('sound files and folders', str, opt=False, nargs='*')=(),
     mic:Param('listen to the microphone instead, for so many seconds; -1 until Ctrl-C', float)=0.,
     source:Param('number or name of the microphone', str)='',
-    window:Param('seconds the model hears at a time', float)=1.,
+    window:Param('seconds the model hears at a time; 0 for what it was made for, one second', float)=0.,
     hop:Param('seconds from one window to the next; 0 for the length of a window', float)=0.,
     windows:Param('a row for each window instead of one for each file', bool)=False,
     device:Param('recording device of the sounds, for a device-aware model', str)='',

@@ -75,7 +75,8 @@ def _whole(net, x):
     return net
 
 def _tied(net):
-    return InputError(f'pruning: the channels of {type(net).__name__} are tied to each other (a shuffle, a split) in a way that cannot be followed; choose another network')
+    return InputError(f'pruning: the channels of {type(net).__name__} are tied to each other (a shuffle, a split) in a way that cannot be followed; '
+                      'choose another network')
 
 # %% ../nbs/74_prune.ipynb #f2d7f921
 def official(net, x) -> dict: # params, macs
@@ -120,7 +121,8 @@ def _shrink(pruner, net, x, goal):
         if pruner.current_step == FINE:
             raise InputError(f"pruning: the budget cannot be met; {found['params']:,} parameters and {found['macs']:,} MACs are left "
                              'when every layer has lost what it may: allow more bytes or MACs, or raise `most`')
-        try: pruner.step()
+        try:
+            with _quiet(): pruner.step()
         except (RuntimeError, IndexError) as e: raise _tied(net) from e
         found = official(_whole(net, x), x)
     return found

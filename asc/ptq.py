@@ -99,7 +99,8 @@ def sensitivity(net,     # calibrated; best prepared with skip=(), so that the f
         whole, layers = logits(()), [l for q in found.values() for l in q.layers]
         for layer in dict.fromkeys(layers):
             d = logits([n for n, q in found.items() if layer in q.layers])
-            rows[layer] = dict(weights=getattr(net.get_submodule(layer), 'weight', torch.empty(0)).numel(), mean_logit=(d - whole).abs().mean().item(),
+            own = getattr(net.get_submodule(layer), 'weight', torch.empty(0))
+            rows[layer] = dict(weights=own.numel(), mean_logit=(d - whole).abs().mean().item(),
                                max_logit=(d - whole).abs().max().item(), agreement=(d.argmax(1) == whole.argmax(1)).float().mean().item())
     finally:
         for n, q in found.items(): q.mode = modes[n]

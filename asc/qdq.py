@@ -94,7 +94,7 @@ def affine(ends): # (lowest, highest) value -> scale, zero point of uint8
     scale = ((high - low) / 255).clamp(min=1e-6)
     return scale, (-low / scale).round()
 
-observers = dict(minmax=lambda seen: torch.stack([torch.stack([s['minmax'][0] for s in seen]).min(), torch.stack([s['minmax'][1] for s in seen]).max()]),
+observers = dict(minmax=lambda seen: torch.stack(torch.stack([s['minmax'] for s in seen]).aminmax()),
                  percentile=lambda seen: torch.stack([s['percentile'] for s in seen]).mean(0),
                  mse=lambda seen: _best(torch.cat([s['sample'] for s in seen]), torch.stack([s['percentile'] for s in seen]).mean(0)))
 
@@ -270,7 +270,8 @@ def calibration_batches(model,     # Classifier
     "Spectrograms of training clips, spread over devices and scenes"
     check_range(n=(n, 1, None), bs=(bs, 1, None))
     if data.store.rate != model.spec['rate']:
-        raise InputError(f"calibration: the clips have {data.store.rate} Hz, but the model takes {model.spec['rate']} Hz; pack the corpus the model was trained on")
+        raise InputError(f"calibration: the clips have {data.store.rate} Hz, but the model takes {model.spec['rate']} Hz; "
+                         'pack the corpus the model was trained on')
     if not len(data): raise InputError('calibration: the list of clips is empty')
     rows = data.rows.sample(frac=1, random_state=seed)
     turn = rows.groupby(['device', 'scene'], sort=False).cumcount()
@@ -288,5 +289,5 @@ def quantised_classifier(model,        # Classifier in eval mode; left as it is
     check_eval(model, 'quantising')
     x = torch.zeros(model.input_shape(), device=next(model.backbone.parameters()).device)
     model = deepcopy(model)
-    model.backbone = prepare(model.backbone, x, skip, logits)
+    model.backbone = prepare(model.backbone, x, skip, logits).to(memory_format=torch.channels_last)      # as Classifier has it
     return model

@@ -19,6 +19,8 @@ from asc.qdq import LAYERS, calibrate, calibration_batches, emitting, prepare, q
 SMALL = {'cp_mobile_24': (64, 33), 'cp_mobile_23': (64, 33), 'cp_resnet': (64, 33), 'tf_sepnet_40': (128, 33), 'tf_sepnet_dragon_60': (64, 44),
          'bc_resnet_40': (64, 33), 'cnn3': (40, 51), 'cnn6_60k': (256, 20)}
 
+BEATS = dict(encoder_layers=1, encoder_embed_dim=32, encoder_ffn_embed_dim=32, encoder_attention_heads=2, embed_dim=16)
+
 
 def trained(make, seed=0):
     "A network in eval mode whose norms are not those of the first minute"
@@ -54,7 +56,7 @@ def test_fold(name):
 
 @pytest.mark.parametrize('make, shape', [
     (lambda: create_backbone('passt_s', dim=24, depth=1, heads=2), (128, 60)), (lambda: create_backbone('torchvision:resnet18'), (64, 33)),
-    (lambda: create_backbone('beats', cfg=dict(encoder_layers=1, encoder_embed_dim=32, encoder_ffn_embed_dim=32, encoder_attention_heads=2, embed_dim=16)), (128, 40)),
+    (lambda: create_backbone('beats', cfg=BEATS), (128, 40)),
     (lambda: create_backbone('torchvision:densenet121'), (64, 33))], ids=['passt', 'resnet18', 'beats', 'densenet'])
 def test_fold_others(make, shape):
     "Networks without norms, with shared activations, with norms before the convolution"
@@ -91,8 +93,9 @@ def test_quantised(name):
     stem = q.quantised['skip']
     for n, m in q.named_modules():
         if not isinstance(m, LAYERS): continue
-        if n in stem: assert torch.equal(m.weight, fold(net, x).get_submodule(n).weight)
-        else: assert (p := m.parametrizations.weight[0]).axis == 0 and torch.equal(m.weight, p.quantise(m.weight).float() * p.scale.reshape(-1, *[1] * (m.weight.ndim - 1)))
+        if n in stem: assert torch.equal(m.weight, fold(net, x).get_submodule(n).weight); continue
+        p = m.parametrizations.weight[0]
+        assert torch.equal(m.weight, p.quantise(m.weight).float() * p.scale.reshape(-1, *[1] * (m.weight.ndim - 1)))
     seen = {}
     for n, k in quantisers(q).items():
         if k.axis is None: k.register_forward_hook(lambda m, i, o, n=n: seen.update({n: (m, o)}))
@@ -176,13 +179,14 @@ def test_saved_and_loaded(classifier, tmp_path):
     spec = json.loads((tmp_path/'model.json').read_text())
     (other := tmp_path/'other').mkdir()
     shutil.copy(tmp_path/'model.safetensors', other)
-    for change, says in ((dict(backbone='cnn3', backbone_args={}), 'unknown layer'), (dict(format='asc-classifier-1'), 'expected asc-quantised-1'),
+    for change, says in ((dict(backbone='cnn3', backbone_args={}), 'CNN3: 256×65'), (dict(format='asc-classifier-1'), 'expected asc-quantised-1'),
                          (dict(quantised=dict(skip=['nothing'], logits=False)), 'unknown layer')):
         (other/'model.json').write_text(json.dumps({**spec, **change}))
         with pytest.raises(InputError, match=says): load_quantised(other)
     tensors = load_file(tmp_path/'model.safetensors')
     (other/'model.json').write_text(json.dumps(spec))
-    for wrong in ({k: v for k, v in tensors.items() if k != 'in_c.1.0.weight_scale'}, {**tensors, 'in_c.1.0.weight': tensors['in_c.1.0.weight'].float()}):
+    without = {k: v for k, v in tensors.items() if k != 'in_c.1.0.weight_scale'}
+    for wrong in (without, {**tensors, 'in_c.1.0.weight': tensors['in_c.1.0.weight'].float()}):
         save_file(wrong, other/'model.safetensors')
         with pytest.raises(InputError, match='does not fit cp_mobile_24'): load_quantised(other)
     (other/'model.json').write_text('{')
@@ -204,7 +208,7 @@ def test_calibration_clips(classifier, synthetic, tmp_path):
     model = create_classifier('cp_mobile_24', rate=store.rate, backbone_args=dict(base=8)).eval()
     a, b = (calibration_batches(model, data, 20, 8) for _ in range(2))
     assert [len(x) for x in a] == [8, 8, 4] and all(map(torch.equal, a, b))
-    wrong = create_classifier('cp_mobile_24', rate=store.rate + 1, backbone_args=dict(base=8)).eval()
+    wrong = create_classifier('cp_mobile_24', rate=48000, backbone_args=dict(base=8)).eval()
     with pytest.raises(InputError, match=f'the clips have {store.rate} Hz'): calibration_batches(wrong, data)
 
 

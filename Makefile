@@ -38,3 +38,8 @@ clean:
 .PHONY: readme
 readme: $(STAMP)
 	$(BIN)/jupyter nbconvert --to markdown --log-level ERROR --output-dir . --output README.md nbs/index.ipynb
+
+# the notebooks and tutorials as HTML, made and read offline: open _docs/index.html
+.PHONY: docs
+docs: $(STAMP)
+	$(BIN)/python -c "from asc.site import build_site; print(build_site())"

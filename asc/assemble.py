@@ -17,10 +17,11 @@ from .backbone.zoo import create_backbone, list_backbones
 from .classifier import create_classifier
 from .core import InputError, check_range, pick, seed_everything
 from .finetune import find_start, layer_groups, start_from
-from .frontend import create_frontend, list_frontends
+from .frontend import create_frontend
 from .learner import ClipData, check_crop, create_learner, fit, keep_memory, make_dls, optimizers
 from .losses import create_loss
 from .melcache import MelCache
+from .own import is_own
 from .pipeline import create_pipeline, pipelines
 from .schedules import create_schedule
 from .teaching import Distillation
@@ -67,7 +68,7 @@ def check_training(clips=None,       # of the validation list, where it is known
     for k in options: pick(training_options(), k, 'training option')
     o = SimpleNamespace(**training_options(options))
     check_range(epochs=(o.epochs, 1, None), bs=(o.bs, 1, None), lr=(o.lr, 0, None), wd=(o.wd, 0, 1), seed=(o.seed, 0, None), lr_decay=(o.lr_decay, 1e-6, 1))
-    pick(pipelines, o.pipeline, 'pipeline'), pick(optimizers, o.optimizer, 'optimizer'), pick(list_frontends(), o.frontend, 'frontend')
+    pick(pipelines, o.pipeline, 'pipeline'), pick(optimizers, o.optimizer, 'optimizer')
     pick(('scene', 'device', 'city'), o.target, 'target')
     check_crop(o.crop, o.cache, Distillation(o.teacher, o.distill).files)
     if o.init_from: find_start(o.init_from)
@@ -80,6 +81,7 @@ def check_training(clips=None,       # of the validation list, where it is known
 
 def check_network(name, args): # a backbone and its keywords
     "Name, keywords and weights file of a network"
+    if is_own(name): return create_backbone(name, **args)
     if ':' in name: return                                 # timm:NAME and torchvision:NAME are looked up there
     pick(list_backbones(), name, 'backbone')
     if weights := args.pop('weights', None): weights_file(weights)

@@ -17,6 +17,7 @@ from fastcore.script import Param, anno_parser
 
 from .console import check_command, predict_command
 from .core import InputError, resolve
+from .demo import demo_command
 from .jobs import RunFailed, end_runs, run_notebook
 from .runs import fresh_folder
 from .sweeps import Sweep, changes, engines, sweep_cells, visible_gpus
@@ -120,7 +121,7 @@ def rank(
     else: print(f"{run['state']} with {world} ranks: everything is in {out}")
 
 # %% ../nbs/95_cli.ipynb #b4f2f8c3
-commands = dict(predict=predict_command, sweep=sweep, check=check_command, rank=rank)
+commands = dict(predict=predict_command, sweep=sweep, check=check_command, rank=rank, demo=demo_command)
 
 def main(argv=None): # words after `asc`; default: those of the process
     "The `asc` command"

@@ -30,7 +30,7 @@ from .frontend import create_frontend
 from .impulse import ImpulseBank, load_bank, synthetic_bank
 from .learner import ClipData
 from .mel import htk_hz, htk_mel
-from .predictor import Predictor, open_model, read_window, resampler, window_starts
+from .predictor import Predictor, open_model, read_window, resampler, window_of, window_starts
 from .ptq import ptq
 from .qdq import calibration_batches
 from .runs import fresh_folder
@@ -75,13 +75,15 @@ def through_device(wave,      # float32 (B, N)
 def probabilities_over_time(model,           # see `asc.predictor.open_model`
                             wave,            # float32 (1, N)
                             rate:int,        # Hz
-                            window:float=1., # seconds
+                            window:float=0., # seconds; 0: what the model was made for, one second
                             hop:float=.5,    # seconds
                             bs:int=64,       # windows at a time
                             ) -> pd.DataFrame: # start in seconds, and the probability of every class
     "What a model says of each window of a sound"
-    check_range(window=(window, .01, None), hop=(hop, .01, None), bs=(bs, 1, None))
-    model, x, n = open_model(model), wave[0].numpy(), round(window*rate)
+    check_range(window=(window, 0, None), hop=(hop, .01, None), bs=(bs, 1, None))
+    model = open_model(model)
+    window = window_of(model, window)
+    x, n = wave[0].numpy(), round(window*rate)
     starts = window_starts(len(x), n, max(1, round(hop*rate)))
     clips = torch.from_numpy(np.stack([np.resize(x[s:s + n], n) for s in starts]))
     clips = resampler(rate, model.rate)(clips)[:, :round(window*model.rate)]
@@ -169,11 +171,12 @@ def explain(model,            # see `asc.predictor.open_model`
             rate:int,         # Hz
             device=RECORDED,  # see `device_names`
             folder='',        # of impulse responses
-            window:float=1.,  # seconds
+            window:float=0.,  # seconds; 0: what the model was made for
             hop:float=.5,     # seconds
             ) -> Explanation:
     "Hear a sound through a device, and without it"
     model, heard = open_model(model), through_device(wave, rate, device, folder)
+    window = window_of(model, window)
     table = probabilities_over_time(model, heard, rate, window, hop)
     plain = table if device == RECORDED else probabilities_over_time(model, wave, rate, window, hop)
     return Explanation(device, decide(table), decide(plain), table, heard, plot_decision(heard, wave, rate, table, window))
@@ -183,7 +186,7 @@ def compare_devices(models:dict,  # name -> see `asc.predictor.open_model`
                     wave,         # float32 (1, N)
                     rate:int,     # Hz
                     folder='',    # of impulse responses
-                    window:float=1., # seconds
+                    window:float=0., # seconds; 0: what each model was made for
                     hop:float=.5,    # seconds
                     ) -> pd.DataFrame: # model, device, scene, p, holds: whether the model decides as it does as recorded
     "Where the decision holds and where it breaks"
@@ -290,15 +293,15 @@ def build_page(models:dict,      # name -> see `asc.predictor.open_model`
 
 # %% ../nbs/94_demo.ipynb #01bcb67b
 def practice_models(folder,        # gets the history of the training
+                    corpus=None,   # asc.corpus.Corpus; default the synthetic one
                     epochs:int=3,
-                    bs:int=32,
                     seed:int=0,
                     ) -> dict:     # name -> Predictor, one in float and one in int8
     "A small network trained on synthetic sounds, and its quantised twin"
-    corpus = find_corpus()
+    corpus = corpus or find_corpus()
     train, store = read_split(corpus, 100), pack(corpus, progress=False)
-    learn, fit = create_training(store, train, train[:0], corpus.scenes, corpus.devices, Path(folder)/'history.csv', epochs=epochs, bs=bs, seed=seed,
-                                 backbone_args=dict(base=16, blocks=(1, 1, 1), strides=dict(b1=(2, 2), b2=(2, 1))))
+    learn, fit = create_training(store, train, train[:0], corpus.scenes, corpus.devices, Path(folder)/'history.csv', epochs=epochs, bs=32, seed=seed,
+                                 pipeline='none', backbone_args=dict(base=16, blocks=(1, 1, 1), strides=dict(b1=(2, 2), b2=(2, 1))))
     fit()
     model = learn.model.cpu().eval()
     batches = calibration_batches(model, ClipData(store, train, corpus.scenes, corpus.devices), 64, seed=seed)
@@ -318,7 +321,7 @@ def serve(page,                 # of `build_page`
     try:
         _, url, _ = page.launch(server_name=host, server_port=port, share=False, inbrowser=browser, quiet=True, prevent_thread_lock=True, inline=False,
                                 ssr_mode=False, footer_links=[], css=STYLE, max_file_size='200mb', enable_monitoring=False)
-    except OSError as e: raise InputError(f'port {port} of {host} cannot be served ({e}): choose another with --port') from e
+    except OSError as e: raise InputError(f'port {port} of {host} is taken or not allowed: choose another port') from e
     print(f'The page is at {url}' + ' (Ctrl-C ends it)'*wait, flush=True)
     if wait: page.block_thread()
     return url

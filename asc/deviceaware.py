@@ -83,7 +83,7 @@ def from_published(path,             # of a device-wise checkpoint
                    rate:int=44100,   # Hz of the waves it will be given
                    ) -> DeviceAware: # in eval mode, on the CPU
     "A published device-wise system as a model of ours"
-    p = load_published(path)
+    p = load_published(path).float()                       # a file in half precision computes in single here
     if not isinstance(p.network, DeviceWise): raise InputError(f'{path}: {p.name} has one network for all devices; load_published runs it')
     b = backbones[p.name]
     general = create_classifier(p.name, b.frontend, 'none', rate, p.classes, frontend_args=b.frontend_args, augment=False)

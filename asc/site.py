@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['topics', 'formulas', 'page_of', 'markdown', 'comments', 'parameter_rows', 'signature', 'table', 'inline',
            'parameter_table', 'class_facts', 'definition', 'highlighted', 'shown', 'exported', 'parameters', 'cell',
-           'Page', 'notebook_page', 'tutorial_page', 'recipe_page', 'heading', 'targets', 'link_names', 'all_pages',
-           'colours', 'names_file', 'build_site']
+           'Page', 'own_anchors', 'notebook_page', 'tutorial_page', 'recipe_page', 'heading', 'targets', 'link_names',
+           'all_pages', 'colours', 'names_file', 'build_site']
 
 # %% ../nbs/96_site.ipynb #59bb2051
 import ast
@@ -20,7 +20,7 @@ import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 
-from .core import InputError, project_root, resolve, write_text
+from .core import InputError, project_root, write_text
 
 # %% ../nbs/96_site.ipynb #4f5d61d5
 def formulas(text:str) -> str: # Markdown
@@ -109,7 +109,7 @@ def definition(node,     # of a function or class
     if does: does = ['<dl>', *(f"<dt>.{n}{html.escape(s)}</dt><dd>{inline(d)}</dd>" for n, s, d in does), '</dl>']
     lines = source.splitlines()[min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1:node.end_lineno]
     what = '<em>class</em> ' if isinstance(node, ast.ClassDef) else ''
-    return (f'<section class="name"><h3 id="{node.name}">{what}<b>{node.name}</b>{html.escape(call)}</h3>{text}{parameter_table(rows)}{"".join(does)}'
+    return (f'<section class="name" id="{node.name}"><h3>{what}<b>{node.name}</b>{html.escape(call)}</h3>{text}{parameter_table(rows)}{"".join(does)}'
             f'<details><summary>Source</summary>{highlighted(chr(10).join(lines))}</details></section>')
 
 def highlighted(source:str) -> str: # HTML
@@ -177,19 +177,32 @@ class Page:
     module: str = ''    # it exports
     names: tuple = ()   # it defines
 
+def own_anchors(body,      # HTML
+                names=(),  # anchors of definitions, which stay as they are
+                ) -> str:  # HTML
+    "Headings with an anchor that nothing else on the page has"
+    seen = {'page-text', 'search-box', 'search-found', *names}
+    def mend(m):
+        new = m[2]
+        while new in seen: new += '-'
+        seen.add(new)
+        return m[0].replace(f'id="{m[2]}"', f'id="{new}"').replace(f'href="#{m[2]}"', f'href="#{new}"')
+    return re.sub(r'<(h[1-6]) id="([^"]*)">.*?</\1>', mend, body, flags=re.S)
+
 def notebook_page(path) -> Page:
     "A notebook as a page"
     cells = json.loads(Path(path).read_text(encoding='utf-8'))['cells']
     body, all_code = ''.join(map(cell, cells)), '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'code')
     module = re.search(r'^#\|\s*default_exp\s+(\S+)', all_code, re.M)
-    names = re.findall(r'<(?:h3|a) id="(\w+)">', body)
+    names = tuple(dict.fromkeys(re.findall(r'<(?:section class="name"|a) id="(\w+)">', body)))
     topic = topics[path.name[0]] if path.name[0].isdigit() else '' if path.stem == 'index' else 'Run notebooks'
-    return Page(f'{path.stem}.html', *heading(''.join(cells[0]['source'])), topic, f'nbs/{path.name}', body, f'asc.{module[1]}' if module else '', tuple(names))
+    return Page(f'{path.stem}.html', *heading(''.join(cells[0]['source'])), topic, f'nbs/{path.name}', own_anchors(body, names),
+                f'asc.{module[1]}' if module else '', names)
 
 def tutorial_page(path) -> Page:
     "A tutorial as a page"
     text = Path(path).read_text(encoding='utf-8')
-    return Page(f'{path.stem}.html', *heading(text), 'Tutorials', f'nbs/tutorials/{path.name}', markdown(text))
+    return Page(f'{path.stem}.html', *heading(text), 'Tutorials', f'nbs/tutorials/{path.name}', own_anchors(markdown(text)))
 
 def recipe_page(folder) -> Page:
     "The recipes, each as it is written"
@@ -246,7 +259,7 @@ def names_file(pages) -> str: # JavaScript
     "What the search box knows: names, pages and headings"
     rows = [[p.title, p.url, p.blurb] for p in pages]
     rows += [[n, f'{p.url}#{n}', p.module or p.title] for p in pages for n in p.names]
-    rows += [[html.unescape(re.sub('<.*?>', '', t)).rstrip('¶'), f'{p.url}#{i}', p.title] for p in pages for i, t in re.findall(r'<h2 id="([^"]+)">(.*?)</h2>', p.body)]
+    rows += [[html.unescape(re.sub('<.*?>', '', t)).rstrip('¶'), f'{p.url}#{html.unescape(i)}', p.title] for p in pages for i, t in re.findall(r'<h2 id="([^"]+)">(.*?)</h2>', p.body)]
     return f'const NAMES = {json.dumps(rows, ensure_ascii=False)};\n'
 
 def build_site(out='_docs',   # folder of the site, replaced

@@ -21,22 +21,25 @@ from .trace import trace
 
 # %% ../nbs/97_timing.ipynb #25c4b96d
 class Elsewhere:
-    "A function in a fresh process, to be timed there: `make(*args)` builds it. A context manager that ends the process"
-    def __init__(self, make, # function of a module (it is found there by name)
-                 *args):     # its arguments, picklable
-        fork = multiprocessing.get_context('spawn')
-        self.pipe, there = fork.Pipe()
-        self.process = fork.Process(target=_serve, args=(there, make, args), daemon=True)
+    "A fresh process that holds one function and times it there. A context manager, which ends the process"
+    def __init__(self):
+        spawn = multiprocessing.get_context('spawn')
+        self.pipe, there = spawn.Pipe()
+        self.process = spawn.Process(target=_serve, args=(there,), daemon=True)
         self.process.start(), there.close()
-        self._answer()
+
+    def make(self, fn, # function of a module (it is found there by name) that builds the function to be timed, in place of the one before
+             *args):   # its arguments, picklable; returns self, to be given to `clock` or `take_turns`
+        self._ask((fn, args))
+        return self
 
     def clock(self) -> tuple: # CPU and wall seconds of one call, with as many torch threads as this process has
-        self.pipe.send(torch.get_num_threads())
-        return self._answer()
+        return self._ask(torch.get_num_threads())
 
-    def _answer(self):
-        try: got = self.pipe.recv()
-        except EOFError: raise InputError('the process of a rival ended without a word, as when memory is short: take a smaller batch') from None
+    def _ask(self, what):
+        try: self.pipe.send(what); got = self.pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise InputError('the process of a rival ended without a word, as when memory is short: take a smaller batch') from None
         if isinstance(got, str): raise RuntimeError(f'in a process of its own:\n{got}')
         return got
 
@@ -45,15 +48,16 @@ class Elsewhere:
         self.pipe.close()
         self.process.join()
 
-def _serve(pipe, make, args):
-    try:
-        fn = make(*args)
-        pipe.send(True)
-        while True:
-            torch.set_num_threads(pipe.recv())
-            pipe.send(clock(fn))
-    except EOFError: pass
-    except BaseException: pipe.send(traceback.format_exc())
+def _serve(pipe):
+    fn = None
+    while True:
+        try: asked = pipe.recv()
+        except EOFError: return
+        try:
+            if isinstance(asked, int): torch.set_num_threads(asked); told = clock(fn)
+            else: fn = None; fn = asked[0](*asked[1]); told = True
+        except Exception: told = traceback.format_exc()
+        pipe.send(told)
 
 # %% ../nbs/97_timing.ipynb #5e607f9a
 def clock(fn, # function without arguments, or an `Elsewhere`

@@ -114,4 +114,4 @@ def test_the_published_devices_are_ours(shared):
         for device in ('a', 's3', 'unknown'):
             code = torch.tensor([ours.devices.index(device) if device in ours.devices else -1])
             with torch.no_grad(): mine = ours(x, code).softmax(1)[0]
-            assert mine.tolist() == pytest.approx(theirs.predict([wav], device).iloc[0, 2:].tolist(), abs=1e-4)
+            assert mine.tolist() == pytest.approx(theirs.predict([wav], device).iloc[0, 2:].tolist(), abs=3e-3)     # theirs in half precision

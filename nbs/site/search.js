@@ -1,5 +1,5 @@
 // The search box: NAMES (names.js) is a list of [name, page, what it is]. No network, so it works from a folder as well.
-const box = document.getElementById('search'), found = document.getElementById('found');
+const box = document.getElementById('search-box'), found = document.getElementById('search-found');
 
 function rank(name, what, words) {
   const low = name.toLowerCase(), all = low + ' ' + what.toLowerCase();

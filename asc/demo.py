@@ -43,10 +43,12 @@ def read_start(path,              # any file libsndfile reads
                longest:float=60., # seconds
                ) -> tuple:        # float32 (1, N), rate in Hz, seconds of the whole sound
     "The beginning of a sound, channels averaged"
+    path = resolve(path)
+    if not path.is_file(): raise InputError(f'{path}: no such file')
     try:
         with sf.SoundFile(path) as f:
             return torch.from_numpy(read_window(f, 0, min(f.frames, round(longest*f.samplerate))))[None], f.samplerate, f.frames/f.samplerate
-    except FAULTS as e: raise InputError(f'{Path(path).name}: {fault_of(e)}; give a wav, flac, ogg or mp3 file') from e
+    except FAULTS as e: raise InputError(f'{path.name}: {fault_of(e)}; give a wav, flac, ogg or mp3 file') from e
 
 # %% ../nbs/94_demo.ipynb #02c7a14b
 RECORDED = 'as recorded'
@@ -54,7 +56,9 @@ RECORDED = 'as recorded'
 def device_names(folder='',  # of .wav impulse responses; empty for six invented devices
                  ) -> list:  # the sound itself comes first
     "The devices a sound can be heard through"
-    return [RECORDED, *(sorted(f.stem for f in resolve(folder).glob('*.wav')) if folder else (f'device {i}' for i in range(1, 7)))]
+    names = sorted(f.stem for f in resolve(folder).glob('*.wav')) if folder else [f'device {i}' for i in range(1, 7)]
+    if not names: raise InputError(f'devices={folder}: no .wav impulse response in this folder; give another, or none at all')
+    return [RECORDED, *names]
 
 @lru_cache(16)
 def _responses(folder, rate): return load_bank(folder, rate) if folder else synthetic_bank(rate, 6, seed=1)

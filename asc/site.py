@@ -27,7 +27,8 @@ def formulas(text:str) -> str: # Markdown
     "Markdown with its formulas as MathML"
     from latex2mathml.converter import convert
     parts = re.split(r'(^```.*?^```|`[^`\n]*`)', text, flags=re.S | re.M)
-    parts[::2] = [re.sub(r'(?<![\\$\w])\$([^$\n]+)\$', lambda m: convert(m[1]), p) for p in parts[::2]]
+    block = lambda m: convert(m[1].replace('\n', ' '), display='block')
+    parts[::2] = [re.sub(r'(?<![\\$\w])\$([^$\n]+)\$', lambda m: convert(m[1]), re.sub(r'\$\$(.+?)\$\$', block, p, flags=re.S)) for p in parts[::2]]
     return ''.join(parts)
 
 def page_of(link:str) -> str: # as written in a notebook or a tutorial
@@ -227,7 +228,7 @@ def targets(pages) -> dict: # what is written between back-quotes -> address
     words = {w for p in pages if p.topic == 'Run notebooks' for w in re.findall(r'<tr><td><code>(\w+)</code>', p.body)}
     for n, at in homes.items():
         for p in at: out[f'{p.module}.{n}'] = f'{p.url}#{n}'
-        if len(at) == 1: out |= {f'asc.{n}': f'{at[0].url}#{n}'} | ({} if n in words else {n: f'{at[0].url}#{n}'})
+        if len(at) == 1: out |= {f'asc.{n}': f'{at[0].url}#{n}'} | ({} if n in words or len(n) < 4 else {n: f'{at[0].url}#{n}'})
     return {k: v for k, v in out.items() if k}
 
 def link_names(body,     # HTML

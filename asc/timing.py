@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Elsewhere', 'clock', 'take_turns', 'against', 'shortest', 'memory_bandwidth', 'gemm_peak', 'Machine', 'kept_bytes',
-           'forward_needs', 'training_needs', 'profile_table']
+           'forward_needs', 'training_needs', 'profile_table', 'make_profile']
 
 # %% ../nbs/97_timing.ipynb #b485b1d7
 import multiprocessing
@@ -36,11 +36,15 @@ class Elsewhere:
     def clock(self) -> tuple: # CPU and wall seconds of one call, with as many torch threads as this process has
         return self._ask(torch.get_num_threads())
 
+    def value(self): # picklable
+        "What one call returns"
+        return self._ask('value')
+
     def _ask(self, what):
         try: self.pipe.send(what); got = self.pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise InputError('the process of a rival ended without a word, as when memory is short: take a smaller batch') from None
-        if isinstance(got, str): raise RuntimeError(f'in a process of its own:\n{got}')
+        if isinstance(got, Exception): raise got
         return got
 
     def __enter__(self): return self
@@ -54,9 +58,10 @@ def _serve(pipe):
         try: asked = pipe.recv()
         except EOFError: return
         try:
-            if isinstance(asked, int): torch.set_num_threads(asked); told = clock(fn)
+            if asked == 'value': told = fn()
+            elif isinstance(asked, int): torch.set_num_threads(asked); told = clock(fn)
             else: fn = None; fn = asked[0](*asked[1]); told = True
-        except Exception: told = traceback.format_exc()
+        except Exception: told = RuntimeError(f'in a process of its own:\n{traceback.format_exc()}')
         pipe.send(told)
 
 # %% ../nbs/97_timing.ipynb #5e607f9a
@@ -161,3 +166,8 @@ def profile_table(fn, # function without arguments
     rows = [(e.key, e.count, e.self_cpu_time_total / 1000) for e in p.key_averages()]
     d = pd.DataFrame(rows, columns=['op', 'calls', 'ms']).set_index('op').sort_values('ms', ascending=False)
     return d.assign(share=d.ms / d.ms.sum()).head(most)
+
+def make_profile(make, *args): # as `Elsewhere.make`
+    "A function that returns the `profile_table` of what `make` builds"
+    fn = make(*args)
+    return lambda: profile_table(fn)

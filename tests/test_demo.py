@@ -38,7 +38,7 @@ def files(tmp_path_factory):
     t = np.arange(round(2.2*48000))/48000
     sf.write(tmp/'tones.wav', np.stack([.1*np.sin(2*np.pi*200*t) + .2*np.sin(2*np.pi*6000*t)]*2, 1), 48000)
     (tmp/'broken.wav').write_bytes(b'RIFF and nothing else')
-    sf.write(tmp/'devices/clear.wav', np.eye(1, 64)[0], RATE)
+    sf.write(tmp/'devices/plain.wav', np.eye(1, 64)[0], RATE)
     sf.write(tmp/'devices/muffled.wav', np.hanning(64), RATE, subtype='FLOAT')
     return tmp
 
@@ -48,7 +48,7 @@ def test_notebook(files, tmp_path):
     r = papermill('-y', json.dumps(dict(models=[str(files/'run')])), '-p', 'sound', files/'tones.wav', '-p', 'devices', files/'devices', '-p', 'longest', 2,
                   '-p', 'out', tmp_path/'out', argv=[PAPERMILL[0], 'nbs/demo.ipynb'])
     assert r.returncode == 0, r.stderr[-3000:]
-    assert {'as_recorded.png', 'clear.png', 'muffled.png', 'devices.csv', 'metrics.json', 'params.json'} <= {p.name for p in (tmp_path/'out').iterdir()}
+    assert {'as_recorded.png', 'plain.png', 'muffled.png', 'devices.csv', 'metrics.json', 'params.json'} <= {p.name for p in (tmp_path/'out').iterdir()}
     table, facts = pd.read_csv(tmp_path/'out/devices.csv'), json.loads((tmp_path/'out/metrics.json').read_text())
     wave, rate, seconds = read_start(files/'tones.wav', 2)
     assert (facts['seconds'], round(seconds, 1), rate) == (2, 2.2, 48000)
@@ -58,7 +58,7 @@ def test_notebook(files, tmp_path):
 
 def test_notebook_refuses_before_work(tmp_path):
     r = papermill('-p', 'sound', 'none.wav', '-p', 'out', tmp_path/'out', argv=[PAPERMILL[0], 'nbs/demo.ipynb'])
-    assert r.returncode and 'none.wav: missing' in r.stderr and not (tmp_path/'out/history.csv').exists()
+    assert r.returncode and 'none.wav: no such file' in r.stderr and not (tmp_path/'out/history.csv').exists()
 
 
 def test_decision_is_that_of_predict(shared):
@@ -75,12 +75,12 @@ def test_decision_is_that_of_predict(shared):
 def test_devices_of_a_folder(files):
     "A response of one sample changes nothing, a low-pass takes the high tone away; an empty folder is refused"
     wave, rate, _ = read_start(files/'tones.wav')
-    assert torch.allclose(through_device(wave, rate, 'clear', str(files/'devices')), wave, atol=.02)
+    assert torch.allclose(through_device(wave, rate, 'plain', str(files/'devices')), wave, atol=.02)
     model = Predictor('thirds', RATE, ['low', 'middle', 'high'], thirds)
     table = compare_devices({'thirds': model}, wave, rate, str(files/'devices')).set_index('device')
-    assert table.scene.to_dict() == {'as recorded': 'high', 'clear': 'high', 'muffled': 'low'} and table.holds.tolist() == [True, True, False]
+    assert table.scene.to_dict() == {'as recorded': 'high', 'plain': 'high', 'muffled': 'low'} and table.holds.tolist() == [True, True, False]
     (files/'empty').mkdir()
-    with pytest.raises(InputError, match='no .wav file'): through_device(wave, rate, 'x', str(files/'empty'))
+    with pytest.raises(InputError, match='no .wav impulse response'): through_device(wave, rate, 'x', str(files/'empty'))
 
 
 def test_practice_models(synthetic, tmp_path):
@@ -150,12 +150,12 @@ def test_page(page, served, files):
     page.click('#classify')
     says(page, *explain(models['thirds'], wave, rate).words()[:2], 'The first 2 of 2 seconds were heard')
     first = page.locator('#picture img').get_attribute('src')
-    page.get_by_label('muffled').click()
+    page.get_by_role('radio', name='muffled').click()
     says(page, *explain(models['thirds'], wave, rate, 'muffled', str(files/'devices')).words(), 'Through muffled the decision breaks: as recorded it was high')
     assert page.locator('#picture img').get_attribute('src') != first
-    page.get_by_label('clear').click()
-    says(page, 'Through clear the decision holds')
-    page.get_by_label('upside down').click()
+    page.get_by_role('radio', name='plain').click()
+    says(page, 'Through plain the decision holds')
+    page.get_by_role('radio', name='upside down').click()
     says(page, explain(models['upside down'], wave, rate).words()[0])
     page.locator('#heard audio, #heard #waveform').first.wait_for(state='attached')
     page.click('#compare')

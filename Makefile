@@ -12,7 +12,7 @@ train: $(STAMP)
 	$(BIN)/papermill nbs/train.ipynb $(ARGS)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab

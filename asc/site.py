@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['topics', 'formulas', 'page_of', 'markdown', 'comments', 'parameter_rows', 'signature', 'table', 'inline',
-           'parameter_table', 'class_facts', 'definition', 'highlighted', 'shown', 'exported', 'parameters', 'cell',
-           'Page', 'own_anchors', 'notebook_page', 'tutorial_page', 'recipe_page', 'heading', 'targets', 'link_names',
-           'all_pages', 'colours', 'names_file', 'build_site']
+           'parameter_table', 'class_facts', 'definition', 'highlighted', 'shown', 'exported', 'parameters',
+           'only_imports', 'cell', 'Page', 'own_anchors', 'notebook_page', 'tutorial_page', 'recipe_page', 'heading',
+           'targets', 'link_names', 'all_pages', 'colours', 'names_file', 'build_site']
 
 # %% ../nbs/96_site.ipynb #59bb2051
 import ast
@@ -150,6 +150,11 @@ def parameters(source) -> str: # HTML
     rows = [[n.target.id, ast.unparse(n.annotation).strip("'"), ast.unparse(n.value), said.get(n.end_lineno, '')] for n in ast.parse(source).body]
     return '<h2 id="parameters">Parameters</h2>' + parameter_table(rows)
 
+def only_imports(source) -> bool: # magics aside
+    "Whether a cell does nothing else"
+    try: return all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(re.sub(r'^%.*', '', source, flags=re.M)).body)
+    except SyntaxError: return False                               # other magic, which is shown
+
 def cell(c,        # of a notebook
          ) -> str: # HTML
     "What a reader sees of a cell"
@@ -158,9 +163,9 @@ def cell(c,        # of a notebook
     if c['cell_type'] != 'code' or re.search(r'^#\|\s*(hide|default_exp)\b', source, re.M) or not source.strip(): return ''
     if 'parameters' in c['metadata'].get('tags', []): return parameters(source)
     if re.search(r'^#\|\s*export', source, re.M): return ''.join(exported(source))
-    body = highlighted('\n'.join(l for l in source.splitlines() if not l.startswith('#|')))
     outputs = ''.join(map(shown, c['outputs']))
-    return body + (f'<div class="output">{outputs}</div>' if outputs else '')
+    if not outputs and only_imports(source): return ''
+    return highlighted('\n'.join(l for l in source.splitlines() if not l.startswith('#|'))) + (f'<div class="output">{outputs}</div>' if outputs else '')
 
 # %% ../nbs/96_site.ipynb #7961c55b
 topics = {'0': 'Foundations', '1': 'Data', '2': 'Frontends', '3': 'Augmentation', '4': 'Networks', '5': 'Training', '6': 'Teachers, devices, tracing',

@@ -198,6 +198,8 @@ def make_synthetic(out=None,      # folder to create; default: data/synthetic-â€
         _write_lists(tmp, rows)
         (tmp/'SYNTHETIC').write_text(json.dumps(dict(note='synthetic sounds, not recordings: scores say nothing about TAU', made=made)))
         os.replace(tmp, out)
-    except OSError as e: raise InputError(f'could not write {out}: {e.strerror or e}. Free some space or choose another folder') from e
+    except OSError as e:
+        if (out/'SYNTHETIC').is_file(): return make_synthetic(out, train, test, seed)        # another process was faster
+        raise InputError(f'could not write {out}: {e.strerror or e}. Free some space or choose another folder') from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return out

@@ -82,6 +82,6 @@ def _filling(most, times):
 def test_keeping_memory_is_ours_alone():
     "What `keep_memory` asks of the allocator of this process is not asked of the other's: there a large tensor is faulted in at every call"
     if not keep_memory(): pytest.skip('no glibc')
-    _filling(10, 5)()
+    _filling(10, 4)()
     with Elsewhere() as e:
-        with pytest.raises(RuntimeError, match='AssertionError'): e.make(_filling, 10, 3).clock()
+        with pytest.raises(RuntimeError, match='AssertionError'): e.make(_filling, 10, 2).clock()

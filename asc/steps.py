@@ -125,7 +125,8 @@ def read_steps(net) -> list: # a calibrated network, on the CPU -> [Step, …]; 
     with emitting(net, r.emit):
         x = torch.zeros(1, *net.quantised['shape'])
         r.number[id(x)] = -1
-        def enter(m, args, name): r.at = name or 'the network', type(m).__name__.removeprefix('Parametrized')
+        def enter(m, args, name):
+            if '.parametrizations' not in name: r.at = name or 'the network', type(m).__name__.removeprefix('Parametrized')
         try:
             for name, m in net.named_modules():
                 hooks.append(m.register_forward_pre_hook(lambda m, a, name=name: enter(m, a, name), prepend=True))

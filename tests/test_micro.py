@@ -12,7 +12,7 @@ from asc.classifier import create_classifier
 from asc.core import SCENES, InputError
 from asc.cost import complexity
 from asc.frontend import create_frontend
-from asc.micro import KERNELS, export_c, run_c
+from asc.micro import KERNELS, export_c, run_c, write_frontend_header
 from asc.published import PublishedClassifier
 from asc.qdq import calibrate, prepare, quantised_classifier
 from asc.steps import kernel, place, read_steps
@@ -162,3 +162,21 @@ def test_response_normalisation_and_float_models_are_refused(small, tmp_path):
     with pytest.raises(InputError, match='not calibrated'): export_c(small[0], tmp_path/'m.c')
     with pytest.raises(InputError, match='.c file'): export_c(small[1], tmp_path/'m.h')
     with pytest.raises(InputError, match='compiler'): run_c(tmp_path/'m.c', small[2], 'no-such-compiler')
+
+
+def test_frontend_tables_give_the_log_mel(small, clips, tmp_path):
+    "Read back from the C text, with numpy's FFT, by the recipe of the header"
+    m = small[0]
+    size = write_frontend_header(m, tmp_path/'frontend.h')
+    text, k = (tmp_path/'frontend.h').read_text(), m.pipeline.frontend.kw
+    tables = {n: np.array([float(v.rstrip('f')) for v in a.replace('\n', '').split(',')])
+              for n, a in re.findall(r'asc_(\w+)\[\d+\] = {(.*?)}', text, re.S)}
+    assert size == 4*len(tables['window']) + 4*k['n_mels'] + 4*len(tables['mel_weight'])
+    wave = torch.randn(1, 32000, generator=torch.Generator().manual_seed(0))/8
+    x, n = np.pad(wave[0].numpy(), k['n_fft']//2, 'reflect'), k['n_fft']
+    taper = np.pad(tables['window'], (n - k['win'])//2)
+    power = np.abs(np.fft.rfft(np.stack([x[i:i + n]*taper for i in range(0, len(x) - n + 1, k['hop'])])))**2
+    first, count = tables['mel_first'].astype(int), tables['mel_count'].astype(int)
+    at = np.cumsum(count) - count
+    mel = np.stack([power[:, f:f + c] @ tables['mel_weight'][a:a + c] for f, c, a in zip(first, count, at)])
+    assert np.abs(np.log(mel + k['eps']) - m.pipeline.frontend(wave)[0, 0].numpy()).max() < 1e-3

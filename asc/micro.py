@@ -41,8 +41,7 @@ static uint8_t encode(float v, float scale, int zero)
     v = v < 512.f ? v : 512.f;
     i = (int)v;
     r = v - (float)i;
-    if (r > .5f || (r == .5f && i % 2)) i++;
-    if (r < -.5f || (r == -.5f && i % 2)) i--;
+    i += ((r > .5f) | ((r == .5f) & (i & 1))) - ((r < -.5f) | ((r == -.5f) & (i & 1)));
     return (uint8_t)least(most(i + zero, 0), 255);
 }
 

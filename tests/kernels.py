@@ -4,9 +4,11 @@
 always does: own process, own environment and folder; nothing that asks at import whether it is in a notebook (IPython, fastcore, fastai) is loaded before."""
 import json
 import os
+import select
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 LOADED = 'torch torchaudio torchvision pandas scipy.stats scipy.signal sklearn matplotlib.pyplot seaborn soundfile yaml requests rich zmq'
@@ -45,13 +47,19 @@ def serve(folder):
         if os.fork(): client.close(); [os.close(f) for f in fds]; continue
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         listener.close()
-        if pid := os.fork():                                     # this process only waits, and tells
-            client.sendall(f'{pid}\n'.encode())
-            client.sendall(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
-            os._exit(0)
+        if pid := os.fork(): watch(pid, client)
         client.close()
         try: become(json.loads(message), fds)
         finally: os._exit(0)
+
+
+def watch(pid, client):
+    "Wait for the kernel and tell its client; a kernel whose client was killed is killed as well"
+    client.sendall(f'{pid}\n'.encode())
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        if select.select([client], [], [], .1)[0]: os.kill(pid, signal.SIGKILL)        # it says nothing more, so it is gone
+    with suppress(BrokenPipeError): client.sendall(str(os.waitstatus_to_exitcode(ended[1])).encode())
+    os._exit(0)
 
 
 def ask(folder, argv):

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -50,6 +51,23 @@ def kernels(tmp_path_factory):
     assert server.stdout.readline() == 'ready\n'
     yield folder
     server.kill(), server.wait(), server.stdout.close()
+
+
+def test_a_forked_kernel_answers_and_dies_with_its_client(kernels, monkeypatch):
+    from jupyter_client.manager import start_new_kernel
+    monkeypatch.setenv('JUPYTER_PATH', str(kernels))
+    manager, client = start_new_kernel()
+    said = []
+    client.execute_interactive('import os, sys; print(os.getpid(), "torch" in sys.modules, "fastai" in sys.modules)', output_hook=lambda m: said.append(m['content'].get('text', '')))
+    pid, torch, fastai = ''.join(said).split()
+    assert (torch, fastai) == ('True', 'False')                                                  # forked, and what asks for a notebook is not loaded
+    client.stop_channels()
+    os.kill(manager.provisioner.pid, 9)
+    for _ in range(100):
+        if not Path(f'/proc/{pid}').exists(): break
+        time.sleep(.1)
+    else: raise AssertionError('the kernel lives on')
+    manager.cleanup_resources()
 
 
 @pytest.fixture(scope='module')

@@ -30,7 +30,7 @@ def test_windows_lie_inside_their_recording(packed):
     corpus, store = packed
     rows = read_split(corpus, 100).iloc[[3] * 200]
     torch.manual_seed(0)
-    waves = data(packed, rows, crop='windows').read(store.index(rows.filename))
+    waves = data(packed, rows, crop='windows').read(store.index(rows.filename))[0]
     rec = store.recordings.iloc[store.rows.stretch[store.index(rows.filename)[0]]]
     sound = store.flat[rec.offset:rec.offset + rec.frames]
     assert len(sound) == 441000
@@ -48,7 +48,7 @@ def test_shifted_crops_are_a_turned_recording(packed):
     rec = store.recordings.iloc[store.rows.stretch[at[0]]]
     sound = store.flat[rec.offset:rec.offset + rec.frames]
     torch.manual_seed(1)
-    for w, k in zip(data(packed, rows, crop='shifted').read(at), rows.snippet):
+    for w, k in zip(data(packed, rows, crop='shifted').read(at)[0], rows.snippet):
         pieces = [np.roll(sound, round(s * 4410))[k * 44100:(k + 1) * 44100] for s in range(1, 10)]
         assert any((w == p).all() for p in pieces)
 

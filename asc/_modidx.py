@@ -407,6 +407,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/asc', 'doc_host': '', 'git
                               'asc.ensemble.score_table': ('ensemble.html#score_table', 'asc/ensemble.py')},
             'asc.entry': { 'asc.entry._average': ('entry.html#_average', 'asc/entry.py'),
                            'asc.entry._blocks': ('entry.html#_blocks', 'asc/entry.py'),
+                           'asc.entry._check_int8': ('entry.html#_check_int8', 'asc/entry.py'),
                            'asc.entry._check_list': ('entry.html#_check_list', 'asc/entry.py'),
                            'asc.entry._check_state': ('entry.html#_check_state', 'asc/entry.py'),
                            'asc.entry._evaluate': ('entry.html#_evaluate', 'asc/entry.py'),

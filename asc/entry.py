@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import load_file
 
-from .classifier import load_model
+from .backbone.zoo import create_backbone
 from .core import InputError, atomic, fingerprint, resolve, write_json
 from .cost import complexity
-from .deviceaware import load_devices
 from .learner import ClipData, predict_logits
+from .predictor import load_any
+from .qdq import quantisers
 from .results import read_run
 from .rules import judge
 from .store import pack
@@ -38,20 +40,26 @@ def half_rounded(model): # a Classifier or DeviceAware; changed in place
     return model
 
 def _evaluate(folders, corpus, rows, store_dir, progress):
-    "One split: mean probabilities; parameters, MACs and non-zero parameters (of the costliest device); state dict; classes"
-    logits, cost, state, scenes = 0, np.zeros(3, np.int64), {}, None
+    "One split: mean probabilities; parameters, MACs and non-zero parameters (of the costliest device); state dict; classes; bits"
+    logits, cost, state, scenes, bits = 0, np.zeros(3, np.int64), {}, None, set()
     for i, folder in enumerate(folders):
-        model = half_rounded((load_devices if (Path(folder)/'devices.safetensors').is_file() else load_model)(folder))
+        model = load_any(Path(folder))
+        eight = hasattr(model, 'backbone') and bool(quantisers(model.backbone))
+        if not eight: half_rounded(model)
+        bits.add(8 if eight else 16)
         if scenes not in (None, model.scenes): raise InputError(f'{folder}: its classes are not those of the other runs of the ensemble')
         scenes, store, nets = model.scenes, pack(corpus, store_dir, rate=model.spec['rate'], progress=progress), networks_of(model)
         shape = model.input_shape(store.clip_len/store.rate)
-        cost += np.max([(c.params, c.macs, c.honest['nonzero']) for c in (complexity(n, shape) for n in nets.values())], axis=0)
+        counted = [create_backbone(model.spec['backbone'], len(scenes), **model.spec['backbone_args'])] if eight else nets.values()   # counted unfolded, as the rules do
+        cost += np.max([(c.params, c.macs, c.honest['nonzero']) for c in (complexity(n, shape) for n in counted)], axis=0)
         data = ClipData(store, rows, scenes, getattr(model, 'devices', corpus.devices))
         logits = logits + predict_logits(model, data, progress=progress)/len(folders)
         for name, net in nets.items():
             tag = '.'.join(filter(None, [f'model{i}' * (len(folders) > 1), name, '']))
-            state |= {tag + k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
-    return logits.double().softmax(1).numpy(), cost, state, scenes
+            kept = load_file(Path(folder)/'model.safetensors') if eight else {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
+            state |= {tag + k: v for k, v in kept.items()}
+    if len(bits) > 1: raise InputError('runs: float and quantised networks together; an entry has one precision')
+    return logits.double().softmax(1).numpy(), cost, state, scenes, bits.pop()
 
 # %% ../nbs/89_entry.ipynb #5cf213fa
 def write_package(runs,          # folders of finished trainings: one for each split, or several (an ensemble)
@@ -75,16 +83,16 @@ def write_package(runs,          # folders of finished trainings: one for each s
     blocks, tests, worst = {}, {}, np.zeros(3, np.int64)
     for split, rs in sorted(splits.items()):
         tag = f'.split_{split}' if len(splits) > 1 else ''
-        probs, cost, state, scenes = _evaluate([r['dir'] for r in rs], corpus, rows, store_dir, progress)
+        probs, cost, state, scenes, bits = _evaluate([r['dir'] for r in rs], corpus, rows, store_dir, progress)
         write_output(part/f'{label}.output{tag}.csv', rows.filename, probs, scenes)
         with atomic(part/f'{label}.model_state_dict{tag}.pt') as tmp: torch.save(state, tmp)
         tests[f'split_{split}'] = [r['metrics'] for r in rs]
         blocks |= _blocks(f'split_{split}', tests[f'split_{split}'])
         worst = np.maximum(worst, cost)
-    total = dict(zip(('total_parameters', 'macs', 'total_parameters_non_zero'), map(int, worst)), total_model_size=int(worst[0])*2)
-    write_json(part/'info.json', dict(MACs=total['macs'], Params=total['total_parameters'], bits=16, year=str(year), test=tests, results=blocks, complexity=total,
+    total = dict(zip(('total_parameters', 'macs', 'total_parameters_non_zero'), map(int, worst)), total_model_size=int(worst[0])*bits//8)
+    write_json(part/'info.json', dict(MACs=total['macs'], Params=total['total_parameters'], bits=bits, year=str(year), test=tests, results=blocks, complexity=total,
                                       scenes=scenes, splits=[f'split_{s}' for s in sorted(splits)], clips=len(rows), fingerprint=fingerprint(rows.filename), corpus=corpus.name, synthetic=corpus.synthetic))
-    description = describe_system(dict(records[0], parameters=_trained(records[0])), 16) | dict(info.pop('description', None) or {})
+    description = describe_system(dict(records[0], parameters=_trained(records[0])), bits) | dict(info.pop('description', None) or {})
     write_meta(part/f'{label}.meta.yaml', label, blocks, total, description, **info)
     return part.rename(folder)
 
@@ -146,6 +154,7 @@ def _check_state(path, info):
     try: state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: return [f'{path.name}: cannot be read as weights ({type(e).__name__})']
     if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()): return [f'{path.name}: holds more than tensors']
+    if info['bits'] == 8: return _check_int8(path.name, state, info)
     wide = [k for k, v in state.items() if v.is_floating_point() and v.dtype != torch.float16]
     if wide: return [f'{path.name}: {wide[0]} is {state[wide[0]].dtype}, half precision is declared']
     broken = [k for k, v in state.items() if not v.isfinite().all()]
@@ -153,3 +162,12 @@ def _check_state(path, info):
     kept = {k: v.numel() for k, v in state.items() if not k.endswith(('running_mean', 'running_var', 'num_batches_tracked'))}
     n = sum(v for k, v in kept.items() if 'device_models.' not in k)                 # each device's network is as large as the general one
     return [] if n == info['Params'] else [f"{path.name}: {n:,} parameters, info.json says {info['Params']:,}"]
+
+# %% ../nbs/89_entry.ipynb #b80b5b11
+def _check_int8(name, state, info):
+    "Whether weights that are declared to be of 8 bits are"
+    whole, wide = sum(v.numel() for v in state.values() if v.dtype == torch.int8), [k for k, v in state.items() if v.is_floating_point() and v.ndim > 1]
+    bad = [f"{name}: {k} holds NaN or infinite weights" for k, v in state.items() if not v.isfinite().all()][:1]
+    if whole < .5*info['Params']: bad.append(f"{name}: {whole:,} of {info['Params']:,} parameters are int8, 8 bits are declared")
+    if wide and info['year'] == '2022': bad.append(f'{name}: {wide[0]} is {state[wide[0]].dtype}; the rules of 2022 demand int8 for every parameter')
+    return bad

@@ -8,12 +8,14 @@ import pytest
 import torch
 import yaml
 
-from asc.classifier import create_classifier, save_model
+from asc.classifier import create_classifier, load_model, save_model
 from asc.core import InputError, write_json
 from asc.corpus import load_corpus
 from asc.data import data_facts
 from asc.entry import check_package, write_package
 from asc.learner import ClipData, predictions
+from asc.qat import save_quantised
+from asc.qdq import calibrate, quantised_classifier
 from asc.scores import metrics
 from asc.splits import read_test
 from asc.store import pack
@@ -58,6 +60,26 @@ def test_splits_and_ensembles(made, tmp_path):
     assert len(problems) == 2 and any('over the budget of 2024' in p for p in problems)      # the ensemble's size, and the other split's count
     one = write_package([made['runs'][0], made['runs'][2]], out=tmp_path, label='Curie_UP_task1_2', **kw)
     assert check_package(one, made['names']) == []
+
+
+def test_quantised_run_hands_in_int8(made, tmp_path):
+    "The answers of the quantised network, its int8 codes, and 8 bits in the count; 2022 demands int8 for the first layer, too"
+    model = quantised_classifier(load_model(made['runs'][0]))
+    x = torch.randn(8, 44100) * .1
+    with torch.no_grad(): calibrate(model.backbone, [model.pipeline(x)])
+    run = tmp_path/'run'
+    shutil.copytree(made['runs'][0], run)
+    save_quantised(model, run)
+    folder = write_package([run], out=tmp_path, label=LABEL, **made['kw'])
+    assert check_package(folder, made['names']) == []
+    info = json.loads((folder/'info.json').read_text())
+    assert info['bits'] == 8 and info['complexity']['total_model_size'] == info['Params'] == 61148 and info['MACs'] == 29419156
+    state = torch.load(folder/f'{LABEL}.model_state_dict.pt', weights_only=True)
+    assert sum(v.numel() for v in state.values() if v.dtype == torch.int8) > 58000
+    edit_info(lambda i: i.update(year='2022'))(folder)
+    assert any('demand int8' in p for p in check_package(folder, made['names']))
+    kw = made['kw'] | dict(rows=made['kw']['rows'].head(4))
+    with pytest.raises(InputError, match='one precision'): write_package([run, made['runs'][1]], out=tmp_path, label='Curie_UP_task1_2', **kw)
 
 
 def table(folder): return folder/f'{LABEL}.output.csv'

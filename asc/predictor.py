@@ -171,17 +171,15 @@ def predict(model,             # see `open_model`
     "Scene probabilities of sounds of any rate, channels and length"
     check_range(hop=(hop, 0, None), bs=(bs, 1, None), workers=(workers, 1, None))
     model = open_model(model)
-    window, files, faults, rows = window_of(model, window), sound_files(sounds), {}, []
+    window, files, faults, heard, probs = window_of(model, window), sound_files(sounds), {}, [], []
     code = list(model.devices).index(device) if device in model.devices else -1
     for names, starts, waves in _batches(files, model, window, hop, bs, workers, faults, progress):
-        for i in range(0, len(names), bs):
-            p = model(waves[i:i + bs], torch.full((len(waves[i:i + bs]),), code)).cpu().numpy()
-            rows += zip(names[i:i + bs], starts[i:i + bs], p)
-    if faults and (unreadable == 'raise' or not rows):
+        heard += zip(names, starts)
+        probs += [model(w, torch.full((len(w),), code)).cpu().numpy() for w in waves.split(bs)]
+    if faults and (unreadable == 'raise' or not heard):
         name, why = next(iter(faults.items()))
         raise InputError(f'{name}: {why}' + (f'; and {len(faults) - 1} more of {len(files)} files' if len(faults) > 1 else ''))
-    out = pd.DataFrame(np.stack([p for *_, p in rows]), columns=list(model.classes))
-    out.insert(0, 'file', [f for f, *_ in rows]), out.insert(1, 'start', [s for _, s, _ in rows])
+    out = pd.concat([pd.DataFrame(heard, columns=['file', 'start']), pd.DataFrame(np.concatenate(probs), columns=list(model.classes))], axis=1)
     if faults: out = out[~out.file.isin(faults)]         # half a file is no answer
     out = out if windows else out.drop(columns='start').groupby('file', sort=False, as_index=False).mean()
     out.insert(1 + windows, 'scene', np.array(model.classes)[out[model.classes].to_numpy().argmax(1)] if len(out) else [])

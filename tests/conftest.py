@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from asc.synthetic import make_synthetic
 
@@ -25,3 +26,12 @@ def shared():
 def synthetic(tmp_path_factory):
     "A small synthetic corpus: 2 training recordings and one test segment a scene"
     return make_synthetic(tmp_path_factory.mktemp('corpus')/'synthetic-small', train=2, progress=False)
+
+
+@pytest.fixture
+def one_thread():
+    "For tests of many small tensors, where torch's threads only wait for each other"
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)

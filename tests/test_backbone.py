@@ -13,18 +13,11 @@ from asc.backbone.weights import load_weights, read_checkpoint, state_of
 from asc.backbone.zoo import Resized, backbones, check_backbone, contract, create_backbone, list_backbones
 from asc.core import InputError
 
+pytestmark = pytest.mark.usefixtures('one_thread')
 SMALL_BEATS = dict(embed_dim=24, encoder_embed_dim=48, encoder_ffn_embed_dim=96, encoder_layers=2, encoder_attention_heads=4, conv_pos=16,
                    conv_pos_groups=4, encoder_layerdrop=0.)
 SMALL = {'passt_s': dict(dim=48, depth=2, heads=4), 'beats': dict(cfg=SMALL_BEATS), 'cnn6_60k': {}}
 SHAPES = {'cnn6_60k': (256, 44), 'tf_sepnet_64': (256, 64), 'tf_sepnet_64_d16': (256, 64)}          # 1 s, and half the bands, to be quick
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
 
 
 def need(name):

@@ -8,7 +8,6 @@ from contextlib import redirect_stdout
 
 import pandas as pd
 import pytest
-import torch
 import yaml
 
 pytest.importorskip('optuna')
@@ -22,17 +21,10 @@ from asc.splits import carve_valid, read_split
 from asc.store import pack
 from test_run import PAPERMILL, papermill
 
+pytestmark = pytest.mark.usefixtures('one_thread')
 FIXED = dict(frontend='cnn3', backbone='cnn3', pipeline='easy_cnn3', epochs=2, valid=.3)
 SPACE = {'lr': dict(low=1e-4, high=1e-1, log=True), 'bs': [16, 32], 'loss.focal.gamma': dict(low=0., high=2.)}
 PRUNER = {'median': dict(n_startup_trials=2)}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
 
 
 @pytest.fixture(scope='module')

@@ -51,6 +51,13 @@ def made(synthetic, tmp_path_factory):
 def test_package_passes(made): assert check_package(made['folder'], made['names']) == []
 
 
+def test_what_a_failed_attempt_left_is_not_handed_in(made, tmp_path):
+    (tmp_path/f'.{LABEL}.part').mkdir()
+    (tmp_path/f'.{LABEL}.part/{LABEL}.output.split_5.csv').write_text('half')
+    folder = write_package(made['runs'][:1], out=tmp_path, label=LABEL, **made['kw'])
+    assert check_package(folder, made['names']) == [] and len(list(folder.iterdir())) == 4
+
+
 def test_splits_and_ensembles(made, tmp_path):
     "Two runs of one split are an ensemble over the budget; two splits have a table each"
     kw = made['kw']

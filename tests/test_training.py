@@ -27,6 +27,7 @@ from asc.store import pack
 from asc.training import create_callbacks
 from test_backbone import SHAPES, SMALL, need
 
+pytestmark = pytest.mark.usefixtures('one_thread')
 STEPS = ['resample', 'mel', {'freq_mask': {'size': 48}}, 'log', {'freq_mixstyle': {'p': .4, 'alpha': .3}}]
 MIXUP = [*STEPS, {'mixup': {'alpha': .3}}]
 
@@ -35,14 +36,6 @@ MIXUP = [*STEPS, {'mixup': {'alpha': .3}}]
 def packed(synthetic, tmp_path_factory):
     corpus = load_corpus(synthetic)
     return corpus, pack(corpus, tmp_path_factory.mktemp('store'), progress=False)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ _API = dict(
     jobs='run_notebook',
     sweeps='Sweep run_sweep sweep_cells',
     assemble='check_training create_training training_options',
+    stacked='check_stacked train_stacked',
     teacher='Teacher read_published_logits read_teacher save_teacher',
     listener='load_teacher_model predict_teacher',
     teaching='Distillation',

@@ -11,14 +11,16 @@ from functools import partial
 from types import SimpleNamespace
 
 import torch
+from fastai.torch_core import default_device
 
 from .backbone.weights import weights_file
 from .backbone.zoo import create_backbone, list_backbones
 from .classifier import create_classifier
+from .compiled import Compiled, check_compile
 from .core import InputError, check_range, pick, seed_everything
 from .finetune import find_start, layer_groups, start_from
 from .frontend import create_frontend
-from .learner import ClipData, check_crop, create_learner, fit, keep_memory, make_dls, optimizers
+from .learner import ClipData, check_crop, create_learner, fit, keep_memory, make_dls, make_resident, optimizers
 from .losses import create_loss
 from .melcache import MelCache
 from .own import is_own
@@ -35,16 +37,18 @@ def create_training(store, train, valid, # asc.store.Store; rows of the corpus (
                     frontend='dcase24', backbone='cp_mobile_24', pipeline='dcase24', steps=(), crop='clips', cache=False,
                     epochs=8, bs=64, lr=5e-3, schedule='warmup_cosine', optimizer='adamw', wd=1e-4, loss='ce', target='scene',
                     backbone_args=None, frontend_args=None, precision='float32', clip=0., ema=0., swa=0., freeze='', freeze_epochs=0,
-                    lr_decay=1., patience=0, keep='last', monitor='valid_loss', teacher='', distill=None, init_from='', seed=0): # as in train.ipynb
+                    lr_decay=1., patience=0, keep='last', monitor='valid_loss', teacher='', distill=None, init_from='', compile=False, seed=0): # as in train.ipynb
     "The learner of a recipe, and the function without arguments that trains it"
     seed_everything(seed)
     keep_memory()
     model = create_classifier(backbone, frontend, list(steps) or pipeline, store.rate, names, backbone_args, frontend_args)
     begun, kd = start_from(model, init_from) if init_from else None, Distillation(teacher, distill)
     mels = MelCache(store, model.pipeline) if cache else None
-    dls = make_dls(ClipData(store, train, names, devices, target, crop, mels, kd.files), ClipData(store, valid, names, devices, target, 'clips', mels), bs)
+    clips = ClipData(store, train, names, devices, target, crop, mels, kd.files), ClipData(store, valid, names, devices, target, 'clips', mels)
+    make_resident(clips, default_device())
+    dls = make_dls(*clips, bs)
     cbs = [*create_callbacks(dls, precision, clip, ema, swa, freeze, freeze_epochs, patience, keep, monitor, kd.temperature),
-           *kd.callbacks(model, store.clip_len / store.rate, cache), *cbs]
+           *kd.callbacks(model, store.clip_len / store.rate, cache), *([Compiled()] if compile else []), *cbs]
     splitter, shares = layer_groups(model, lr_decay)
     learn = create_learner(dls, model, wd, optimizer, kd.loss(create_loss(loss)), history, cbs, **({'splitter': splitter} if lr_decay < 1 else {}))
     learn.begun = begun                                    # what `start_from` did
@@ -75,6 +79,7 @@ def check_training(clips=None,       # of the validation list, where it is known
     frontend = create_frontend(o.frontend, **(o.frontend_args or {}))
     create_pipeline(list(o.steps) or o.pipeline, frontend.sample_rate, o.frontend, o.frontend_args)
     create_loss(o.loss), create_schedule(o.schedule, o.lr, o.epochs, 10**6 if train_clips is None else -(-train_clips // o.bs))
+    if o.compile: check_compile(default_device())
     check_network(o.backbone, dict(o.backbone_args or {}))
     held = SimpleNamespace(device=None, valid_ds=range(1 if clips is None else clips))
     create_callbacks(held, o.precision, o.clip, o.ema, o.swa, o.freeze, o.freeze_epochs, o.patience, o.keep, o.monitor)

@@ -14,7 +14,8 @@ import torch
 
 from .core import InputError, write_json, write_text
 from .cost import complexity
-from .export import executed_ops, load_exported, need_onnx, parts_of, session, stored_tensors
+from .export import executed_ops, load_exported, parts_of, session, stored_tensors
+from .onnxgraph import need_onnx
 from .mel import Resample
 from .rules import RULES, judge
 

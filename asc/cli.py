@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fastcore.script import Param, anno_parser
+from fastcore.script import Param, anno_parser, store_true
 
 from .console import check_command, predict_command
 from .core import InputError, resolve
@@ -74,6 +74,7 @@ def sweep(
     set:Param('parameters of the notebook, over every recipe: name=value', str, nargs='+')=(),
     notebook:Param('run notebook', str)='train',
     folder:Param('of the runs, one folder each', str)='runs/sweep',
+    stack:Param('train the seeds of a recipe at once, in one process: for small networks on a GPU', store_true)=False,
     engine:Param('where they run', str, choices=list(engines))='local',
     workers:Param('runs at once; 0 for half of the cores', int)=0,
     threads:Param('of each run; 0 for its share of the cores', int)=0,
@@ -84,9 +85,9 @@ def sweep(
 ):
     "Run recipes × subsets × seeds, each exactly once, and print the table of a paper; called again it runs what is missing"
     common, options = read_pairs(set, '--set'), read_pairs(options, '--options')
-    Sweep(sweep_cells(recipes, subsets, seeds, common, notebook=notebook), folder, notebook)           # what is wrong is said before anything starts
+    Sweep(sweep_cells(recipes, subsets, seeds, common, notebook=notebook), folder, notebook, stack=stack)           # what is wrong is said before anything starts
     asked = dict(recipes=list(recipes), subsets=list(subsets), seeds=list(seeds), parameters=common, notebook=notebook, folder=folder,
-                 engine=engine, workers=workers, threads=threads, options=options, executed=executed, tries=tries)
+                 stack=stack, engine=engine, workers=workers, threads=threads, options=options, executed=executed, tries=tries)
     out = resolve(out) if out else fresh_folder('sweep')
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(run_notebook, out, 'sweep', asked, tries=1)

@@ -82,24 +82,25 @@ def split_fft(n:int) -> int: # n₂, even, near the square root
     "How to write an even `n` as n₁·n₂"
     return min((d for d in range(2, n + 1, 2) if n % d == 0), key=lambda d: abs(math.log(d * d / n)))
 
-def power_spectrum(x,        # (L, M): signals in columns, L <= n
+def power_spectrum(x,        # (L, B, T): signals in columns, L <= n
                    n:int,    # FFT length, even
-                   ):        # ((n₁ // 2 + 1) · n₂, M): |X|², in the order of `bin_places`
+                   ):        # ((n₁ // 2 + 1) · n₂, B, T): |X|², in the order of `bin_places`
     "Power spectra of real columns by two matrix products"
     n2 = split_fft(n)
-    n1, half, rows = n // n2, n2 // 2, -(-len(x) // n2)
+    n1, half, rows, shape = n // n2, n2 // 2, -(-len(x) // n2), x.shape[1:]
     h = n1 // 2 + 1
-    if rows * n2 > len(x): x = F.pad(x, (0, 0, 0, rows * n2 - len(x)))
-    c, s = turns(torch.arange(h), torch.arange(rows) * n2, n)
-    y = (torch.stack([c, s], 1).reshape(2 * h, rows) @ x.reshape(rows, -1)).reshape(h, 2, n2, -1)
-    c, s = (t[:, :, None] for t in turns(torch.arange(h), torch.arange(n2), n))
-    re, im = y[:, 0] * c - y[:, 1] * s, y[:, 0] * s + y[:, 1] * c
-    def products(sign, q):
+    if rows * n2 > len(x): x = F.pad(x, (0, 0, 0, 0, 0, rows * n2 - len(x)))
+    x = x.reshape(rows, -1)
+    yr, yi = ((t @ x).reshape(h, n2, *shape) for t in turns(torch.arange(h), torch.arange(rows) * n2, n))
+    c, s = (t[..., None, None].expand(-1, -1, 1, shape[1]) for t in turns(torch.arange(h), torch.arange(n2), n))
+    re, im = ((yr * c - yi * s).split(half, 1), (yr * s + yi * c).split(half, 1))
+    def products(even_or_odd, q):
         c, s = turns(q, torch.arange(half) * n1, n)
-        z = torch.cat([re[:, :half] + sign * re[:, half:], im[:, :half] + sign * im[:, half:]], 1)
-        z = (torch.cat([torch.cat([c, -s], 1), torch.cat([s, c], 1)]) @ z).square()
+        z = torch.cat([even_or_odd(*re), even_or_odd(*im)], 1).reshape(h, n2, -1)
+        z = torch.cat([torch.cat([c, -s], 1), torch.cat([s, c], 1)]) @ z
+        z = z * z
         return z[:, :half] + z[:, half:]
-    return torch.cat([products(k, torch.arange(i, n2, 2)) for i, k in ((0, 1), (1, -1))], 1).reshape(h * n2, -1)
+    return torch.cat([products(f, torch.arange(i, n2, 2)) for i, f in enumerate((torch.add, torch.sub))], 1).reshape(h * n2, *shape)
 
 def bin_places(n:int):  # int64 (n // 2 + 1,): the row of each bin in what `power_spectrum` returns
     "Where the bins of an FFT of length `n` are"
@@ -122,27 +123,27 @@ class GraphLogMel(nn.Module):
         if samples < frontend.shortest: raise InputError(f'{samples} samples are too few for this frontend: at least {frontend.shortest} are needed')
         room = len(frontend.taper) - k['win']
         self.lead = room // 2
-        self.register_buffer('taper', frontend.taper[self.lead:self.lead + k['win'], None].clone())
+        self.register_buffer('taper', frontend.taper[self.lead:self.lead + k['win'], None, None].clone())
         self.frames = 1 + (samples - cut + 2 * self.n_pad - len(frontend.taper)) // k['hop']
         bins = k['n_fft'] // 2 + 1
         self.bank = Banded(frontend.bank(torch.eye(bins, device=frontend.taper.device)).cpu(), 8, bin_places(k['n_fft']))
 
-    def columns(self, wave): # (B, samples) -> (win, B T), windowed
+    def columns(self, wave): # (B, samples) -> (win, B, T), windowed
         k = self.kw
         if k['gain'] != 1 or k['offset']: wave = wave * k['gain'] + k['offset']
         if k['preemphasis'] and not k['per_frame']: wave = wave[:, 1:] - k['preemphasis'] * wave[:, :-1]
         more = -(-k['win'] // k['hop']) - 1
         rows = fold_rows(pads[k['pad']](wave, self.n_pad)[:, self.lead:], self.frames + more, k['hop'], k['hop']).permute(2, 0, 1)
-        x = torch.cat([rows[:min(k['hop'], k['win'] - j * k['hop']), :, j:j + self.frames] for j in range(more + 1)]).flatten(1)
+        x = torch.cat([rows[:min(k['hop'], k['win'] - j * k['hop']), :, j:j + self.frames] for j in range(more + 1)])
         if k['per_frame']:
             x, c = x - x.mean(0, keepdim=True), k['preemphasis']
             x = torch.cat([(1 - c) * x[:1], x[1:] - c * x[:-1]])
-        return x * self.taper
+        return x * self.taper.expand(-1, 1, self.frames)     # spread out once, when the file is loaded
 
     def forward(self, wave):
         k = self.kw
         p = power_spectrum(self.columns(wave), k['n_fft'])
-        m = self.bank(p if k['power'] == 2 else p.sqrt())
+        m = self.bank((p if k['power'] == 2 else p.sqrt()).flatten(1))
         return self.log(m.reshape(k['n_mels'], -1, self.frames).transpose(0, 1))[:, None]
 
     def log(self, m): # linear mel -> normalised logarithm

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['find_notebook', 'declared_parameters', 'read_recipe', 'full_parameters', 'same_run', 'job_state', 'Busy',
-           'only_worker', 'is_held', 'RunFailed', 'run_record', 'end_runs', 'run_notebook']
+           'only_worker', 'is_held', 'RunFailed', 'run_record', 'end_runs', 'run_notebook', 'run_stack']
 
 # %% ../nbs/04_jobs.ipynb #eb000db0
 import ast
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from platform import node
 
@@ -187,13 +187,12 @@ def end_runs():
     for p in list(_LIVE):
         with suppress(OSError, ValueError): p.stdin.close()
 
-def _execute(out, notebook, params, executed, env, lock):
-    "One attempt; returns its exit status"
-    orders = dict(notebook=str(notebook), executed=executed or str(out/notebook.name), parameters=params, out=str(out), lock=lock)
+def _execute(code, orders, log, env, locks):
+    "A process that runs `code` with the orders on its standard input and holds the locks; returns its exit status"
     environ = {k: v for k, v in os.environ.items() if not k.startswith('ASC_RUN_')}        # those speak of the run that asks
-    with open(out.with_name(out.name + '.log'), 'a', encoding='utf-8') as log:
-        p = subprocess.Popen([sys.executable, '-c', 'from asc.jobs import _child; _child()'], stdin=subprocess.PIPE, stdout=log, stderr=log,
-                             pass_fds=(lock,), start_new_session=True, text=True, env={**environ, **(env or {})})
+    with open(log, 'a', encoding='utf-8') as log:
+        p = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=locks, start_new_session=True,
+                             text=True, env={**environ, **(env or {})})
     _LIVE.add(p)
     try:
         with suppress(BrokenPipeError): p.stdin.write(json.dumps(orders) + '\n'); p.stdin.flush()
@@ -202,6 +201,12 @@ def _execute(out, notebook, params, executed, env, lock):
         with suppress(BrokenPipeError): p.stdin.close()
         p.wait()
         _LIVE.discard(p)
+
+def _raise_failed(out):
+    "The error that ended the work on a folder, if one did"
+    if error := _read(out/_FAILED):
+        if error['name'] == 'InputError': raise InputError(error['text'])
+        raise RunFailed(f"{error['name']}: {error['text']} (see {out}.log)")
 
 # %% ../nbs/04_jobs.ipynb #246fd59b
 def run_notebook(out,               # folder of the run; its log goes to `<out>.log`
@@ -223,11 +228,29 @@ def run_notebook(out,               # folder of the run; its log goes to `<out>.
         with only_worker(out, wait) as lock:
             if job_state(out, path.stem, params, defaults) == 'finished': continue
             resumed = _begin(out, path, params, defaults)
-            status = _execute(out, path, dict(params, resume=True) if resumed else params, executed, env, lock)
+            orders = dict(notebook=str(path), executed=executed or str(out/path.name), parameters=dict(params, resume=True) if resumed else params,
+                          out=str(out), lock=lock)
+            status = _execute('from asc.jobs import _child; _child()', orders, out.with_name(out.name + '.log'), env, (lock,))
             if job_state(out, path.stem, params, defaults) == 'finished' and status == 0:
                 return dict(run_record(out), state='resumed' if resumed else 'ran')
-            if error := _read(out/_FAILED):
-                if error['name'] == 'InputError': raise InputError(error['text'])
-                raise RunFailed(f"{error['name']}: {error['text']} (see {out}.log)")
+            _raise_failed(out)
     if job_state(out, path.stem, params, defaults) == 'finished': return dict(run_record(out), state='ran')
     raise RunFailed(f'the process of {out} ended with status {status} {tries} times (see {out}.log)', killed=True)
+
+# %% ../nbs/04_jobs.ipynb #aa2c7b57
+def run_stack(runs:list, # for each run keywords of `run_notebook`: out, notebook, recipe
+              env=None): # as of `run_notebook`
+    "Train unfinished runs that differ in their seed at once, in a process of its own; InputError, Busy or RunFailed if it cannot"
+    with ExitStack() as held:
+        locks, orders = [held.enter_context(only_worker(resolve(r['out']))) for r in runs], []
+        for r in runs:
+            out, path = resolve(r['out']), find_notebook(r['notebook'])
+            params = dict(full_parameters(path, r['recipe']), out=str(out), resume=False)
+            defaults = {k: v for k, (_, v) in declared_parameters(path).items()}
+            if job_state(out, path.stem, params, defaults) == 'finished': continue
+            orders.append(dict(out=str(out), notebook=path.stem, parameters=params, resume=_begin(out, path, params, defaults)))
+        if not orders: return
+        out = Path(orders[0]['out'])
+        status = _execute('from asc.seeds import _child; _child()', dict(runs=orders), out.with_name(out.name + '.log'), env, locks)
+        _raise_failed(out)
+        if status: raise RunFailed(f'the process that trained {len(orders)} runs ended with status {status} (see {out}.log)', killed=True)

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['join_snippets', 'JoinedStore', 'join_store']
 
-# %% ../nbs/14_joined.ipynb #6e2b818c
-import numpy as np
+# %% ../nbs/14_joined.ipynb #026cab0d
 import pandas as pd
 
 from .core import InputError, check_range
@@ -39,17 +38,10 @@ class JoinedStore(Store):
     def __init__(self, store, # asc.store.Store
                  k:int):      # snippets of a clip
         longest = int(store.rows.snippet.max()) + 1
-        self.manifest, self.flat, self.recordings, self.rate = store.manifest, store.flat, store.recordings, store.rate
+        self.manifest, self.samples, self.recordings, self.rate = store.manifest, store.samples, store.recordings, store.rate
         self.rows = join_snippets(store.rows, k, longest)
         self.clip_len = store.clip_len * k
         self.folder, self.key = store.folder.with_name(f'{store.folder.name}-join{k}'), f'{store.key}-join{k}'
-        self.clips = np.lib.stride_tricks.sliding_window_view(self.flat, self.clip_len)             # by sample, not by row
-
-    def batch(self, idx):
-        "int16 (B, clip_len), a copy"
-        idx = np.asarray(idx)
-        if idx.size and not 0 <= idx.min() <= idx.max() < len(self): raise IndexError(f'row {idx.min()} or {idx.max()} of {len(self)}')
-        return self.clips[self.rows.offset.to_numpy()[idx]]
 
 def join_store(store, k:int): # `JoinedStore`, or the store itself where there is nothing to join
     "A store in clips of `k` snippets; a store of whole recordings stays as it is"

@@ -93,7 +93,7 @@ class WindowData:
     def __len__(self): return len(self.offset)
     def batch(self, idx):
         idx = np.asarray(idx)
-        wave = np.lib.stride_tricks.sliding_window_view(self.store.flat, self.n)[self.offset[idx]]
+        wave = self.store.samples.take(self.offset[idx], self.n)
         return torch.from_numpy(wave).float().div_(32768), self.device[idx], None
 
 # %% ../nbs/67_listener.ipynb #2ff22849

@@ -54,12 +54,13 @@ class MelCache:
         shape = frozen(pipeline, torch.zeros(1, store.clip_len, device=next((b.device for b in pipeline.buffers()), 'cpu'))).shape[1:]
         self.folder = (folder or project_root()/'data'/'store')/f'{store.folder.name}-mel-{cache_key(pipeline, store)}'
         self.folder.mkdir(parents=True, exist_ok=True)
-        n = len(store)
-        mode = lambda f, size: 'r+' if f.is_file() and f.stat().st_size == size else 'w+'
-        mel, done = self.folder/'mel.f32', self.folder/'done.u8'
-        self.done = np.memmap(done, np.uint8, mode(done, n), shape=(n,))
-        if mode(mel, n * shape.numel() * 4) == 'w+': self.done[:] = 0
-        self.mel = np.memmap(mel, np.float32, mode(mel, n * shape.numel() * 4), shape=(n, *shape))
+        mel, done, n, self.shape = self.folder/'mel.f32', self.folder/'done.u8', len(store), tuple(shape)
+        whole = lambda f, size: f.is_file() and f.stat().st_size == size
+        self.done = np.memmap(done, np.uint8, 'r+' if whole(done, n) else 'w+', shape=(n,))
+        if not whole(mel, n * shape.numel() * 4):
+            self.done[:] = 0
+            with open(mel, 'wb') as f: f.truncate(n * shape.numel() * 4)
+        self.file = open(mel, 'r+b')                           # read and written, not mapped: a mapped page counts as memory once it is touched
         write_json(self.folder/'about.json', dict(store=store.key, frontend=repr(pipeline.frontend), rate=pipeline.rate, shape=list(shape)))
 
     def batch(self, idx) -> torch.Tensor:
@@ -68,6 +69,15 @@ class MelCache:
         new = np.unique(idx[self.done[idx] == 0])
         for at in np.array_split(new, -(-len(new) // 64)) if len(new) else []:
             wave = torch.from_numpy(self.store.batch(at)).float().div_(32768)
-            self.mel[at] = frozen(self.pipeline, wave.to(next((b.device for b in self.pipeline.buffers()), 'cpu'))).cpu().numpy()
+            made = frozen(self.pipeline, wave.to(next((b.device for b in self.pipeline.buffers()), 'cpu'))).cpu().numpy()
+            try:
+                for row in self._each(made, at): self.file.write(row)
+                self.file.flush()
+            except OSError as e: raise InputError(f'could not write mels into {self.folder}: {e.strerror or e}. Free some space, or train with cache=False') from e
             self.done[at] = 1
-        return torch.from_numpy(self.mel[idx])
+        out = np.empty((len(idx), *self.shape), np.float32)
+        for row in self._each(out, idx): self.file.readinto(row)
+        return torch.from_numpy(out)
+
+    def _each(self, rows, idx): # arrays (B, F, T), (B,)
+        for row, at in zip(rows, idx.tolist()): self.file.seek(at * row.nbytes); yield row

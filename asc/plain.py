@@ -59,14 +59,15 @@ def make_frontend(library,  # 'torchaudio' or 'librosa'
     return call
 
 # %% ../nbs/98_plain.ipynb #bd544efd
-def training_step(net, x): # network (B, 1, F, T) -> (B, classes) and a batch for it
+def training_step(net, x, dtype=torch.float32): # network (B, 1, F, T) -> (B, classes) and a batch for it; torch.bfloat16 for autocast
     "A function that makes one training step: forward, cross-entropy, backward, AdamW"
     net.train()
     y, opt = torch.arange(len(x)) % 10, torch.optim.AdamW(net.parameters())
     @torch.enable_grad()
     def step():
         opt.zero_grad()
-        torch.nn.functional.cross_entropy(net(x), y).backward()
+        with torch.autocast(x.device.type, dtype, dtype != torch.float32): out = net(x)
+        torch.nn.functional.cross_entropy(out.float(), y).backward()
         opt.step()
     return step
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastai.callback.core import Callback
+from fastai.torch_core import apply
 
 from .core import InputError, atomic
 from .learner import Learner, fitting
@@ -91,7 +92,10 @@ def restore_training(learn, state:dict, what): # what: the checkpoint's path, fo
     learn.train_iter, learn.first_epoch = state['train_iter'], state['epoch']
     set_random_states(state['random'], learn.dls.loaders)
 
-# %% ../nbs/57_resume.ipynb #eb7fe36c
+# %% ../nbs/57_resume.ipynb #05c75544
+def _whole(v): # torch would write all of the tensor it is a part of, as in a stack of several networks
+    return v.clone() if torch.is_tensor(v) and v.untyped_storage().nbytes() > v.nbytes else v
+
 class Checkpoint(Callback):
     "checkpoint.pt after every epoch; with `resume` the next fit continues after the last one"
     order = 100
@@ -119,7 +123,8 @@ class Checkpoint(Callback):
     def after_train(self): self.due = True
     def after_epoch(self):
         if not self.due: return
-        torch.save(dict(format='asc-checkpoint-1', config=self.config, **training_state(self.learn)), made := BytesIO())
+        state = apply(_whole, training_state(self.learn))
+        torch.save(dict(format='asc-checkpoint-1', config=self.config, **state), made := BytesIO())
         with atomic(self.path) as tmp: tmp.write_bytes(made.getbuffer())               # in one piece: torch's writer hides a full disk
         self.due = False
     def after_fit(self): self.learn.first_epoch = 0

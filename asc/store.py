@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from .core import InputError, project_root, resolve, write_json, write_text
 from .corpus import scan_audio
+from .samples import Samples
 from .sound import FAULTS, bar, fault_of, read_int16, to_int16, wav_info
 
 # %% ../nbs/12_store.ipynb #f589528b
@@ -234,8 +235,7 @@ class Store:
     def __init__(self, folder, manifest, rows):
         self.folder, self.manifest, self.rows = Path(folder), manifest, rows
         self.key, self.rate, self.clip_len = manifest['key'], manifest['rate'], manifest['clip_len']
-        self.flat = np.asarray(np.memmap(self.folder/'audio.i16', '<i2', 'r'))     # every sample; pages come from disk when touched
-        self.clips = self.flat.reshape(-1, self.clip_len)
+        self.samples = Samples(self.folder/'audio.i16')
         first = rows.drop_duplicates('stretch')[['recording', 'snippet', 'offset']].reset_index(drop=True)
         self.recordings = first.assign(frames=np.diff(first.offset, append=len(self.flat)))    # one row per stretch: rows.stretch points here
 
@@ -246,7 +246,9 @@ class Store:
         manifest, text = _verified(folder, verify)
         return cls(folder, manifest, pd.read_csv(StringIO(text), dtype=dict(filename=str, recording=str), keep_default_na=False))
 
-    def close(self): self.flat = self.clips = None
+    @property
+    def flat(self): return self.samples.flat               # every sample, to look at; see `asc.samples`
+    def close(self): self.samples.close()
     def __len__(self): return len(self.rows)
     def __repr__(self): return f'Store({self.folder.name}: {len(self)} clips of {self.clip_len} samples at {self.rate} Hz)'
 
@@ -284,9 +286,9 @@ def index(self:Store, filenames) -> np.ndarray: # int64, one row number per name
 @patch
 def batch(self:Store, idx) -> np.ndarray: # int16 (B, clip_len), a copy
     "Clips by row number"
-    idx = np.asarray(idx)
+    idx = np.asarray(idx, np.int64)
     if idx.size and not 0 <= idx.min() <= idx.max() < len(self): raise IndexError(f'row {idx.min()} or {idx.max()} of {len(self)}')
-    return self.clips[idx]
+    return self.samples.take(self.rows.offset.to_numpy()[idx], self.clip_len)
 
 # %% ../nbs/12_store.ipynb #c56c98c8
 @patch
@@ -300,19 +302,4 @@ def windows(self:Store,
     late = (start < 0) | (start + n > rec.frames.values)
     if late.any(): raise InputError(f'a window of {n} samples from {start[late.argmax()]} on leaves {rec.recording.iloc[late.argmax()]}, '
                                     f'which has {rec.frames.iloc[late.argmax()]} samples')
-    return np.lib.stride_tricks.sliding_window_view(self.flat, n)[rec.offset.values + start]
-
-# %% ../nbs/12_store.ipynb #88a1d535
-@patch
-def resident(self:Store,
-             idx,    # row numbers, (N,)
-             device, # 'cuda', 'cpu' …
-             ):      # torch int16 (N, clip_len) on `device`
-    "All samples of a split on the device; copied in parts, so that the host needs no second copy"
-    import torch
-    idx = np.asarray(idx)
-    try: out = torch.empty((len(idx), self.clip_len), dtype=torch.int16, device=device)
-    except RuntimeError as e:
-        raise InputError(f'{len(idx)} clips need {len(idx)*self.clip_len*2/1e9:.1f} GB on {device}: {str(e).splitlines()[0]}') from e
-    for i in range(0, len(idx), 512): out[i:i+512] = torch.from_numpy(self.batch(idx[i:i+512]))
-    return out
+    return self.samples.take(rec.offset.values + start, n)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['engines', 'Cell', 'sweep_cells', 'attempt', 'count_cores', 'visible_gpus', 'local_engine', 'slurm_engine',
-           'dask_engine', 'Sweep', 'run_sweep', 'changes', 'Board', 'split_table']
+           'dask_engine', 'seed_groups', 'Sweep', 'run_sweep', 'changes', 'Board', 'split_table']
 
 # %% ../nbs/82_sweeps.ipynb #13a2b651
 import json
@@ -24,7 +24,7 @@ import pandas as pd
 
 from .core import InputError, check_range, pick, resolve, write_text
 from .jobs import (Busy, RunFailed, declared_parameters, end_runs, find_notebook, full_parameters, is_held, job_state, run_notebook,
-                      run_record)
+                      run_record, run_stack)
 
 # %% ../nbs/82_sweeps.ipynb #8a885397
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ def sweep_cells(recipes=(),      # names or paths of recipes; '' for the noteboo
     return out
 
 # %% ../nbs/82_sweeps.ipynb #7f4cf925
-def attempt(task:dict, # keywords of `run_notebook`: out, notebook, recipe …
+def attempt(task:dict, # keywords of `run_notebook`: out, notebook, recipe …; or of `run_stack`
             ) -> tuple:# ('finished', ''), or 'busy', 'failed', 'killed' and the reason
-    "Run one cell once"
-    try: run_notebook(**task, tries=1)
+    "Run one cell once, or train several at once"
+    try: run_stack(**task) if 'runs' in task else run_notebook(**task, tries=1)
     except Busy as e: return 'busy', str(e)
     except RunFailed as e: return 'killed' if e.killed else 'failed', str(e)
     except InputError as e: return 'failed', str(e)
@@ -151,21 +151,34 @@ def dask_engine(workers, threads, folder,
 
 engines = dict(local=local_engine, slurm=slurm_engine, dask=dask_engine)
 
-# %% ../nbs/82_sweeps.ipynb #16caaa4f
+# %% ../nbs/82_sweeps.ipynb #5c5f54ac
+def seed_groups(cells) -> list: # of tuples of names
+    "Cells that differ in nothing but their seed"
+    groups = {}
+    for c in cells: groups.setdefault(json.dumps({k: v for k, v in c.parameters.items() if k != 'seed'}, sort_keys=True), []).append(c.name)
+    return [tuple(g) for g in groups.values() if len(g) > 1]
+
 class Sweep:
     "The cells of a sweep in their folder, and how far each is"
-    def __init__(self, cells, folder, notebook='train', executed=''):
+    def __init__(self, cells, folder, notebook='train', executed='',
+                 stack=False): # train cells that differ in nothing but their seed at once
         self.folder, self.notebook, self.executed = resolve(folder), find_notebook(notebook), executed.rstrip('/')
         self.cells, self.errors = {c.name: c for c in cells}, {}
         self.defaults = {k: v for k, (_, v) in declared_parameters(self.notebook).items()}
         for n in self.cells: self.state(n)                             # folders that hold something else are refused before work starts
+        self.stacks = seed_groups(cells) if stack else []
+        for names in self.stacks:
+            from asc.stacked import check_stacked                      # loads torch
+            check_stacked(**self.cells[names[0]].parameters)
     def out(self, name): return self.folder/name
     def state(self, name): return job_state(self.out(name), self.notebook.stem, self.cells[name].parameters, self.defaults)
-    def task(self, name):
-        "What an engine is given"
+    def task(self, name, *more):
+        "What an engine is given: a run, or several to be trained at once"
+        if more: return dict(runs=[self.task(n) for n in (name, *more)])
         parameters = {k: v for k, v in self.cells[name].parameters.items() if k not in ('out', 'resume')}
         to = f'{self.executed}/{name}/{self.notebook.name}' if self.executed else ''
         return dict(out=str(self.out(name)), notebook=str(self.notebook), recipe=parameters, executed=to)
+    def trained(self, name) -> bool: return self.state(name) == 'unfinished' and self.row(name)['done'] == 100    # only its evaluation is missing
     def records(self) -> list: return [dict(run_record(self.out(n)), cell=c) for n, c in self.cells.items() if self.state(n) == 'finished']
 
     def row(self, name) -> dict:
@@ -193,6 +206,12 @@ def _settle(sweep, name, future, left):
         sweep.errors[name] = why
         del left[name]
 
+def _ready(sweep, free):
+    "What can start: several cells to be trained at once, or one"
+    stacks = [tuple(n for n in names if n in free and not sweep.trained(n)) for names in sweep.stacks]
+    stacks = [names for names in stacks if len(names) > 1]
+    return [*stacks, *((n,) for n in free if n not in sum(stacks, ()))]
+
 def run_sweep(sweep,
               engine='local',   # a key of `engines`
               workers=0,        # runs at once; 0: half of the cores, or no limit under SLURM
@@ -211,10 +230,13 @@ def run_sweep(sweep,
     left, started = dict.fromkeys(sweep.cells, tries), {}
     with place as start:
         while True:
-            for n in [n for n in left if n not in started and sweep.state(n) == 'finished']: del left[n]
-            ready = [n for n in left if n not in started and not is_held(sweep.out(n))]
-            if ready: started.update(zip(ready, start([sweep.task(n) for n in ready])))
-            for n in [n for n, f in started.items() if f.done()]: _settle(sweep, n, started.pop(n), left)
+            idle = [n for n in left if n not in sum(started, ())]
+            for n in [n for n in idle if sweep.state(n) == 'finished']: del left[n]
+            ready = _ready(sweep, [n for n in idle if n in left and not is_held(sweep.out(n))])
+            if ready: started.update(zip(ready, start([sweep.task(*names) for names in ready])))
+            for names in [names for names, f in started.items() if f.done()]:
+                future = started.pop(names)
+                for n in names: _settle(sweep, n, future, left)
             show(sweep.table())
             if not left: return [n for n in sweep.cells if n not in sweep.errors]
             time.sleep(pause)

@@ -100,10 +100,10 @@ def against(turns,  # what `take_turns` gave; the first rival of its first round
     return pd.DataFrame(rows)
 
 # %% ../nbs/97_timing.ipynb #d4f72310
-def shortest(fn, repeats:int=10) -> float: # seconds
-    "The least time of a call: CPU time with one thread, else wall time"
+def shortest(fn, repeats:int=10, wall=None) -> float: # seconds
+    "The least time of a call: CPU time with one thread, else wall time (or always)"
     clock(fn)
-    return min(clock(fn)[torch.get_num_threads() > 1] for _ in range(repeats))
+    return min(clock(fn)[wall or torch.get_num_threads() > 1] for _ in range(repeats))
 
 def memory_bandwidth(megabytes:int=256, # of the array copied; beyond every cache
                      ) -> float:        # bytes read and written, per second
@@ -113,13 +113,16 @@ def memory_bandwidth(megabytes:int=256, # of the array copied; beyond every cach
     return 8 * len(a) / shortest(lambda: b.copy_(a), 5)
 
 def gemm_peak(n:int=1024, # rows and columns of the matrices
-              channels:int=256) -> float: # of the convolution; returns multiply-accumulates a second
+              channels:int=256, # of the convolution
+              device='cpu') -> float: # 'cpu' or 'cuda'; returns float32 multiply-accumulates a second
     "The faster of a product of square matrices and a 3×3 convolution of 32 × 32 maps: two libraries, of which neither is always the better"
-    a, b, out = torch.randn(n, n), torch.randn(n, n), torch.empty(n, n)
-    maps, filters = (torch.randn(k, channels, w, w).contiguous(memory_format=torch.channels_last) for k, w in ((1, 34), (channels, 3)))
+    a, b, out = torch.randn(n, n, device=device), torch.randn(n, n, device=device), torch.empty(n, n, device=device)
+    maps, filters = (torch.randn(k, channels, w, w, device=device).contiguous(memory_format=torch.channels_last) for k, w in ((1, 34), (channels, 3)))
+    wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
+    def least(fn): return shortest(lambda: (fn(), wait()), wall=device == 'cuda')
     with torch.no_grad():
-        return max(n**3 / shortest(lambda: torch.mm(a, b, out=out)),
-                   channels**2 * 9 * 32**2 / shortest(lambda: torch.nn.functional.conv2d(maps, filters)))
+        return max(n**3 / least(lambda: torch.mm(a, b, out=out)),
+                   channels**2 * 9 * 32**2 / least(lambda: torch.nn.functional.conv2d(maps, filters)))
 
 class Machine(NamedTuple):
     "What a machine can do at best with a number of threads"

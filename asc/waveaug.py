@@ -138,4 +138,4 @@ def wrapped(start, # first samples, int64 (B,)
             ) -> torch.Tensor: # index of every sample of every window, int64 (B,n)
     "Indices of windows that run on from a recording's end to its beginning"
     frames = torch.as_tensor(frames).reshape(-1, 1)
-    return (start[:, None] + torch.arange(n)) % frames
+    return (start[:, None] + torch.arange(n, device=start.device)) % frames

@@ -2,6 +2,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from asc.backbone.beats import BEATS_CFG, BEATS_FIXED, BEATs, beats_state, buckets, load_beats
 from asc.backbone.blocks import AdaResNorm, ConvNorm, ResNorm, SubSpectralNorm
@@ -391,3 +392,29 @@ def test_too_small_an_input_is_resized():
     net = create_backbone('timm:inception_v3', 3).eval()
     assert isinstance(net, Resized) and tuple(net.size) == (299, 299) and not isinstance(create_backbone('timm:resnet10t'), Resized)
     with torch.no_grad(): assert net(torch.randn(1, 1, 40, 51)).shape == (1, 3)
+
+
+# gradients
+
+@pytest.mark.parametrize('last', [False, True], ids=['default', 'channels_last'])
+@pytest.mark.parametrize('name', list_backbones())
+def test_gradients_of_the_norms(name, last, monkeypatch):
+    "PyTorch's own batch norm, in the layouts it is given here, learns what the definition says (on a CPU it can be wrong for maps of one row)"
+    need(name)
+    torch.manual_seed(0)
+    net, x = create_backbone(name, **SMALL.get(name, {})).double().train(), torch.randn(2, 1, *SHAPES.get(name, backbones[name].shape), dtype=torch.double)
+    if last: net, x = net.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    def gradients():
+        torch.manual_seed(1)
+        net.zero_grad()
+        F.cross_entropy(net(x), torch.tensor([3, 4])).backward()
+        return [p.grad.clone() for p in net.parameters() if p.grad is not None]
+    def by_definition(x, mean, var, weight, bias, training, momentum, eps):
+        assert training
+        dims, shape = [0, *range(2, x.ndim)], (1, -1, *[1]*(x.ndim - 2))
+        mu = x.mean(dims).view(shape)
+        y = (x - mu)/((x - mu).square().mean(dims).view(shape) + eps).sqrt()
+        return y if weight is None else y*weight.view(shape) + bias.view(shape)
+    own = gradients()
+    monkeypatch.setattr(F, 'batch_norm', by_definition)
+    for a, b in zip(own, gradients()): assert torch.allclose(a, b, atol=1e-8, rtol=1e-6)

@@ -31,11 +31,11 @@ TAU = 'data/TAU-urban-acoustic-scenes-2022-mobile-development'
 VALUES = dict(TAU=TAU, RECIPE='small', EPOCHS='1', QAT_EPOCHS='1', SPLITS='5', SEEDS='0', MINE='my-corpus', SOUNDS='recordings', TEACHERS='[runs/own]')
 MORE = {'3': dict(EPOCHS='30')}                     # this one is to know something: it is the teacher of the next page
 SMALL = dict(backbone='cp_mobile_24', frontend='dcase24', pipeline='none', bs=32, backbone_args=dict(base=8, blocks=[1, 1, 1], strides=dict(b1=[2, 2], b2=[2, 1])))
-NEEDS = {'1': '', '4': '13'}                        # pages whose runs a page takes; the others that of the first
+NEEDS = {'1': '', '4': '13', '8': ''}                        # pages whose runs a page takes; the others that of the first
 LEFT = {'1': ['runs/first/model.safetensors', 'runs/baseline', 'runs/baseline-report/metrics.json'], '2': ['my-corpus/test.csv', 'runs/mine/metrics.json'],
         '3': ['runs/own/model.safetensors'], '4': ['runs/teacher/metrics.json', 'runs/taught/metrics.json', 'runs/taught-report/metrics.json'],
         '5': ['runs/small/qat.onnx', 'runs/small/qat.md'], '6': ['runs/entry/Curie_UP_task1_1', 'runs/entry-2025/metrics.json'],
-        '7': ['windows.csv', 'runs/explored/metrics.json']}
+        '7': ['windows.csv', 'runs/explored/metrics.json'], '8': ['runs/speed/ratios.csv', 'runs/shared-teacher/metrics.json']}
 
 
 def blocks(page, *kinds): return [body for kind, body in BLOCK.findall(page.read_text(encoding='utf-8')) if kind in kinds]

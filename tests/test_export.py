@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,9 @@ from asc.qdq import calibrate, prepare, quantised_classifier
 
 onnx, ort = pytest.importorskip('onnx'), pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
-from asc.export import executed_ops, export_model, load_exported, network_graph, session, stored_tensors      # noqa: E402
+from asc import onnxgraph      # noqa: E402
+from asc.export import executed_ops, export_model, load_exported, session, stored_tensors      # noqa: E402
+from asc.onnxgraph import network_graph, pools_as_convolutions     # noqa: E402
 
 BEATS = dict(embed_dim=24, encoder_embed_dim=48, encoder_ffn_embed_dim=96, encoder_layers=1, encoder_attention_heads=4, conv_pos=16, conv_pos_groups=4,
              encoder_layerdrop=0.)
@@ -106,7 +109,22 @@ def test_int8_file_is_the_quantised_model(model, quantised, files):
     t, folded = stored_tensors(files['int8']).loc['network', 'elements'], fold(model.backbone)
     convs = [m.weight.numel() for m in folded.modules() if isinstance(m, nn.Conv2d)]
     assert t['weight', 'int8'] == sum(convs[1:]) and t['weight', 'float32'] == convs[0]
-    assert executed_ops(files['int8'])['QLinearConv'] == len(convs) - 2                     # the first is float, the last gives float logits
+    ops = executed_ops(files['int8'])
+    assert ops['QLinearConv'] == len(convs) - 2 + 1                                         # the first is float, the last gives float logits; and a pool
+    assert not any('AveragePool' in o for o in ops)
+
+
+def test_pools_as_convolutions(quantised, monkeypatch, tmp_path):
+    "The same codes as with ONNX Runtime's own integer pool"
+    answers = []
+    for k in (25, 0):
+        monkeypatch.setattr(onnxgraph, 'pools_as_convolutions', partial(pools_as_convolutions, most=k))
+        export_model(quantised, None, 'int8', network=tmp_path/f'{k}.onnx')
+        run = session(tmp_path/f'{k}.onnx')
+        shape = run.get_inputs()[0].shape[1:]
+        answers.append(run.run(None, {'logmel': np.random.default_rng(0).normal(size=(20, *shape)).astype(np.float32)})[0])
+        assert ('QLinearAveragePool' in executed_ops(tmp_path/f'{k}.onnx')) == (k == 0)
+    assert np.array_equal(*answers)
 
 
 def test_a_changed_weight_is_noticed(model, files):

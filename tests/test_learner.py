@@ -1,4 +1,6 @@
 """What crosses store, cache, pipeline and learner: crops are slices of the right recording, a cached run trains as an uncached one."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,7 @@ def test_windows_lie_inside_their_recording(packed):
     corpus, store = packed
     rows = read_split(corpus, 100).iloc[[3] * 200]
     torch.manual_seed(0)
-    waves = data(packed, rows, crop='windows').read(store.index(rows.filename))[0]
+    waves = data(packed, rows, crop='windows').read(np.arange(200))[0].numpy()
     rec = store.recordings.iloc[store.rows.stretch[store.index(rows.filename)[0]]]
     sound = store.flat[rec.offset:rec.offset + rec.frames]
     assert len(sound) == 441000
@@ -48,7 +50,7 @@ def test_shifted_crops_are_a_turned_recording(packed):
     rec = store.recordings.iloc[store.rows.stretch[at[0]]]
     sound = store.flat[rec.offset:rec.offset + rec.frames]
     torch.manual_seed(1)
-    for w, k in zip(data(packed, rows, crop='shifted').read(at)[0], rows.snippet):
+    for w, k in zip(data(packed, rows, crop='shifted').read(np.arange(len(rows)))[0].numpy(), rows.snippet):
         pieces = [np.roll(sound, round(s * 4410))[k * 44100:(k + 1) * 44100] for s in range(1, 10)]
         assert any((w == p).all() for p in pieces)
 
@@ -87,3 +89,15 @@ def test_lr_find_works(packed):
     with learn.no_bar(), learn.no_logging(): found = learn.lr_find(num_it=12, show_plot=False)
     assert 1e-8 < found.valley < 10
     assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full')
+def test_a_full_disk_is_no_mel(packed, tmp_path):
+    "A mel that could not be written is not taken for one"
+    store = packed[1]
+    cache = MelCache(store, create_classifier(pipeline='none', rate=store.rate).pipeline, tmp_path)
+    good = cache.batch([0])
+    cache.file = open('/dev/full', 'r+b')
+    with pytest.raises(InputError, match='could not write mels'): cache.batch([1])
+    cache = MelCache(store, create_classifier(pipeline='none', rate=store.rate).pipeline, tmp_path)
+    assert cache.done[:3].tolist() == [1, 0, 0] and torch.equal(cache.batch([0]), good)

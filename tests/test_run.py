@@ -182,13 +182,18 @@ def test_readme_script_runs(synthetic, tmp_path):
 def test_benchmark_runs(synthetic, tmp_path):
     "The benchmark notebook times every stage and leaves its tables (the times themselves are nobody's test)"
     r = papermill(tmp_path/'executed.ipynb', '-p', 'data_dir', synthetic, '-p', 'repeats', 1, '-p', 'threads', '[1]', '-p', 'bs', 4, '-p', 'clips', 4,
-                  '-p', 'networks', "['cnn3']", '-p', 'out', tmp_path/'bench', argv=[PAPERMILL[0], 'nbs/benchmark.ipynb'])
+                  '-p', 'networks', "['cnn3']", '-p', 'rows', 250, '-p', 'out', tmp_path/'bench',
+                  '-p', 'stages', '[store, frontends, networks, epoch, int8, prediction, profile, accelerator, memory]', '-p', 'accelerator', 'cpu', argv=[PAPERMILL[0], 'nbs/benchmark.ipynb'])
     assert r.returncode == 0, r.stderr[-3000:]
     table = pd.read_csv(tmp_path/'bench/benchmark.csv')
     assert (table[['cpu_ms', 'wall_ms', 'cpu_ratio', 'wall_ratio']] > 0).all(axis=None) and (table.threads == 1).all()
     assert table.floor_ms.notna().sum() == len(table) - 1                       # the Learner around nothing has none
     for stage in ('clips', 'dcase24', 'cnn3, training', 'epoch of', 'Learner', 'waveform', 'asc.predict'): assert table.stage.str.contains(stage).any(), stage
-    assert json.loads((tmp_path/'bench/metrics.json').read_text())['packing_clips_per_s'] > 0
+    told = json.loads((tmp_path/'bench/metrics.json').read_text())
+    assert told['packing_clips_per_s'] > 0
+    assert told['memory']['packing']['clips'] == 250 and 1e8 < told['memory']['start']['peak'] <= told['memory']['prediction']['peak']
+    rates = pd.read_csv(tmp_path/'bench/accelerator.csv', index_col=0)
+    assert list(rates.index) == ['float32', 'bf16', '3 seeds, stacked'] and (rates > 0).all(axis=None) and rates['against one seed'].float32 == 1
     assert list(pd.read_csv(tmp_path/'bench/networks.csv', index_col=0).index) == ['cnn3'] and (tmp_path/'bench/profile_published.csv').is_file()
 
 

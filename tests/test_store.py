@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import soundfile as sf
 import torch
 import torchaudio
 
+import asc.samples
 import asc.store
 from asc.core import InputError, project_root
 from asc.corpus import META, ClipName, check_corpus, load_corpus
@@ -101,7 +103,7 @@ def test_longer_recordings_are_cut(tmp_path):
     long = c.dir/c.meta.filename[2]
     sf.write(long, np.append(sf.read(long)[0], [.5]*8), RATE)
     s = pack(c, tmp_path/'s', progress=False)
-    assert s.clip_len == RATE and (s.clips[2] == read_int16(long, RATE)).all()
+    assert s.clip_len == RATE and (s.batch([2])[0] == read_int16(long, RATE)).all()
     sf.write(long, np.zeros(RATE + 9), RATE)
     with pytest.raises(InputError, match='wrong length .809 samples'): pack(c, tmp_path/'s', progress=False)
 
@@ -116,8 +118,8 @@ def test_resampled_over_the_seams(tmp_path):
         y = half.flat[b.offset:b.offset + b.frames]
         assert (y == to_int16(torchaudio.transforms.Resample(RATE, 500)(x).numpy())).all()
         assert np.abs(y - to_int16(torchaudio.functional.resample(x, RATE, 500).numpy()).astype(int)).max() <= 1   # its kernel is of single precision
-    alone = to_int16(torchaudio.functional.resample(torch.from_numpy(s.clips[5]/np.float32(32768)), RATE, 500).numpy())
-    assert np.abs(half.clips[5][10:-10].astype(int) - alone[10:-10]).max() <= 1
+    alone = to_int16(torchaudio.functional.resample(torch.from_numpy(s.batch([5])[0]/np.float32(32768)), RATE, 500).numpy())
+    assert np.abs(half.batch([5])[0][10:-10].astype(int) - alone[10:-10]).max() <= 1
 
 
 def test_a_rate_that_does_not_fit(tmp_path):
@@ -157,15 +159,33 @@ def test_chunks_cover_and_keep_stretches_whole():
 def test_reading(store, corpus):
     names = corpus.meta.filename.tolist()
     at = store.index(names)
-    assert (store.batch(torch.from_numpy(at[:3])) == store.clips[at[:3]]).all() and store.batch(np.empty(0, int)).shape == (0, RATE)
-    assert torch.equal(store.resident(at, 'cpu'), torch.from_numpy(store.batch(at)))
+    assert (store.batch(torch.from_numpy(at[:3])) == store.flat.reshape(-1, RATE)[at[:3]]).all() and store.batch(np.empty(0, int)).shape == (0, RATE)
     x = store.batch(at[:1]); x[:] = 0                                                   # a copy: the store stays
     assert store.batch(at[:1]).any()
-    with pytest.raises(ValueError): store.clips[0, 0] = 1
+    with pytest.raises(ValueError): store.flat[0] = 1
     for bad in ([-1], [24], [0, 99]):
         with pytest.raises(IndexError): store.batch(bad)
     with pytest.raises(InputError, match='2 of 3 clips are not in c-.*, such as audio/x.wav'): store.index([names[0], 'audio/x.wav', 'y'])
     store.close()
+
+
+def test_reading_leaves_no_memory_behind(tmp_path):
+    "The pages a batch is read from are not counted as this process's, those looked at through the map are"
+    status = Path('/proc/self/status')
+    if not status.is_file() or not hasattr(os, 'preadv'): pytest.skip('Linux counts these pages')
+    mapped = lambda: int(re.search(r'RssFile:\s+(\d+)', status.read_text())[1])*1024
+    x = np.random.default_rng(0).integers(-2**15, 2**15, 1 << 24, '<i2')                # 34 MB
+    x.tofile(tmp_path/'x.i16')
+    s, before = asc.samples.Samples(tmp_path/'x.i16'), mapped()
+    got = np.concatenate([s.take(np.arange(k, len(x), 1 << 19), 1 << 16) for k in range(0, 1 << 19, 1 << 16)])
+    assert mapped() - before < 4e6 and got.sum(dtype=np.int64) == x.sum(dtype=np.int64) == s.flat.sum(dtype=np.int64)
+    assert mapped() - before > 30e6
+
+
+def test_a_file_cut_while_open(store):
+    os.truncate(store.folder/'audio.i16', 5*RATE*2)
+    assert store.batch([4]).shape == (1, RATE)
+    with pytest.raises(InputError, match='ends before sample 4800'): store.batch([5])
 
 
 # ---------------------------------------------------------------- faults

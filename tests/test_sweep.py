@@ -101,6 +101,75 @@ def test_killed_worker_and_killed_driver(stand_in):
     assert all(r == 'True' for _, _, r in journal(stand_in, 'ended'))
 
 
+@pytest.fixture
+def learns(stand_in, synthetic):
+    "A run notebook with the parameters of train.ipynb, which tells what it finds instead of evaluating, and cells that differ in their seed"
+    train = nbformat.read(ROOT/'nbs/train.ipynb', 4)
+    declared = next(c.source for c in train.cells if 'parameters' in c.metadata.get('tags', []))
+    nb = nbformat.read(stand_in/'stand_in.ipynb', 4)
+    nb.cells = [nbformat.v4.new_code_cell(c) for c in (
+        declared + "\njournal: str = ''", "from asc.runs import Run\nrun = Run.start(globals(), 'learns')\nrun.note()",
+        "epochs_done = sum(1 for _ in open(run.dir/'history.csv')) - 1 if (run.dir/'checkpoint.pt').exists() else 0",
+        "with open(journal, 'a') as f: f.write(f'ended {subset}-{seed} {epochs_done} {resume}\\n')\nrun.finish(dict(macro_accuracy=.5))")]
+    nb.cells[0].metadata['tags'] = ['parameters']
+    nbformat.write(nb, stand_in/'learns.ipynb')
+    return stand_in, dict(data_dir=str(synthetic), epochs=10, bs=16, backbone='cnn3', frontend='cnn3', pipeline='none', journal=str(stand_in/'journal'))
+
+
+def stack_of(folder, parameters):
+    "A sweep of two cells that can be stacked"
+    return Sweep(sweep_cells([''], [5], [0, 1], parameters, notebook=folder/'learns.ipynb'), folder/'runs', folder/'learns.ipynb', stack=True)
+
+
+def test_stacked_seeds(learns):
+    "kill -9 on the driver of a stacked training: nothing is left behind, it goes on from its checkpoints, and every cell is evaluated once"
+    folder, parameters = learns
+    sweep = stack_of(folder, parameters)
+    assert sweep.stacks == [tuple(sweep.cells)]
+    epochs = lambda: [sum(1 for _ in open(f)) - 1 for f in (folder/'runs').glob('*/history.csv')]
+    code = f'from pathlib import Path; from test_sweep import run_sweep, stack_of; run_sweep(stack_of(Path({str(folder)!r}), {parameters}), workers=1, pause=.1)'
+    first = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT)
+    wait_for(lambda: len(epochs()) == 2 and min(epochs()) >= 2)
+    first.kill()
+    first.wait()
+    wait_for(lambda: not any(is_held(sweep.out(n)) for n in sweep.cells))
+    assert 2 <= min(epochs()) and max(epochs()) < 10 and not any(sweep.trained(n) for n in sweep.cells) and not (folder/'journal').exists()
+    assert run_sweep(sweep, workers=2, pause=.1) == list(sweep.cells), sweep.errors
+    assert sorted(journal(folder, 'ended')) == [('5-0', '10', 'True'), ('5-1', '10', 'True')]
+    logs = [folder/f'runs/{n}.log' for n in sweep.cells]
+    assert logs[0].read_text().count('continuing after epoch') == 2                                     # both seeds in one process
+    before = [p.stat().st_mtime_ns for p in logs]
+    assert run_sweep(stack_of(folder, parameters), workers=1) == list(sweep.cells) and [p.stat().st_mtime_ns for p in logs] == before
+
+
+def test_a_killed_stack_is_tried_again(learns, monkeypatch):
+    "A stack whose process is killed counts as an attempt of each of its cells; after it a cell is one like others"
+    folder, parameters = learns
+    sweep, seen = stack_of(folder, parameters), []
+    def stack(runs, env):
+        seen.append(tuple(Path(r['out']).name for r in runs))
+        if len(seen) == 1: raise RunFailed('killed', killed=True)
+        for r in runs:
+            asked = dict(notebook='learns', parameters=sweep.cells[Path(r['out']).name].parameters)
+            write_json(Path(r['out'])/'.job.json', asked), (Path(r['out'])/'history.csv').write_text('epoch\n' * 11)
+    def run(out, **task):
+        seen.append(Path(out).name)
+        for name in ('params', 'metrics'): write_json(Path(out)/f'{name}.json', dict(notebook='learns', parameters=sweep.cells[Path(out).name].parameters, metrics={}))
+    monkeypatch.setattr('asc.sweeps.run_stack', stack), monkeypatch.setattr('asc.sweeps.run_notebook', run)
+    names = tuple(sweep.cells)
+    assert run_sweep(sweep, workers=1, pause=.01) == list(names) and seen == [names, names, *names]
+
+
+def test_a_stack_is_refused_at_once(learns):
+    "What cannot be stacked is said before any folder is made; a stack that fails names its reason for each cell"
+    folder, parameters = learns
+    with pytest.raises(InputError, match='patience=3 cannot be stacked'): stack_of(folder, dict(parameters, patience=3))
+    assert not (folder/'runs').exists()
+    cells = sweep_cells([''], [5], [0, 1], dict(parameters, data_dir=str(folder/'nowhere')), notebook=folder/'learns.ipynb')
+    sweep = Sweep(cells, folder/'runs', folder/'learns.ipynb', stack=True)
+    assert run_sweep(sweep, workers=1, pause=.1) == [] and all('nowhere' in sweep.errors[n] for n in sweep.cells) and not (folder/'journal').exists()
+
+
 HANDLER = '''from pathlib import Path
 class Store:
     "Stands for s3://: papermill hands over the text of a notebook"

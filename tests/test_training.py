@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, update_bn
 
+from asc.backbone.blocks import relus_in_place
 from asc.backbone.zoo import backbones, create_backbone, list_backbones
 from asc.classifier import create_classifier
 from asc.core import InputError, seed_everything
@@ -280,6 +281,32 @@ def test_every_network_trains_on_a_single_clip(name):
     net = create_backbone(name, **SMALL.get(name, {})).train()
     F.cross_entropy(net(torch.randn(1, 1, *SHAPES.get(name, backbones[name].shape))), torch.tensor([3])).backward()
     assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize('name', [n for n in list_backbones() if n not in ('passt_s', 'beats')])            # those have no ReLU
+def test_relus_in_place_change_nothing(name):
+    "The same loss and gradients when ReLUs write over their input"
+    net, x = create_backbone(name, **SMALL.get(name, {})), torch.randn(2, 1, *SHAPES.get(name, backbones[name].shape)).contiguous(memory_format=torch.channels_last)
+    net.train().to(memory_format=torch.channels_last)
+    def step(on):
+        torch.manual_seed(0)
+        net.zero_grad()
+        loss = F.cross_entropy(relus_in_place(net, on)(x), torch.tensor([3, 4]))
+        loss.backward()
+        return [loss.detach(), *(p.grad.clone() for p in net.parameters() if p.grad is not None)]
+    assert any(type(m) is nn.ReLU for m in net.modules()) and all(torch.equal(a, b) for a, b in zip(step(True), step(False)))
+
+
+@pytest.mark.parametrize('heard', [False, True])
+def test_relus_are_in_place_while_training(learner, heard):
+    "And only then, and not where somebody listens to the layers"
+    learn, seen = learner(), []
+    relu = next(m for m in learn.model.modules() if type(m) is nn.ReLU)
+    if heard: learn.model.backbone.stages.register_forward_hook(lambda *a: None)
+    class Watch(Callback):
+        def after_pred(self): seen.append(relu.inplace)
+    run(learn, 1, cbs=[Watch()])
+    assert set(seen) == {not heard} and not relu.inplace
 
 
 @pytest.mark.parametrize('n, bs, batches', [(3, 256, 1), (9, 8, 2), (1, 8, 1)])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ConvNorm', 'Add', 'round_channels', 'is_channels_last', 'like', 'pool_freq', 'pool_time', 'freq_norm', 'ResNorm',
-           'AdaResNorm', 'SubSpectralNorm', 'GRN', 'shuffle', 'init_kaiming']
+           'AdaResNorm', 'SubSpectralNorm', 'GRN', 'shuffle', 'init_kaiming', 'relus_in_place']
 
 # %% ../../nbs/40_backbone.blocks.ipynb #fadc3f0c
 from collections import OrderedDict
@@ -135,3 +135,10 @@ def init_kaiming(net,                # its convolutions get Kaiming-normal weigh
         if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode=mode, nonlinearity='relu')
         elif isinstance(m, nn.Linear): nn.init.normal_(m.weight, 0, 0.01)
         if isinstance(m, (nn.Conv2d, nn.Linear)) and m.bias is not None: nn.init.zeros_(m.bias)
+
+# %% ../../nbs/40_backbone.blocks.ipynb #744e581e
+def relus_in_place(net, on:bool=True): # a network of this package; whether its ReLUs write over their input
+    "Set it for all of them"
+    for m in net.modules():
+        if type(m) is nn.ReLU: m.inplace = on
+    return net

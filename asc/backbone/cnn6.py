@@ -40,24 +40,24 @@ class Cnn6(nn.Module):
         if bands < 16: raise InputError(f'Cnn6: {bands} bands; its four halvings need at least 16')
         if len(widths) != 4 or not all(type(w) is int and w > 0 for w in widths):
             raise InputError(f'Cnn6: widths {widths}; give four whole numbers above 0')
-        self.bn0 = nn.BatchNorm2d(bands)
+        self.bn0 = nn.BatchNorm1d(bands)                   # on (B, F, T): of (B, F, 1, T) torch 2.11 derives wrong gradients on a CPU
         for i, (ci, co) in enumerate(zip((1, *widths), widths), 1): setattr(self, f'conv{i}', SepBlock(ci, co))
         self.drop, self.relu = nn.Dropout(dropout), nn.ReLU()
         self.fc1, self.fc2 = nn.Linear(widths[-1], widths[-1]), nn.Linear(widths[-1], n_classes)
     def forward(self, x):
         if x.shape[2] != (n := self.bn0.num_features):
             raise InputError(f'Cnn6: {x.shape[2]} mel bands, but this network was made for {n}')
-        x = self.bn0(x.transpose(1, 2)).permute(0, 2, 3, 1).contiguous(memory_format=torch.channels_last)    # its fastest layout
+        x = self.bn0(x[:, 0]).transpose(1, 2)[:, None].contiguous(memory_format=torch.channels_last)    # its fastest layout
         x = self.conv4(self.conv3(self.conv2(self.conv1(x)))).mean(3)
         x = x.amax(2) + x.mean(2)
         return self.fc2(self.drop(self.relu(self.fc1(self.drop(x)))))
 
 # %% ../../nbs/46_backbone.cnn6.ipynb #50e9beda
 class BandAffine(nn.Module):
-    "weight·x + bias per mel band: what is left of the input norm, on (B, F, 1, T)"
+    "weight·x + bias per mel band: what is left of the input norm, on (B, F, T)"
     def __init__(self, weight, bias): # (F,) each
         super().__init__()
-        self.weight, self.bias = (nn.Parameter(v.detach().clone().view(1, -1, 1, 1)) for v in (weight, bias))
+        self.weight, self.bias = (nn.Parameter(v.detach().clone().view(1, -1, 1)) for v in (weight, bias))
         self.num_features = len(weight)
     def forward(self, x): return self.weight*x + self.bias
 

@@ -16,6 +16,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 # %% ../nbs/90_api.ipynb #4b560402
 _API = dict(
     core='SCENES DEVICES CITIES InputError groups_of project_root seed_everything',
+    allocator='keep_memory',
     synthetic='make_synthetic',
     corpus='ClipName Corpus check_corpus counts load_corpus recordings',
     fetch='download_corpus',
@@ -26,7 +27,7 @@ _API = dict(
     pipeline='create_pipeline pipelines',
     melcache='MelCache',
     classifier='Classifier create_classifier load_model save_model',
-    learner='ClipData create_learner fit keep_memory make_dls predict_logits predictions',
+    learner='ClipData create_learner fit make_dls predict_logits predictions',
     published='load_published',
     cost='complexity judge_devices',
     scores='metrics read_predictions',

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import torch
 from fastai.torch_core import default_device
 
+from .allocator import keep_memory
 from .backbone.weights import weights_file
 from .backbone.zoo import create_backbone, list_backbones
 from .classifier import create_classifier
@@ -20,7 +21,7 @@ from .compiled import Compiled, check_compile
 from .core import InputError, check_range, pick, seed_everything
 from .finetune import find_start, layer_groups, start_from
 from .frontend import create_frontend
-from .learner import ClipData, check_crop, create_learner, fit, keep_memory, make_dls, make_resident, optimizers
+from .learner import ClipData, check_crop, create_learner, fit, make_dls, make_resident, optimizers
 from .losses import create_loss
 from .melcache import MelCache
 from .own import is_own

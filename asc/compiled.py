@@ -35,7 +35,7 @@ def check_compile(device): # torch device of the training
 # %% ../nbs/59_compiled.ipynb #8ef76c55
 class Compiled(Callback):
     "Whole training batches go through the compiled network"
-    order, run_valid, size = 120, False, None              # after all that hooks into the network
+    order, run_valid, size, net = 120, False, None, None   # after all that hooks into the network
     def __init__(self, backend='inductor'): self.backend = backend     # of torch.compile
     def before_fit(self):
         self.run = fitting(self.learn)
@@ -56,3 +56,6 @@ class Compiled(Callback):
     def after_pred(self): self.take_off()
     def after_cancel_batch(self): self.take_off()
     def after_fit(self): self.fast = self.net = None
+    def undo(self):
+        if self.net is not None: self.take_off()
+        self.after_fit()

@@ -35,6 +35,7 @@ def reset_head(model):
 # %% ../nbs/58_finetune.ipynb #f57bba70
 class Freeze(Callback):
     "Keep parts of the network as they are, for the first `epochs` epochs or throughout"
+    held = ()
     def __init__(self, parts='encoder', # 'encoder', or names of parts: a list, or text with commas
                  epochs=0,              # 0: throughout
                  ):
@@ -62,6 +63,7 @@ class Freeze(Callback):
 
     def after_fit(self):
         for p in self.held: p.requires_grad_(True)
+    def undo(self): self.after_fit()
 
 # %% ../nbs/58_finetune.ipynb #6669a17d
 def layers_of(net, total=None, prefix='') -> list: # [(name, [parameter, …]), …] from input to output

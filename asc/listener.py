@@ -129,7 +129,7 @@ def predict_teacher(model,           # see `load_teacher_model`: a Listener, or 
     seen = np.full(len(names), -1)
     if trained_on is not None: seen = rows.filename.isin(set(trained_on)).groupby(key).max().reindex(names).to_numpy().astype(int)
     about = dict(model=model.label, fingerprint=weights_fingerprint(model.model), frontend=' '.join(model.frontend.split()), rate=store.rate,
-                 store=store.key,                 augmentation='none (eval mode)', list=dict(clips=len(rows), fingerprint=fingerprint(rows.filename)),
+                 store=store.key, augmentation='none (eval mode)', list=dict(clips=len(rows), fingerprint=fingerprint(rows.filename)),
                  trained_on=None if trained_on is None else dict(clips=len(trained_on), fingerprint=fingerprint(trained_on)),
                  test_clips=int(rows.filename.isin(set(test)).sum()), versions=versions())
     if hop: about |= dict(hop=hop, window=window)

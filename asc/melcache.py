@@ -59,8 +59,8 @@ class MelCache:
         self.done = np.memmap(done, np.uint8, 'r+' if whole(done, n) else 'w+', shape=(n,))
         if not whole(mel, n * shape.numel() * 4):
             self.done[:] = 0
-            with open(mel, 'wb') as f: f.truncate(n * shape.numel() * 4)
-        self.file = open(mel, 'r+b')                           # read and written, not mapped: a mapped page counts as memory once it is touched
+            with open(mel, 'ab') as f: f.truncate(n * shape.numel() * 4)
+        self.file = open(mel, 'r+b', buffering=0)              # not mapped: a mapped page counts as memory once it is touched; a buffer would miss what others write
         write_json(self.folder/'about.json', dict(store=store.key, frontend=repr(pipeline.frontend), rate=pipeline.rate, shape=list(shape)))
 
     def batch(self, idx) -> torch.Tensor:
@@ -71,8 +71,8 @@ class MelCache:
             wave = torch.from_numpy(self.store.batch(at)).float().div_(32768)
             made = frozen(self.pipeline, wave.to(next((b.device for b in self.pipeline.buffers()), 'cpu'))).cpu().numpy()
             try:
-                for row in self._each(made, at): self.file.write(row)
-                self.file.flush()
+                for row in self._each(made, at):
+                    if self.file.write(row) < row.nbytes: raise OSError('the disk is full')
             except OSError as e: raise InputError(f'could not write mels into {self.folder}: {e.strerror or e}. Free some space, or train with cache=False') from e
             self.done[at] = 1
         out = np.empty((len(idx), *self.shape), np.float32)

@@ -33,7 +33,8 @@ def to_graph(module,    # nn.Module of one input and one output, in eval mode
              largest=1024, # elements up to which computed constants are stored
              ):         # onnx.ModelProto
     "A module as a stripped ONNX model with a free batch size"
-    onnx, _, optimizer = need_onnx(), need_onnx('onnxscript'), __import__('onnxscript.optimizer').optimizer
+    need_onnx(), need_onnx('onnxscript')
+    optimizer = __import__('onnxscript.optimizer').optimizer
     with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad():
         warnings.simplefilter('ignore')
         program = torch.onnx.export(module, (torch.cat([x, x]),), dynamo=True, dynamic_shapes=({0: torch.export.Dim('batch')},), opset_version=20,
@@ -46,7 +47,8 @@ def to_graph(module,    # nn.Module of one input and one output, in eval mode
 def shorten(m, prefix):
     "Take out what the file does not need: where a node came from, names, 64-bit indices; stored tensors are called `prefix` and their name"
     onnx, put = need_onnx(), {v.name: v.name for part in (m.graph.input, m.graph.output) for v in part} | {'': ''}
-    indices = {n.input[1] for n in m.graph.node if n.op_type == 'Gather'}
+    used = [(n.op_type == 'Gather' and k == 1, name) for n in m.graph.node for k, name in enumerate(n.input)]
+    indices = {name for index, name in used if index} - {name for index, name in used if not index}
     for t in m.graph.initializer:
         if t.name in indices and t.data_type == onnx.TensorProto.INT64: t.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(t).astype(np.int32), t.name))
         put[t.name] = prefix + re.sub(r'\.parametrizations\.(\w+)\.0\.', r'.\1.', t.name).replace('.codes', '').replace('_out', '').replace('_quant', '')

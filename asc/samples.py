@@ -42,4 +42,6 @@ class Samples:
             out[k, :left], out[k, left:] = self.take([first[k] + start[k]], left)[0], self.take([first[k]], n - left)[0]
         return out
 
-    def close(self): self.flat = self.file = None
+    def close(self):
+        self.file.close()
+        self.flat = None

@@ -63,7 +63,7 @@ def train_runs(runs): # [{out, notebook, parameters, resume}, …], begun, diffe
         if epoch < p['epochs']: train_stacked([partial(make, r) for r in group])
 
 def _child():
-    "What the process of `asc.sweeps.run_stack` does"
+    "What the process of `asc.jobs.run_stack` does"
     runs = json.loads(sys.stdin.readline())['runs']
     threading.Thread(target=_follow_parent, args=([],), daemon=True).start()
     try: train_runs(runs)

@@ -33,7 +33,7 @@ class Turns:
     def __init__(self, n):
         self.n, self.error, self.alive = n, None, [True] * n
         self.states, self.given, self.got = [random_states() for _ in range(n)], [None] * n, [None] * n
-        self.gates = [threading.Semaphore(0) for _ in range(n)]
+        self.gates, self.gpu = [threading.Semaphore(0) for _ in range(n)], torch.cuda.current_device() if torch.cuda.is_available() else -1
 
     def run(self, fns) -> list: # what each returned
         "Run them all; the first error ends all"
@@ -58,8 +58,8 @@ class Turns:
             if len({*kinds}) > 1: raise RuntimeError(f'the seeds are no longer in step: {kinds}')
             shares, self.given = [g[1] for g in self.given], [None] * self.n
             self.got = work(shares)
-        self._pass(i)
-        self._wait(i)
+        self._pass(i), self._wait(i)
+        if self.given[i]: raise RuntimeError('the seeds are no longer in step: the last has ended')
         return self.got[i]
 
     def _pass(self, i):
@@ -74,7 +74,7 @@ class Turns:
         self.error = self.error or error
         for g in self.gates: g.release()
     def _thread(self, i, fn, out):
-        try: self._wait(i); out[i] = fn()
+        try: torch.cuda.set_device(self.gpu), self._wait(i); out[i] = fn()                 # a new thread would take the first GPU; -1: none
         except _Ended: pass
         except BaseException as e: self._fail(e)
         self.alive[i] = False
@@ -185,7 +185,7 @@ class Stack:
         "Every network has tensors of its own again"
         for l, net in zip(self.learners, self.nets):
             for t in [*net.parameters(), *net.buffers()]: t.data = t.data.clone()
-            del net.forward, l._backward, l._step
+            for o, name in ((net, 'forward'), (l, '_backward'), (l, '_step')): vars(o).pop(name, None)      # as far as `begin` came
 
     def forward(self, i, x): return self.own(x) if self.busy else self.turns.meet(i, 'forward', x, self.answer)
     def backward(self, i):

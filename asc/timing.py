@@ -100,8 +100,8 @@ def against(turns,  # what `take_turns` gave; the first rival of its first round
     return pd.DataFrame(rows)
 
 # %% ../nbs/97_timing.ipynb #d4f72310
-def shortest(fn, repeats:int=10, wall=None) -> float: # seconds
-    "The least time of a call: CPU time with one thread, else wall time (or always)"
+def shortest(fn, repeats:int=10, wall=False) -> float: # seconds
+    "The least time of a call: CPU time with one thread unless `wall`, else wall time"
     clock(fn)
     return min(clock(fn)[wall or torch.get_num_threads() > 1] for _ in range(repeats))
 

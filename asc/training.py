@@ -38,6 +38,7 @@ class LoneClip(Callback):
     def after_fit(self):
         for h in self.hooks: h.remove()
         self.hooks = ()
+    def undo(self): self.after_fit()
 
 # %% ../nbs/59_training.ipynb #45990429
 class InPlace(Callback):
@@ -50,6 +51,7 @@ class InPlace(Callback):
     def after_fit(self):
         if self.net is not None: relus_in_place(self.net, False)
         self.net = None
+    def undo(self): self.after_fit()
 
 # %% ../nbs/59_training.ipynb #3a2b0838
 def check_options(dls, precision, clip, ema, swa, freeze, freeze_epochs, patience, keep, monitor, temperature):

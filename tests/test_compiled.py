@@ -6,6 +6,7 @@ from functools import partial
 import pandas as pd
 import pytest
 import torch
+import torch._inductor.config
 from torch._dynamo.utils import counters
 
 import asc.assemble
@@ -29,12 +30,12 @@ def packed(synthetic, tmp_path_factory):
 
 @pytest.fixture
 def trained(packed):
-    "trained(**options): a Learner after its training, on 20 clips in batches of 8"
+    "trained(**options): a Learner after its training, on 12 clips in batches of 5"
     corpus, store = packed
     rows = read_split(corpus, 100).iloc[::3]
-    def make(n=20, **options):
+    def make(n=12, **options):
         learn, fit = create_training(store, rows[:n], rows[-6:], corpus.scenes, corpus.devices, **dict(
-            backbone_args=dict(base=8), steps=STEPS, epochs=2, bs=8) | options)
+            backbone_args=dict(base=8, blocks=(1, 1, 1), strides={}), steps=STEPS, epochs=2, bs=5) | options)
         with learn.no_bar(): fit()
         return learn
     return make
@@ -62,7 +63,8 @@ def test_compiled_equals_plain(trained, tmp_path):
     own = dict(backbone=f"{tmp_path/'net.py'}:Net", backbone_args={})
     plain = trained(**own)
     counters.clear()
-    fast = trained(**own, compile=True)
+    quick = {'cpp.vec_isa_ok': False, 'cpp_cache_precompile_headers': False}        # trying the vector instructions takes most of the time
+    with torch._inductor.config.patch(quick): fast = trained(**own, compile=True)
     assert counters['stats']['unique_graphs'] == 1 and counters['inductor']['fxgraph_cache_miss'] + counters['inductor']['fxgraph_cache_hit'] >= 1
     assert (history(fast) - history(plain)).abs().max().max() < 1e-4
     save_model(fast.model, folder := tmp_path/'run')
@@ -87,7 +89,7 @@ def test_every_option_goes_along(trained, monkeypatch, options):
 def test_no_graph_for_every_size(trained, monkeypatch):
     "One graph a training, whatever the last batch and the validation list; lists smaller than a batch are a batch"
     monkeypatch.setattr(asc.assemble, 'Compiled', partial(Compiled, 'eager'))
-    for n in (20, 17 + 6, 5):
+    for n in (12, 3):
         counters.clear()
         trained(n, compile=True)
         assert counters['stats']['unique_graphs'] == 1

@@ -274,3 +274,14 @@ def test_quantize_refuses(tmp_path):
     "Before any work: the sentence is the last line of the error"
     r = papermill(tmp_path, '-p', 'source', 'nowhere.ckpt')
     assert r.returncode and 'nowhere.ckpt: no such file' in r.stderr
+
+
+def test_an_index_that_is_also_a_shape_stays_64_bits():
+    "Only what nothing but Gather reads is stored in 32 bits"
+    h, kind = onnx.helper, onnx.TensorProto
+    names = dict(both=[1, 2], only=[0, 1])
+    m = h.make_model(h.make_graph([h.make_node('Gather', ['x', 'both'], ['a']), h.make_node('Gather', ['a', 'only'], ['b']), h.make_node('Reshape', ['b', 'both'], ['y'])],
+                     'g', [h.make_tensor_value_info('x', kind.FLOAT, [4])], [h.make_tensor_value_info('y', kind.FLOAT, [1, 2])],
+                     [h.make_tensor(k, kind.INT64, [2], v) for k, v in names.items()]))
+    onnx.checker.check_model(onnxgraph.shorten(m, 'n/'), full_check=True)
+    assert {t.name: t.data_type for t in m.graph.initializer} == {'n/both': kind.INT64, 'n/only': kind.INT32}

@@ -97,7 +97,17 @@ def test_a_full_disk_is_no_mel(packed, tmp_path):
     store = packed[1]
     cache = MelCache(store, create_classifier(pipeline='none', rate=store.rate).pipeline, tmp_path)
     good = cache.batch([0])
-    cache.file = open('/dev/full', 'r+b')
+    cache.file = open('/dev/full', 'r+b', buffering=0)
     with pytest.raises(InputError, match='could not write mels'): cache.batch([1])
     cache = MelCache(store, create_classifier(pipeline='none', rate=store.rate).pipeline, tmp_path)
     assert cache.done[:3].tolist() == [1, 0, 0] and torch.equal(cache.batch([0]), good)
+
+
+def test_a_mel_of_another_process(packed, tmp_path):
+    "What another one computes after a mel beside it was read is seen; both are opened at once on an empty folder"
+    store = packed[1]
+    caches = [MelCache(store, create_classifier(pipeline='none', rate=store.rate, frontend_args=dict(n_mels=8)).pipeline, tmp_path) for _ in range(2)]
+    assert 4 * np.prod(caches[0].shape) < 4096                                                             # smaller than a buffer would be
+    caches[0].batch([0]), caches[1].batch([1])
+    assert caches[0].done[:3].tolist() == [1, 1, 0] and torch.equal(caches[0].batch([1, 0]), caches[1].batch([1, 0]))
+    assert caches[0].batch([1]).std() > 0

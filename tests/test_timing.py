@@ -10,7 +10,7 @@ import torch
 from asc.backbone.zoo import create_backbone
 from asc.core import InputError
 from asc.frontend import create_frontend
-from asc.learner import keep_memory
+from asc.allocator import keep_memory
 from asc.plain import make_prediction, settings, torchaudio_frontend
 from asc.timing import Elsewhere, Machine, against, forward_needs, kept_bytes, take_turns, training_needs
 

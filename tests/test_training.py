@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from asc.backbone.blocks import relus_in_place
 from asc.backbone.zoo import backbones, create_backbone, list_backbones
 from asc.classifier import create_classifier
+from asc.compiled import Compiled
 from asc.core import InputError, seed_everything
 from asc.corpus import load_corpus
 from asc.finetune import head_of, layer_groups, layers_of
@@ -307,6 +308,23 @@ def test_relus_are_in_place_while_training(learner, heard):
         def after_pred(self): seen.append(relu.inplace)
     run(learn, 1, cbs=[Watch()])
     assert set(seen) == {not heard} and not relu.inplace
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, InputError])
+def test_an_error_leaves_the_model_as_it_was(learner, error):
+    "In the middle of a step: no ReLU in place, no hook, no compiled call, nothing frozen"
+    class Fails(Callback):
+        order = 130                                                                     # the last before the forward pass
+        def before_batch(self):
+            seen.append((relu.inplace, net._compiled_call_impl is not None, any(not p.requires_grad for p in net.parameters())))
+            raise error('no')
+    learn, seen = learner(n=18, bs=9, freeze='in_c', cbs=[Compiled('eager'), Fails()]), []
+    learn.dls.train.bs = 17                                                             # leaves a clip alone
+    net, relu = learn.model.backbone, next(m for m in learn.model.modules() if type(m) is nn.ReLU)
+    with pytest.raises(error, match='no'): run(learn, 1)
+    assert seen == [(True, True, True)] and not relu.inplace and net._compiled_call_impl is None
+    assert all(p.requires_grad for p in net.parameters()) and not any(m._forward_pre_hooks for m in net.modules())
+    copy.deepcopy(learn.model)
 
 
 @pytest.mark.parametrize('n, bs, batches', [(3, 256, 1), (9, 8, 2), (1, 8, 1)])

@@ -761,6 +761,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/asc', 'doc_host': '', 'git
                            'asc.plain.make_answer': ('plain.html#make_answer', 'asc/plain.py'),
                            'asc.plain.make_epoch': ('plain.html#make_epoch', 'asc/plain.py'),
                            'asc.plain.make_frontend': ('plain.html#make_frontend', 'asc/plain.py'),
+                           'asc.plain.make_our_step': ('plain.html#make_our_step', 'asc/plain.py'),
                            'asc.plain.make_prediction': ('plain.html#make_prediction', 'asc/plain.py'),
                            'asc.plain.make_step': ('plain.html#make_step', 'asc/plain.py'),
                            'asc.plain.settings': ('plain.html#settings', 'asc/plain.py'),

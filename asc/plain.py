@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PADS', 'settings', 'torchaudio_frontend', 'librosa_frontend', 'make_frontend', 'training_step', 'make_step',
-           'WavFiles', 'make_epoch', 'make_prediction', 'make_answer']
+           'make_our_step', 'WavFiles', 'make_epoch', 'make_prediction', 'make_answer']
 
 # %% ../nbs/98_plain.ipynb #7c10a98a
 import inspect
@@ -15,6 +15,8 @@ import torch
 import torchaudio
 from torch import nn
 
+from .allocator import keep_memory
+from .backbone.blocks import relus_in_place
 from .backbone.zoo import backbones, create_backbone
 from .core import InputError, pick
 from .frontend import LogMel, frontends
@@ -74,6 +76,12 @@ def training_step(net, x, dtype=torch.float32): # network (B, 1, F, T) -> (B, cl
 def make_step(name, bs): # network in torch's default layout; clips a batch
     "One training step on noise"
     return training_step(create_backbone(name), torch.randn(bs, 1, *backbones[name].shape))
+
+def make_our_step(name, bs, dtype='float32'): # 'bfloat16' for autocast
+    "The same as a training of this project makes it: memory kept, channels next to each other, ReLUs in place"
+    keep_memory()
+    net, x = relus_in_place(create_backbone(name)).to(memory_format=torch.channels_last), torch.randn(bs, 1, *backbones[name].shape)
+    return training_step(net, x.contiguous(memory_format=torch.channels_last), getattr(torch, dtype))
 
 class WavFiles(torch.utils.data.Dataset):
     "A file a clip, decoded when asked for, and rolled by up to `roll` samples"

@@ -13,19 +13,21 @@ import platform
 from functools import cache
 
 # %% ../nbs/06_allocator.ipynb #24253b1f
-@cache
-def keep_memory() -> bool: # whether the allocator took the advice
-    "Ask glibc to keep freed memory, and for large pages (more resident memory, 2-3 times faster CPU training); does nothing elsewhere"
+def keep_memory(large_pages=False, # also ask for pages of 2 MB, for what runs for minutes
+                ) -> bool:         # whether the allocator took the advice
+    "Ask glibc to keep freed memory (more resident memory, 2-3 times faster CPU training); does nothing elsewhere"
     if platform.system() != 'Linux' or platform.libc_ver()[0] != 'glibc': return False
     libc, M_TRIM_THRESHOLD, M_MMAP_MAX = ctypes.CDLL(None), -1, -4
     kept = bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, -1))
-    if kept: _large_pages(libc, os.sysconf('SC_PHYS_PAGES') * mmap.PAGESIZE // 2)
+    if kept and large_pages: _large_pages(os.sysconf('SC_PHYS_PAGES') * mmap.PAGESIZE // 2)
     return kept
 
-def _large_pages(libc, size): # bytes above what is in use
-    "Mark the range the heap grows into"
+@cache
+def _large_pages(size): # bytes above what is in use
+    "Mark the range the heap grows into, once a process"
     import resource
     if {resource.getrlimit(k)[1] for k in (resource.RLIMIT_AS, resource.RLIMIT_DATA)} != {resource.RLIM_INFINITY}: return    # reserving would count
+    libc = ctypes.CDLL(None)
     libc.malloc.argtypes, libc.malloc.restype, libc.free.argtypes = [ctypes.c_size_t], ctypes.c_void_p, [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     if (start := libc.malloc(size)) is None: return

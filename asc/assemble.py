@@ -41,7 +41,7 @@ def create_training(store, train, valid, # asc.store.Store; rows of the corpus (
                     lr_decay=1., patience=0, keep='last', monitor='valid_loss', teacher='', distill=None, init_from='', compile=False, seed=0): # as in train.ipynb
     "The learner of a recipe, and the function without arguments that trains it"
     seed_everything(seed)
-    keep_memory()
+    keep_memory(large_pages=epochs * len(train) > 20_000)
     model = create_classifier(backbone, frontend, list(steps) or pipeline, store.rate, names, backbone_args, frontend_args)
     begun, kd = start_from(model, init_from) if init_from else None, Distillation(teacher, distill)
     mels = MelCache(store, model.pipeline) if cache else None

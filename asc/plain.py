@@ -79,9 +79,11 @@ def make_step(name, bs): # network in torch's default layout; clips a batch
 
 def make_our_step(name, bs, dtype='float32'): # 'bfloat16' for autocast
     "The same as a training of this project makes it: memory kept, channels next to each other, ReLUs in place"
-    keep_memory()
+    keep_memory(large_pages=True)
     net, x = relus_in_place(create_backbone(name)).to(memory_format=torch.channels_last), torch.randn(bs, 1, *backbones[name].shape)
-    return training_step(net, x.contiguous(memory_format=torch.channels_last), getattr(torch, dtype))
+    step = training_step(net, x.contiguous(memory_format=torch.channels_last), getattr(torch, dtype))
+    for _ in range(3): step()                              # the memory to be kept has to be there first
+    return step
 
 class WavFiles(torch.utils.data.Dataset):
     "A file a clip, decoded when asked for, and rolled by up to `roll` samples"

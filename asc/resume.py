@@ -107,6 +107,8 @@ class Checkpoint(Callback):
         self.resume, self.saved, self.due = resume, None, False
         if resume and not self.path.parent.is_dir():
             raise InputError(f'{self.path.parent} does not exist: give the folder of the run to resume')
+        if resume:                                         # what the training that was killed had begun to write
+            for part in (p for name in (self.path.name, 'history.csv') for p in self.path.parent.glob(f'.{name}.*.part')): part.unlink(missing_ok=True)
         if resume and self.path.exists():
             self.saved = read_checkpoint(self.path)
             check_config(self.saved['config'], self.config, self.path)

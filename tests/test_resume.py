@@ -113,6 +113,14 @@ def finish(start, folder, options):
     assert p.exitcode == 0
 
 
+def test_what_a_kill_left_half_written_is_removed(tmp_path):
+    for name in ('.history.csv.1.part', '.checkpoint.pt.1.part', '.train.ipynb.1.part'): (tmp_path/name).write_text('half')
+    Checkpoint(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3                                                # not while another may be at work
+    Checkpoint(tmp_path, resume=True)
+    assert [p.name for p in tmp_path.iterdir()] == ['.train.ipynb.1.part']                   # not a training's
+
+
 @pytest.mark.parametrize('options', OPTIONS)
 def test_killed_at_random_moments(options, start, whole, tmp_path):
     "Five kills for each set of options, ten in all, at moments drawn over the whole training"

@@ -28,7 +28,7 @@ setup(
     install_requires=shlex.split(cfg['requirements']),
     extras_require=extras,
     entry_points={
-        'papermill.engine': ['asc = asc.pm:Engine'],
+        'papermill.engine': ['asc = asc.run.papermill:Engine'],
         'console_scripts': shlex.split(cfg.get('console_scripts', '')),
     },
     zip_safe=False,

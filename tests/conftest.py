@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from asc.synthetic import make_synthetic
+from asc.data.synthetic import make_synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
 

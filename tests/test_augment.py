@@ -10,13 +10,13 @@ from fastai.learner import Learner
 from scipy import stats
 from torch import nn
 
-from asc.augment import augments, create_augment
+from asc.augment.zoo import augments, create_augment
 from asc.core import InputError, seed_everything
-from asc.impulse import DIR, load_bank, synthetic_bank
-from asc.mixup import MixUp, mix_teacher
-from asc.softmixup import MixUpLoss
-from asc.specaug import ChannelMixStyle, FilterAugment, FreqGain, FreqMask, FreqMixStyle, TimeMask
-from asc.waveaug import Gain, PitchShift, TimeRoll, draw_shifts, random_windows, shift_pitch, shifted_starts, wrapped
+from asc.augment.impulse import DIR, load_bank, synthetic_bank
+from asc.augment.mixup import MixUp, mix_teacher
+from asc.train.targets import MixUpLoss
+from asc.augment.spec import ChannelMixStyle, FilterAugment, FreqGain, FreqMask, FreqMixStyle, TimeMask
+from asc.augment.wave import Gain, PitchShift, TimeRoll, draw_shifts, random_windows, shift_pitch, shifted_starts, wrapped
 
 SHAPES = {'wave': (12, 4000), 'mel': (12, 64, 20), 'spec': (12, 1, 64, 20)}
 PLACES = [(name, stage) for name, cls in augments.items() for stage in SHAPES if stage in cls.stage]

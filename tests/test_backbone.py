@@ -8,9 +8,9 @@ from asc.backbone.beats import BEATS_CFG, BEATS_FIXED, BEATs, beats_state, bucke
 from asc.backbone.blocks import AdaResNorm, ConvNorm, ResNorm, SubSpectralNorm
 from asc.backbone.cnn6 import Cnn6, fold_cnn6
 from asc.backbone.cp_mobile import CPMobile
-from asc.backbone.cp_resnet import CPResNet, kernels
+from asc.backbone.cp_resnet import CPResNet, block_kernels
 from asc.backbone.passt import PaSST, load_passt
-from asc.backbone.weights import load_weights, read_checkpoint, state_of
+from asc.backbone.weights import load_weights, read_weights, state_of
 from asc.backbone.zoo import Resized, backbones, check_backbone, contract, create_backbone, list_backbones
 from asc.core import InputError
 
@@ -107,8 +107,8 @@ def test_cp_mobile_without_residual_where_widths_change():
 
 
 def test_cp_resnet_kernels_and_ranges():
-    assert [kernels(8, i) for i in (0, 1, 2, 4)] == [(3, 1), (3, 3), (3, 3), (3, 1)]
-    assert [kernels(0, i) for i in (0, 1, 2, 4)] == [(3, 1), (1, 1), (1, 1), (1, 1)]
+    assert [block_kernels(8, i) for i in (0, 1, 2, 4)] == [(3, 1), (3, 3), (3, 3), (3, 1)]
+    assert [block_kernels(0, i) for i in (0, 1, 2, 4)] == [(3, 1), (1, 1), (1, 1), (1, 1)]
     for rho in (-1, 13, 8.5):
         with pytest.raises(InputError, match='choose 0 to 12'): CPResNet(rho=rho)
 
@@ -169,11 +169,11 @@ def test_files_that_are_something_else(tmp_path):
                           (b'RIFF....WAVEfmt ', 'a wav file'), (b'PK\x03\x04 not really', 'damaged'), (b'\x93NUMPY\x01\x00', 'begins with'),
                           (b'\x10\0\0\0\0\0\0\0{"a": 3}', 'damaged')):
         f.write_bytes(content)
-        with pytest.raises(InputError, match=says): read_checkpoint(f)
+        with pytest.raises(InputError, match=says): read_weights(f)
     torch.save([1, 2], f)
-    with pytest.raises(InputError, match='holds a list'): read_checkpoint(f)
+    with pytest.raises(InputError, match='holds a list'): read_weights(f)
     torch.save(nn.Linear(1, 1), f)
-    with pytest.raises(InputError, match='not unpickled'): read_checkpoint(f)
+    with pytest.raises(InputError, match='not unpickled'): read_weights(f)
     with pytest.raises(InputError, match='no network tensors'): state_of({'epoch': 3})
 
 
@@ -352,7 +352,7 @@ def test_shared_tensors_are_saved_once(tmp_path):
         need_it = name == 'passt_s'
         if need_it: pytest.importorskip('timm')
         save_file(create_backbone(name, **SMALL.get(name, {})).state_dict(), tmp_path/'x.safetensors')
-        assert load_weights(create_backbone(name, **SMALL.get(name, {})), read_checkpoint(tmp_path/'x.safetensors'))
+        assert load_weights(create_backbone(name, **SMALL.get(name, {})), read_weights(tmp_path/'x.safetensors'))
 
 
 def test_beats_state_leaves_other_names_alone():

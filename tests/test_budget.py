@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from asc.backbone.zoo import create_backbone
-from asc.budget import COSTS, bc_resnet_cost, cp_mobile_cost, enumerate_costs, frames_of, pareto, round_channels, search, tf_sepnet_cost
+from asc.size.budget import COSTS, bc_resnet_cost, cp_mobile_cost, enumerate_costs, frames_of, pareto, round_channel_array, search, tf_sepnet_cost
 from asc.core import InputError
-from asc.cost import complexity
+from asc.size.cost import complexity
 
 
 def measured(net, mels, frames):
@@ -56,7 +56,7 @@ def test_the_frame_count_of_the_2023_winner():
 
 def test_channel_rounding():
     want = {57.6: 56, 103.68: 104, 67.2: 64, 117.6: 120, 73.6: 72, 169.28: 168, 3.: 8, 12: 16}
-    assert round_channels(np.array(list(want))).tolist() == list(want.values())
+    assert round_channel_array(np.array(list(want))).tolist() == list(want.values())
 
 
 def test_search_keeps_the_limits():

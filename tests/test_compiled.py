@@ -9,14 +9,14 @@ import torch
 import torch._inductor.config
 from torch._dynamo.utils import counters
 
-import asc.assemble
-from asc.assemble import check_training, create_training, training_options
-from asc.classifier import load_model, save_model
-from asc.compiled import Compiled, check_compile
+import asc.experiment.recipe
+from asc.experiment.recipe import check_training, create_training, training_options
+from asc.model.classifier import load_model, save_model
+from asc.train.compiled import Compiled, check_compile
 from asc.core import InputError
-from asc.corpus import load_corpus
-from asc.splits import read_split
-from asc.store import pack
+from asc.data.corpus import load_corpus
+from asc.data.splits import read_split
+from asc.data.store import pack
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 STEPS = ['resample', 'mel', 'log', {'freq_mixstyle': {'p': .4, 'alpha': .3}}]
@@ -78,7 +78,7 @@ def test_compiled_equals_plain(trained, tmp_path):
 def test_every_option_goes_along(trained, monkeypatch, options):
     "Hooks, 16 bits, frozen parts, averages and teachers, with the graph PyTorch records and no compiler behind it"
     plain = trained(**options)
-    monkeypatch.setattr(asc.assemble, 'Compiled', partial(Compiled, 'aot_eager'))
+    monkeypatch.setattr(asc.experiment.recipe, 'Compiled', partial(Compiled, 'aot_eager'))
     counters.clear()
     fast = trained(**options, compile=True)
     assert counters['stats']['unique_graphs'] >= 1
@@ -88,7 +88,7 @@ def test_every_option_goes_along(trained, monkeypatch, options):
 
 def test_no_graph_for_every_size(trained, monkeypatch):
     "One graph a training, whatever the last batch and the validation list; lists smaller than a batch are a batch"
-    monkeypatch.setattr(asc.assemble, 'Compiled', partial(Compiled, 'eager'))
+    monkeypatch.setattr(asc.experiment.recipe, 'Compiled', partial(Compiled, 'eager'))
     for n in (12, 3):
         counters.clear()
         trained(n, compile=True)
@@ -100,15 +100,15 @@ def test_refused_without_a_compiler(monkeypatch, tmp_path):
     assert training_options()['compile'] is False
     monkeypatch.setenv('PATH', str(tmp_path))
     monkeypatch.delenv('CXX', raising=False), monkeypatch.delenv('CC', raising=False)
-    monkeypatch.setattr(asc.assemble, 'default_device', lambda: torch.device('cpu'))
+    monkeypatch.setattr(asc.experiment.recipe, 'default_device', lambda: torch.device('cpu'))
     with pytest.raises(InputError, match=r'compile=True needs a compiler, and (g|clang)\+\+ cannot be found'): check_training(compile=True)
-    monkeypatch.setattr('asc.compiled.find_spec', lambda name: None)
+    monkeypatch.setattr('asc.train.compiled.find_spec', lambda name: None)
     with pytest.raises(InputError, match='compile=True needs Triton'): check_compile('cuda')
-    monkeypatch.setattr('asc.compiled.find_spec', lambda name: True)
+    monkeypatch.setattr('asc.train.compiled.find_spec', lambda name: True)
     with pytest.raises(InputError, match='gcc and clang cannot be found'): check_compile('cuda')
     (tmp_path/'mycc').write_text(''), (tmp_path/'mycc').chmod(0o755)
     monkeypatch.setenv('CXX', 'mycc')
-    monkeypatch.setattr('asc.compiled.sysconfig.get_path', lambda name: tmp_path)
+    monkeypatch.setattr('asc.train.compiled.sysconfig.get_path', lambda name: tmp_path)
     with pytest.raises(InputError, match='Python.h'): check_compile('cpu')
     (tmp_path/'Python.h').write_text('')
     check_compile('cpu')

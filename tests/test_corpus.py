@@ -16,9 +16,9 @@ import pytest
 import soundfile as sf
 
 from asc.core import InputError, fingerprint, project_root
-from asc.corpus import FINGERPRINTS, META, OFFICIAL, ClipName, check_corpus, counts, load_corpus, read_list, recordings
-from asc.fetch import download_corpus, fetch, unpack
-from asc.splits import expand_2020
+from asc.data.corpus import FINGERPRINTS, META, OFFICIAL, ClipName, check_corpus, counts, load_corpus, read_list, recordings
+from asc.data.fetch import download_corpus, fetch, unpack
+from asc.data.splits import expand_2020
 
 TAU = Path(os.environ.get('ASC_SHARED', project_root()/'..'/'shared'))/'data'/'tau-lists'
 needs_tau = pytest.mark.skipif(not TAU.is_dir(), reason='the official lists are not here')
@@ -389,7 +389,7 @@ def test_download_words(server, tmp_path, monkeypatch):
     del server.files['/api/records/7/files/oulu-2024.meta.zip/content']
     with pytest.raises(InputError, match='could not fetch oulu-2024.meta.zip from .* the server answered 404'):
         download_corpus(7, tmp_path/'out', base_url=api, progress=False)
-    monkeypatch.setattr('asc.fetch.shutil.disk_usage', lambda _: type('u', (), dict(free=1000)))
+    monkeypatch.setattr('asc.data.fetch.shutil.disk_usage', lambda _: type('u', (), dict(free=1000)))
     with pytest.raises(InputError, match='has 0 GB free'): download_corpus(7, tmp_path/'out2', base_url=api, progress=False)
 
 

@@ -12,9 +12,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from asc.backbone.zoo import backbones, create_backbone
 from asc.core import InputError
-from asc.cost import complexity, judge_devices, layer_table
-from asc.frontend import create_frontend
-from asc.trace import trace
+from asc.size.cost import complexity, judge_devices, layer_table
+from asc.frontend.logmel import create_frontend
+from asc.size.ops import trace
 
 ROWS_24 = '''in_c.0 1×256×65 88 304144
 in_c.1 8×128×33 2368 2506816

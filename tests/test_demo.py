@@ -9,13 +9,13 @@ import pytest
 import soundfile as sf
 import torch
 
-from asc.classifier import create_classifier, save_model
+from asc.model.classifier import create_classifier, save_model
 from asc.cli import main
 from asc.core import InputError
-from asc.corpus import load_corpus
-from asc.demo import build_page, practice_models, serve, short_names
-from asc.hearing import compare_devices, explain, read_start, through_device
-from asc.predictor import Predictor, open_model, predict
+from asc.data.corpus import load_corpus
+from asc.use.demo import build_page, practice_models, serve, short_names
+from asc.use.microphones import compare_devices, explain, read_start, through_device
+from asc.use.predict import Predictor, open_model, predict
 from test_run import PAPERMILL, papermill
 
 RATE = 44100

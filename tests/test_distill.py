@@ -13,18 +13,18 @@ import yaml
 from fastai.callback.core import Callback
 from torch.nn import functional as F
 
-from asc.assemble import check_training, create_training
-from asc.classifier import create_classifier, load_model, save_model
+from asc.experiment.recipe import check_training, create_training
+from asc.model.classifier import create_classifier, load_model, save_model
 from asc.core import InputError, seed_everything
-from asc.corpus import load_corpus
-from asc.distill import soft_loss
-from asc.learner import ClipData
-from asc.mixup import mix_teacher
-from asc.resume import Checkpoint, read_checkpoint
-from asc.splits import read_split
-from asc.store import pack
-from asc.teacher import save_teacher
-from asc.teaching import DISTILL, Distillation, read_distill
+from asc.data.corpus import load_corpus
+from asc.teach.distill import soft_loss
+from asc.train.learner import ClipData
+from asc.augment.mixup import mix_teacher
+from asc.train.resume import Checkpoint, read_checkpoint
+from asc.data.splits import read_split
+from asc.data.store import pack
+from asc.teach.logits import save_teacher
+from asc.teach.setup import DISTILL, Distillation, read_distill
 from conftest import ROOT
 
 STEPS = [{'roll': {'seconds': .1}}, 'resample', 'mel', {'freq_mask': {'size': 48}}, 'log', {'freq_mixstyle': {'p': .4, 'alpha': .3}}, {'mixup': {'alpha': .3}}]

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from asc.core import InputError
-from asc.pm import read_argv
+from asc.run.papermill import read_argv
 from asc.site import build_site
 from conftest import ROOT
 

@@ -15,22 +15,22 @@ from torch import nn
 from conftest import ROOT
 
 from asc.backbone.zoo import backbones, create_backbone, shaken
-from asc.card import card_text, model_card, parity, sizes
-from asc.classifier import create_classifier
+from asc.export.card import card_text, model_card, parity, sizes
+from asc.model.classifier import create_classifier
 from asc.core import SCENES, InputError
-from asc.cost import complexity
-from asc.fold import fold
-from asc.frontend import create_frontend
-from asc.graph import GraphLogMel, GraphResample
-from asc.mel import Resample
-from asc.published import PublishedClassifier, load_published
-from asc.qdq import calibrate, prepare, quantised_classifier
+from asc.size.cost import complexity
+from asc.size.fold import fold
+from asc.frontend.logmel import create_frontend
+from asc.frontend.matmul import GraphLogMel, GraphResample
+from asc.frontend.mel import Resample
+from asc.model.published import PublishedClassifier, load_published
+from asc.size.qdq import calibrate, prepare, quantised_classifier
 
 onnx, ort = pytest.importorskip('onnx'), pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
 from asc import onnxgraph      # noqa: E402
-from asc.export import executed_ops, export_model, load_exported, session, stored_tensors      # noqa: E402
-from asc.onnxgraph import network_graph, pools_as_convolutions     # noqa: E402
+from asc.export.onnx import executed_ops, export_model, load_exported, session, stored_tensors      # noqa: E402
+from asc.export.graph import network_graph, pools_as_convolutions     # noqa: E402
 
 BEATS = dict(embed_dim=24, encoder_embed_dim=48, encoder_ffn_embed_dim=96, encoder_layers=1, encoder_attention_heads=4, conv_pos=16, conv_pos_groups=4,
              encoder_layerdrop=0.)

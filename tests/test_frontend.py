@@ -10,8 +10,8 @@ import torchaudio
 from torchaudio.compliance import kaldi
 
 from asc.core import InputError
-from asc.frontend import LogMel, create_frontend, list_frontends
-from asc.mel import Resample, mel_bank
+from asc.frontend.logmel import LogMel, create_frontend, list_frontends
+from asc.frontend.mel import Resample, mel_bank
 
 PUBLISHED = [n for n in list_frontends() if n != 'logmel']
 

@@ -5,15 +5,15 @@ import pytest
 import soundfile as sf
 import torch
 
-from asc.assemble import create_training
-from asc.classifier import create_classifier
+from asc.experiment.recipe import create_training
+from asc.model.classifier import create_classifier
 from asc.core import SCENES, InputError, seed_everything
-from asc.corpus import load_corpus
-from asc.inference import half_model, half_predictions, masking, tta_predictions
-from asc.joined import join_snippets, join_store
-from asc.learner import ClipData, predictions
-from asc.splits import carve_valid, read_split, read_test
-from asc.store import pack
+from asc.data.corpus import load_corpus
+from asc.train.tta import half_model, half_predictions, masking, tta_predictions
+from asc.data.join import join_snippets, join_store
+from asc.train.learner import ClipData, predictions
+from asc.data.splits import carve_valid, read_split, read_test
+from asc.data.store import pack
 
 
 @pytest.fixture(scope='module')

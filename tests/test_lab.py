@@ -11,9 +11,9 @@ import torch
 
 import asc
 from asc.core import InputError
-from asc.deviceaware import from_published
-from asc.jobs import run_notebook
-from asc.predictor import open_model
+from asc.model.per_device import from_published
+from asc.run.process import run_notebook
+from asc.use.predict import open_model
 
 from conftest import ROOT
 
@@ -91,7 +91,7 @@ def test_predictions_are_those_of_the_run(trained, synthetic):
 
 def test_exported_file_predicts_the_same(trained, synthetic, tmp_path):
     pytest.importorskip('onnxruntime')
-    from asc.export import export_model
+    from asc.export.onnx import export_model
     export_model(asc.load_model(trained), tmp_path/'model.onnx')
     sounds = sorted((synthetic/'audio').glob('*.wav'))[:4]
     one, other = asc.predict(trained, sounds), asc.predict(tmp_path/'model.onnx', sounds)
@@ -103,7 +103,7 @@ def test_exported_file_predicts_the_same(trained, synthetic, tmp_path):
 def test_microphone_without_one(monkeypatch):
     "A missing library or input ends in a sentence"
     monkeypatch.setitem(sys.modules, 'sounddevice', None)
-    with pytest.raises(InputError, match=r"asc\[mic\]"): next(iter(asc.predictor.microphone()))
+    with pytest.raises(InputError, match=r"asc\[mic\]"): next(iter(asc.use.predict.microphone()))
 
 
 def test_the_published_devices_are_ours(shared):
@@ -111,7 +111,7 @@ def test_the_published_devices_are_ours(shared):
     path = shared/'data/weights/dcase2025_karasin_jku_sys4.ckpt'
     ours, theirs = from_published(path), asc.load_published(path)
     for wav in sorted((shared/'data/tau-samples').glob('*.wav')):
-        x, rate = asc.frontend.load_sound(wav)
+        x, rate = asc.frontend.logmel.load_sound(wav)
         for device in ('a', 's3', 'unknown'):
             code = torch.tensor([ours.devices.index(device) if device in ours.devices else -1])
             with torch.no_grad(): mine = ours(x, code).softmax(1)[0]

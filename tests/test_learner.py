@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from asc.classifier import create_classifier
+from asc.model.classifier import create_classifier
 from asc.core import InputError, seed_everything
-from asc.corpus import load_corpus
-from asc.learner import ClipData, create_learner, fit, make_dls, predictions
-from asc.melcache import MelCache
-from asc.splits import read_split, read_test
-from asc.store import pack
+from asc.data.corpus import load_corpus
+from asc.train.learner import ClipData, create_learner, fit, make_dls, predictions
+from asc.train.melcache import MelCache
+from asc.data.splits import read_split, read_test
+from asc.data.store import pack
 
 STEPS = ['resample', 'mel', {'freq_mask': {'size': 48}}, 'log', {'freq_mixstyle': {'p': 0.4, 'alpha': 0.3}}]
 

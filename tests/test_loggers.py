@@ -11,10 +11,10 @@ from fastai.data.core import DataLoaders
 from torch import nn
 
 from asc.core import InputError, seed_everything
-from asc.learner import create_learner, fit
-from asc.loggers import check_log, create_loggers
-from asc.report import plot_history
-from asc.resume import Checkpoint
+from asc.train.learner import create_learner, fit
+from asc.train.loggers import check_log, create_loggers
+from asc.score.tables import plot_history
+from asc.train.resume import Checkpoint
 
 
 class Killed(Exception): pass
@@ -102,6 +102,6 @@ def test_wandb_offline(tmp_path, monkeypatch):
 
 
 def test_a_missing_package_is_named_before_work(monkeypatch):
-    monkeypatch.setattr('asc.loggers.versions', lambda names: dict.fromkeys(names))
+    monkeypatch.setattr('asc.train.loggers.versions', lambda names: dict.fromkeys(names))
     for log in ('tensorboard', 'wandb', 'tensorboard, wandb'):
         with pytest.raises(InputError, match=r"pip install 'asc\[log\]'"): check_log(log)

@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from asc.backbone.blocks import Add, ConvNorm
-from asc.classifier import create_classifier
+from asc.model.classifier import create_classifier
 from asc.core import SCENES, InputError
-from asc.cost import complexity
-from asc.frontend import create_frontend
-from asc.micro import KERNELS, export_c, run_c, write_frontend_header
-from asc.published import PublishedClassifier
-from asc.qdq import calibrate, prepare, quantised_classifier
-from asc.steps import kernel, place, read_steps
-from asc.synthetic import draw_location, play
+from asc.size.cost import complexity
+from asc.frontend.logmel import create_frontend
+from asc.export.c99 import KERNELS, export_c, run_c, write_frontend_header
+from asc.model.published import PublishedClassifier
+from asc.size.qdq import calibrate, prepare, quantised_classifier
+from asc.export.plan import kernel, place, read_steps
+from asc.data.synthetic import draw_location, play
 
 SMALL = dict(base=16, blocks=(2, 1, 1), strides=dict(b2=(1, 2), b3=(2, 1)))
 needs_cc = pytest.mark.skipif(which('cc') is None, reason='no C compiler')
@@ -52,7 +52,7 @@ def test_decisions_are_those_of_pytorch(small, tmp_path):
     far = (c - want).abs().max().item()
     peak = complexity(m.backbone, (1, 256, 65), bits=8).honest['ram']
     print(f"largest difference of a logit {far:.2g} (standard deviation {want.std():.2g}); constants {facts['constants']:,} bytes; "
-          f"arena {facts['arena']:,} + {facts['scratch']:,} bytes, peak of asc.cost {peak:,}")
+          f"arena {facts['arena']:,} + {facts['scratch']:,} bytes, peak of asc.size.cost {peak:,}")
     assert len(set(want.argmax(1).tolist())) >= 4
     assert c.argmax(1).tolist() == want.argmax(1).tolist()
     assert far < .05 * want.std()

@@ -2,13 +2,13 @@
 import pytest
 import torch
 
-from asc.assemble import check_training, create_training
-from asc.classifier import create_classifier, load_model, save_model
+from asc.experiment.recipe import check_training, create_training
+from asc.model.classifier import create_classifier, load_model, save_model
 from asc.core import InputError
-from asc.corpus import load_corpus
-from asc.pipeline import create_pipeline
-from asc.splits import read_split
-from asc.store import pack
+from asc.data.corpus import load_corpus
+from asc.augment.pipeline import create_pipeline
+from asc.data.splits import read_split
+from asc.data.store import pack
 
 CODE = '''
 import torch

@@ -7,8 +7,8 @@ import torch
 from scipy import stats
 
 from asc.core import InputError
-from asc.frontend import create_frontend
-from asc.pipeline import Choice, Pipeline, create_pipeline, parse_step, pipelines
+from asc.frontend.logmel import create_frontend
+from asc.augment.pipeline import Choice, Pipeline, create_pipeline, parse_step, pipelines
 
 SHAPES = dict(none=(256, 65), dcase24=(256, 65), cp=(256, 64), cp_resnet=(256, 43), passt=(128, 100), easy_tfsepnet=(512, 64), easy_beats_ssl=(128, 98),
               easy_beats_ssl_star=(128, 98), easy_cnn3=(40, 51), dragonsearch=(128, 44), sp4asc=(256, 44), sp4asc_mixup=(256, 44))
@@ -191,7 +191,7 @@ def test_quirks():
 
 def test_time_axis_mixstyle_is_the_turned_one():
     "F4: what easy-dcase did to BEATs' (T, F) spectrogram is frequency MixStyle of the turned one"
-    from asc.specaug import FreqMixStyle
+    from asc.augment.spec import FreqMixStyle
     x = torch.randn(5, 1, 128, 98)
     torch.manual_seed(1); a = FreqMixStyle(p=1, axis='time')(x)
     torch.manual_seed(1); b = FreqMixStyle(p=1)(x.transpose(2, 3)).transpose(2, 3)

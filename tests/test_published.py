@@ -9,12 +9,12 @@ import torch
 
 from asc.backbone import weights
 from asc.backbone.cnn6 import fold_cnn6
-from asc.backbone.weights import read_checkpoint, state_of, weights_file
+from asc.backbone.weights import read_weights, state_of, weights_file
 from asc.backbone.zoo import backbones, create_backbone, list_backbones
 from asc.core import SCENES, InputError
-from asc.frontend import create_frontend
-from asc.mel import Resample
-from asc.published import DeviceWise, golden_logits, load_published, recognise, reference_logits, chirp
+from asc.frontend.logmel import create_frontend
+from asc.frontend.mel import Resample
+from asc.model.published import DeviceWise, golden_logits, load_published, recognise, reference_logits, chirp
 
 FILES = {'cpjku23_c0a7nzin.ckpt': 'cp_mobile_23', 'sp4asc_128_2_16_2_mixup_2.pth': 'cnn6_60k', 'sp4asc_128_2_32_2.pth': 'cnn6_60k',
          'sp4asc_128_2_32_2_focal_loss.pth': 'cnn6_60k', 'dcase2025_karasin_jku_sys4.ckpt': 'cp_mobile_24'}
@@ -98,7 +98,7 @@ def test_device_wise(published, clips):
 
 def test_the_frontend_in_the_2025_file_is_ours(shared):
     "The file carries the tables of its frontend: the resampler's kernel, the window and the mel bank are those of dcase24"
-    state = read_checkpoint(shared/'data'/'weights'/'dcase2025_karasin_jku_sys4.ckpt')['state_dict']
+    state = read_weights(shared/'data'/'weights'/'dcase2025_karasin_jku_sys4.ckpt')['state_dict']
     fe = create_frontend('dcase24')
     bank = fe.bank(torch.eye(2049))
     assert (bank.T - state['mel.1.mel_scale.fb']).abs().max() < 1e-4
@@ -187,7 +187,7 @@ def test_fetched_by_name(tmp_path, monkeypatch):
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        monkeypatch.setitem(weights.PUBLISHED, 'cpr_128k_fms_1', f'http://127.0.0.1:{server.server_port}/served.pt')
+        monkeypatch.setitem(weights.PUBLISHED_WEIGHTS, 'cpr_128k_fms_1', f'http://127.0.0.1:{server.server_port}/served.pt')
         monkeypatch.setattr(weights, 'project_root', lambda: tmp_path)
         assert load_published('cpr_128k_fms_1').name == 'cp_resnet'
         assert (tmp_path/'data'/'weights'/'cpr_128k_fms_1.pt').is_file()

@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from asc.backbone.zoo import backbones, create_backbone
-from asc.classifier import create_classifier
+from asc.model.classifier import create_classifier
 from asc.core import InputError
-from asc.fold import compare, dataflow, fold, half_weights, norms
-from asc.ptq import mixed_precision, ptq, sensitivity
-from asc.qat import load_quantised, save_quantised, with_augmentation
-from asc.qdq import LAYERS, calibrate, calibration_batches, emitting, prepare, quant_bytes, quantised_classifier, quantisers
+from asc.size.fold import compare_networks, dataflow, fold, half_weights, norms
+from asc.size.ptq import mixed_precision, ptq, sensitivity
+from asc.size.qat import load_quantised, save_quantised, with_augmentation
+from asc.size.qdq import LAYERS, calibrate, calibration_batches, emitting, prepare, quant_bytes, quantised_classifier, quantisers
 
 SMALL = {'cp_mobile_24': (64, 33), 'cp_mobile_23': (64, 33), 'cp_resnet': (64, 33), 'tf_sepnet_40': (128, 33), 'tf_sepnet_dragon_60': (64, 44),
          'bc_resnet_40': (64, 33), 'cnn3': (40, 51), 'cnn6_60k': (256, 20)}
@@ -38,7 +38,7 @@ def named(name, **kw):
     return net, torch.randn(8, 1, *SMALL[name])
 
 
-def relative(a, b, x): return compare(a, b, x)['max_logit'] / a(x).abs().max().item()
+def relative(a, b, x): return compare_networks(a, b, x)['max_logit'] / a(x).abs().max().item()
 
 
 @pytest.mark.parametrize('name', SMALL)
@@ -99,7 +99,7 @@ def test_quantised(name):
     seen = {}
     for n, k in quantisers(q).items():
         if k.axis is None: k.register_forward_hook(lambda m, i, o, n=n: seen.update({n: (m, o)}))
-    d = compare(net, q, x)
+    d = compare_networks(net, q, x)
     assert 0 < d['mean_logit'] < .1 * net(x).abs().max()
     assert seen and all(torch.equal(m.quantise(o).float(), (o / m.scale).round() + m.zero_point) for m, o in seen.values())
     def emit(v, scale, zero, axis):
@@ -115,7 +115,7 @@ def test_quantised(name):
 
 def test_gradient_is_that_of_learned_steps():
     "The hand-written backward pass is what autograd makes of rounding with a straight-through gradient"
-    from asc.qdq import Quantiser
+    from asc.size.qdq import Quantiser
     torch.manual_seed(0)
     for channels in (0, 5):
         q, x = Quantiser(channels), torch.randn(5, 7, requires_grad=True)
@@ -198,10 +198,10 @@ def test_saved_and_loaded(classifier, tmp_path):
 
 def test_calibration_clips(classifier, synthetic, tmp_path):
     "Spread over scenes and devices; another rate is refused"
-    from asc.corpus import load_corpus
-    from asc.learner import ClipData
-    from asc.splits import read_split
-    from asc.store import pack
+    from asc.data.corpus import load_corpus
+    from asc.train.learner import ClipData
+    from asc.data.splits import read_split
+    from asc.data.store import pack
     corpus = load_corpus(synthetic)
     store = pack(corpus, store_dir=tmp_path, progress=False)
     data = ClipData(store, read_split(corpus, 100), corpus.scenes, corpus.devices)
@@ -215,7 +215,7 @@ def test_calibration_clips(classifier, synthetic, tmp_path):
 def test_pruned_then_quantised(classifier, tmp_path):
     "A pruned network quantises, saves and loads"
     pytest.importorskip('torch_pruning')
-    from asc.prune import prune
+    from asc.size.prune import prune
     model, x = deepcopy(classifier), torch.randn(4, *classifier.input_shape()[1:])
     calls = []
     model.backbone, steps = prune(model.backbone, x, max_macs=1_000_000, steps=2, round_to=4, retrain=lambda net, step: calls.append(step))
@@ -229,7 +229,7 @@ def test_pruned_then_quantised(classifier, tmp_path):
 @pytest.mark.parametrize('name', ['cp_resnet', 'bc_resnet_40', 'cnn6_60k'])
 def test_prune_others(name):
     pytest.importorskip('torch_pruning')
-    from asc.prune import prune
+    from asc.size.prune import prune
     net, x = named(name)
     small, steps = prune(net, x, max_bytes=int(.7 * backbones[name].params), steps=2)
     assert steps.bytes.iloc[-1] <= .7 * backbones[name].params and small(x).shape == (8, 10)
@@ -237,7 +237,7 @@ def test_prune_others(name):
 
 def test_published_merge_without_eps(shared):
     "M1 of the reference: up to 6.07 in the logits for the first checkpoint of sp4asc, by the named quirk alone"
-    from asc.published import load_published
+    from asc.model.published import load_published
     model = load_published(shared/'data/weights/sp4asc_128_2_32_2.pth')
     t = torch.arange(441_000) / 44_100
     wave = .5 * torch.sin(2 * torch.pi * (50 * t + 1000 * t**2))[None]
@@ -248,8 +248,8 @@ def test_published_merge_without_eps(shared):
 
 def test_published_checkpoint_in_eight_bits(shared):
     "cpjku23 on the seven genuine clips: better rounding halves the error of calibration alone, and fp16 storage changes no decision"
-    from asc.published import as_wave, load_published
-    from asc.mel import Resample
+    from asc.model.published import as_wave, load_published
+    from asc.frontend.mel import Resample
     model = load_published(shared/'data/weights/cpjku23_c0a7nzin.ckpt')
     torch.manual_seed(0)
     waves = torch.cat([Resample(r, 32000)(w)[:, :32000] for w, r in map(as_wave, sorted((shared/'data/tau-samples').glob('*.wav')))])
@@ -257,6 +257,6 @@ def test_published_checkpoint_in_eight_bits(shared):
     held = x[:7]
     plain = calibrate(prepare(model.network, x), x[7:])
     better = ptq(model.network, [x[7:]])
-    a, b = (compare(model.network, n, held) for n in (plain, better))
+    a, b = (compare_networks(model.network, n, held) for n in (plain, better))
     assert b['agreement'] == 1 and b['mean_logit'] < .75 * a['mean_logit'] < .3
-    assert compare(model.network, half_weights(fold(model.network)), held)['agreement'] == 1
+    assert compare_networks(model.network, half_weights(fold(model.network)), held)['agreement'] == 1

@@ -5,16 +5,16 @@ import pytest
 import torch
 import yaml
 
-from asc.assemble import check_training, create_training, training_options
+from asc.experiment.recipe import check_training, create_training, training_options
 from asc.backbone.zoo import create_backbone
-from asc.classifier import create_classifier
+from asc.model.classifier import create_classifier
 from asc.core import SCENES, InputError, seed_everything
-from asc.finetune import layer_groups
-from asc.jobs import declared_parameters, find_notebook, full_parameters
-from asc.learner import optimizers
-from asc.losses import create_loss
-from asc.pipeline import create_pipeline, pipelines, revise
-from asc.schedules import create_schedule
+from asc.train.finetune import layer_groups
+from asc.run.process import declared_parameters, find_notebook, full_parameters
+from asc.train.learner import optimizers
+from asc.train.losses import create_loss
+from asc.augment.pipeline import create_pipeline, pipelines, revise
+from asc.train.schedules import create_schedule
 from conftest import ROOT
 from test_backbone import SMALL, beats_file, need
 

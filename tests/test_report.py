@@ -10,12 +10,12 @@ from scipy import stats
 from sklearn import metrics as skm
 
 from asc.core import CITIES, DEVICES, SCENES, InputError, write_json
-from asc.report import (apply_temperature, bootstrap, check_predictions, city_table, class_device_table, class_table, compare, confusion, device_table,
+from asc.score.tables import (apply_temperature, bootstrap, check_predictions, city_table, class_device_table, class_table, compare, confusion, device_table,
                         fit_temperature, metrics, plot_class_device, plot_confusion, plot_history, plot_reliability, read_predictions, summary_table, to_markdown,
                         vote)
-from asc.results import by_line, comparable, find_runs, intervals_table, read_run, runs_table
-from asc.scores import clips, expected_calibration_error
-from asc.stats import crossed
+from asc.score.paper import by_line, comparable, find_runs, intervals_table, read_run, runs_table
+from asc.score.metrics import clips, expected_calibration_error
+from asc.score.stats import crossed
 
 
 def made_up(seed=0, skill=1., places=6, snippets=2, devices=DEVICES, scenes=SCENES, names=SCENES, place=.5, luck=0.):
@@ -222,7 +222,7 @@ def test_history_takes_one_or_two_panels():
 
 
 def test_no_torch():
-    code = "import sys, asc.report, asc.results; assert 'torch' not in sys.modules and 'fastai' not in sys.modules"
+    code = "import sys, asc.score.tables, asc.score.paper; assert 'torch' not in sys.modules and 'fastai' not in sys.modules"
     subprocess.run([sys.executable, '-c', code], check=True)
 
 

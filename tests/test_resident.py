@@ -5,20 +5,20 @@ import numpy as np
 import pytest
 import torch
 
-import asc.learner
-from asc.assemble import create_training
-from asc.classifier import create_classifier
+import asc.train.learner
+from asc.experiment.recipe import create_training
+from asc.model.classifier import create_classifier
 from asc.core import seed_everything
-from asc.corpus import load_corpus
-from asc.joined import join_snippets, join_store
-from asc.learner import ClipData, make_dls, make_resident, predict_logits
-from asc.melcache import MelCache
-from asc.ranks import SharedClips
-from asc.resident import Resident
-from asc.sound import read_int16
-from asc.splits import read_split, read_test
-from asc.store import pack
-from asc.teacher import Teacher
+from asc.data.corpus import load_corpus
+from asc.data.join import join_snippets, join_store
+from asc.train.learner import ClipData, make_dls, make_resident, predict_logits
+from asc.train.melcache import MelCache
+from asc.train.ddp import SharedClips
+from asc.train.resident import Resident
+from asc.data.sound import read_int16
+from asc.data.splits import read_split, read_test
+from asc.data.store import pack
+from asc.teach.logits import Teacher
 from test_store import RATE, make
 
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU'))]
@@ -153,7 +153,7 @@ def test_moved_where_there_is_room(packed, monkeypatch, capsys, free, idle, move
     corpus, store = packed
     lists = [ClipData(store, rows, corpus.scenes, corpus.devices) for rows in (read_split(corpus, 100)[:15], read_test(corpus)[:5])]
     size, moved = 20 * store.clip_len * 2, []
-    monkeypatch.setattr(asc.learner.torch, 'cuda', SimpleNamespace(
+    monkeypatch.setattr(asc.train.learner.torch, 'cuda', SimpleNamespace(
         mem_get_info=lambda d: (free * size, 10 * size), memory_reserved=lambda d: (3 + idle) * size, memory_allocated=lambda d: 3 * size))
     monkeypatch.setattr(ClipData, 'to', lambda self, device: moved.append(self))
     assert make_resident(lists, SimpleNamespace(type='cuda')) is moves

@@ -14,17 +14,17 @@ import torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 
-from asc.callbacks import EMA, SWA, EarlyStop, KeepBest
-from asc.classifier import create_classifier
+from asc.train.averages import EMA, SWA, EarlyStop, KeepBest
+from asc.model.classifier import create_classifier
 from asc.core import InputError, seed_everything
-from asc.corpus import load_corpus
-from asc.finetune import Freeze
-from asc.learner import ClipData, create_learner, fit, make_dls
-from asc.precision import MixedPrecision
-from asc.resume import Checkpoint, read_checkpoint
-from asc.softmixup import MixUpLoss
-from asc.splits import read_split
-from asc.store import pack
+from asc.data.corpus import load_corpus
+from asc.train.finetune import Freeze
+from asc.train.learner import ClipData, create_learner, fit, make_dls
+from asc.train.precision import MixedPrecision
+from asc.train.resume import Checkpoint, read_checkpoint
+from asc.train.targets import MixUpLoss
+from asc.data.splits import read_split
+from asc.data.store import pack
 
 STEPS = [{'roll': {'seconds': .1}}, 'resample', 'mel', {'freq_mask': {'size': 48}}, 'log', {'freq_mixstyle': {'p': .4, 'alpha': .3}},
          {'mixup': {'alpha': .3}}]

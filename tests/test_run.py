@@ -116,10 +116,10 @@ def test_bad_parameters_are_refused(tmp_path, synthetic, args, told):
 def test_a_run_is_what_create_training_trains(done, synthetic, tmp_path):
     "The history of train.ipynb is that of the learner a trial of a search gets for the same parameters, to the last digit"
     import torch
-    from asc.assemble import create_training, training_options
-    from asc.corpus import load_corpus
-    from asc.splits import carve_valid, read_split
-    from asc.store import pack
+    from asc.experiment.recipe import create_training, training_options
+    from asc.data.corpus import load_corpus
+    from asc.data.splits import carve_valid, read_split
+    from asc.data.store import pack
     params, threads = json.loads((done[0]/'params.json').read_text())['parameters'], torch.get_num_threads()
     corpus = load_corpus(synthetic)
     parts = carve_valid(read_split(corpus, params['subset']), params['valid'])

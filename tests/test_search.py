@@ -12,13 +12,13 @@ import yaml
 
 pytest.importorskip('optuna')
 
-from asc.assemble import create_training
+from asc.experiment.recipe import create_training
 from asc.core import InputError
-from asc.corpus import load_corpus
-from asc.jobs import full_parameters
-from asc.search import Prune, best_recipe, open_study, read_space, run_trial, run_trials, settled, trials_table, write_recipe
-from asc.splits import carve_valid, read_split
-from asc.store import pack
+from asc.data.corpus import load_corpus
+from asc.run.process import full_parameters
+from asc.experiment.search import Prune, best_recipe, open_study, read_space, run_trial, run_trials, settled, trials_table, write_recipe
+from asc.data.splits import carve_valid, read_split
+from asc.data.store import pack
 from test_run import PAPERMILL, papermill
 
 pytestmark = pytest.mark.usefixtures('one_thread')

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import asc.splits
+import asc.data.splits
 from asc.core import InputError, fingerprint, project_root
-from asc.corpus import FINGERPRINTS, META, ClipName, load_corpus, read_list
-from asc.splits import carve_valid, check_disjoint, describe, expand_2020, fetch_split, read_split, read_test, subsets_of
+from asc.data.corpus import FINGERPRINTS, META, ClipName, load_corpus, read_list
+from asc.data.splits import carve_valid, check_disjoint, describe, expand_2020, fetch_split, read_split, read_test, subsets_of
 
 TAU = Path(os.environ.get('ASC_SHARED', project_root()/'..'/'shared'))/'data'/'tau-lists'
 needs_tau = pytest.mark.skipif(not TAU.is_dir(), reason='the official lists are not here')
@@ -66,7 +66,7 @@ def edition(corpus, monkeypatch):
     "The small corpus passes for an official one: its names and lists have fingerprints"
     known = {n: fingerprint(read_list(corpus.dir/f'{n}.csv').filename) for n in ('split50', 'split100', 'test')}
     monkeypatch.setitem(FINGERPRINTS, '2022', known | {'all': fingerprint(corpus.meta.filename)})
-    monkeypatch.setattr(asc.splits, 'project_root', lambda: corpus.dir.parent/'project')
+    monkeypatch.setattr(asc.data.splits, 'project_root', lambda: corpus.dir.parent/'project')
     assert load_corpus(corpus.dir).edition == '2022'
     return load_corpus(corpus.dir)
 
@@ -133,7 +133,7 @@ def test_fetch_when_absent(edition, lists):
 
 def test_fetch_into_the_project_when_the_corpus_is_read_only(edition, lists, monkeypatch):
     (edition.dir/'test.csv').rename(lists.folder/'test.csv')
-    monkeypatch.setattr(asc.splits.os, 'access', lambda *_: False)
+    monkeypatch.setattr(asc.data.splits.os, 'access', lambda *_: False)
     read_test(edition, base_url=lists.url)
     assert (edition.dir.parent/'project'/'data'/'split_setup'/'test.csv').is_file() and not (edition.dir/'split_setup').exists()
     read_test(edition, base_url='http://127.0.0.1:9')                                    # found there again

@@ -12,17 +12,17 @@ from fastai.callback.core import Callback
 from fastai.learner import AvgSmoothLoss
 from torch.func import stack_module_state
 
-from asc.assemble import create_training, training_options
+from asc.experiment.recipe import create_training, training_options
 from asc.backbone.zoo import create_backbone, list_backbones
 from asc.core import InputError
-from asc.corpus import load_corpus
-from asc.jobs import full_parameters
-from asc.resume import random_states, read_checkpoint
-from asc.seeds import train_runs
-from asc.splits import read_split
-from asc.stacked import Turns, check_stacked, stacked_call, train_stacked
-from asc.store import pack
-from asc.teacher import save_teacher
+from asc.data.corpus import load_corpus
+from asc.run.process import full_parameters
+from asc.train.resume import random_states, read_checkpoint
+from asc.experiment.seeds import train_runs
+from asc.data.splits import read_split
+from asc.experiment.stacked import Turns, check_stacked, stacked_call, train_stacked
+from asc.data.store import pack
+from asc.teach.logits import save_teacher
 from test_backbone import SMALL, need
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -182,8 +182,8 @@ class Killed(BaseException): "Stands for the end of the process"
 
 def test_runs_go_on_where_each_was(synthetic, tmp_path, monkeypatch):
     "Killed while checkpoints are written: seeds that came equally far go on together, to the same last digit; others each from its own"
-    monkeypatch.setattr('asc.seeds.pack', partial(pack, store_dir=tmp_path/'store', progress=False))
-    monkeypatch.setattr('asc.seeds.read_split', lambda *args: read_split(*args)[::6])
+    monkeypatch.setattr('asc.experiment.seeds.pack', partial(pack, store_dir=tmp_path/'store', progress=False))
+    monkeypatch.setattr('asc.experiment.seeds.read_split', lambda *args: read_split(*args)[::6])
     light = dict(data_dir=str(synthetic), subset=5, epochs=3, bs=9, backbone='cnn3', frontend='cnn3', pipeline='none')
     state = lambda folder, s: read_checkpoint(tmp_path/folder/f'{s}/checkpoint.pt')
     def go(folder, resume=False):

@@ -17,12 +17,12 @@ import soundfile as sf
 import torch
 import torchaudio
 
-import asc.samples
-import asc.store
+import asc.data.pcm
+import asc.data.store
 from asc.core import InputError, project_root
-from asc.corpus import META, ClipName, check_corpus, load_corpus
-from asc.sound import read_int16, scan_wavs, to_int16
-from asc.store import Store, chunks, layout, pack
+from asc.data.corpus import META, ClipName, check_corpus, load_corpus
+from asc.data.sound import read_int16, scan_wavs, to_int16
+from asc.data.store import Store, chunks, store_layout, pack
 
 SAMPLES = Path(os.environ.get('ASC_SHARED', project_root()/'..'/'shared'))/'data'/'tau-samples'
 RATE = 800
@@ -49,7 +49,7 @@ def corpus(tmp_path): return make(tmp_path/'c')
 @pytest.fixture
 def store(corpus, tmp_path): return pack(corpus, tmp_path/'s', progress=False)
 
-def small_chunks(monkeypatch, clips=4): monkeypatch.setattr(asc.store, 'CHUNK', clips*RATE)
+def small_chunks(monkeypatch, clips=4): monkeypatch.setattr(asc.data.store, 'CHUNK', clips*RATE)
 
 
 # ---------------------------------------------------------------- samples
@@ -151,7 +151,7 @@ def test_chunks_cover_and_keep_stretches_whole():
     rng = np.random.default_rng(0)
     for _ in range(50):
         stretch = np.repeat(np.arange(30), rng.integers(1, 12, 30))
-        got = chunks(stretch, asc.store.CHUNK//rng.integers(1, 30))
+        got = chunks(stretch, asc.data.store.CHUNK//rng.integers(1, 30))
         assert [a for a, _ in got] == [0, *(b for _, b in got[:-1])] and got[-1][1] == len(stretch)
         assert all(stretch[b - 1] != stretch[b] for _, b in got[:-1])
 
@@ -176,7 +176,7 @@ def test_reading_leaves_no_memory_behind(tmp_path):
     mapped = lambda: int(re.search(r'RssFile:\s+(\d+)', status.read_text())[1])*1024
     x = np.random.default_rng(0).integers(-2**15, 2**15, 1 << 24, '<i2')                # 34 MB
     x.tofile(tmp_path/'x.i16')
-    s, before = asc.samples.Samples(tmp_path/'x.i16'), mapped()
+    s, before = asc.data.pcm.Samples(tmp_path/'x.i16'), mapped()
     got = np.concatenate([s.take(np.arange(k, len(x), 1 << 19), 1 << 16) for k in range(0, 1 << 19, 1 << 16)])
     assert mapped() - before < 4e6 and got.sum(dtype=np.int64) == x.sum(dtype=np.int64) == s.flat.sum(dtype=np.int64)
     assert mapped() - before > 30e6
@@ -240,15 +240,15 @@ def tree(folder): return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 SCRIPT = '''
     import sys, time
-    import asc.store, asc.sound
-    from asc.corpus import load_corpus
-    asc.store.CHUNK = 4*800
-    read = asc.store.read_int16
+    import asc.data.store, asc.data.sound
+    from asc.data.corpus import load_corpus
+    asc.data.store.CHUNK = 4*800
+    read = asc.data.store.read_int16
     def slow(*a): time.sleep(.008); return read(*a)
-    asc.store.read_int16 = slow
+    asc.data.store.read_int16 = slow
     corpus = load_corpus(sys.argv[1])
     print('go', flush=True)
-    print(asc.store.pack(corpus, sys.argv[2], progress=False).folder)
+    print(asc.data.store.pack(corpus, sys.argv[2], progress=False).folder)
 '''
 
 def script(tmp_path, text, *args, **kw):
@@ -288,7 +288,7 @@ def test_resume_from_any_state(how, corpus, tmp_path, monkeypatch):
     good = tree(pack(corpus, tmp_path/'good', progress=False).folder)
     def die(*_): raise KeyboardInterrupt
     with monkeypatch.context() as m:
-        m.setattr(asc.store.Job, 'finish', die)
+        m.setattr(asc.data.store.Packing, 'finish', die)
         with pytest.raises(KeyboardInterrupt): pack(corpus, tmp_path/'s', progress=False)
     f = next((tmp_path/'s').glob('c-*'))
     log = f/'progress'
@@ -301,8 +301,8 @@ def test_resume_from_any_state(how, corpus, tmp_path, monkeypatch):
     if how == 'nonsense': log.write_text('0 4 17\n99 120 5\n' + log.read_text())
     if how == 'rows written': (f/'audio.part').rename(f/'audio.i16'); (f/'rows.csv').write_text('half')
     decoded = []
-    read = asc.store.read_int16
-    monkeypatch.setattr(asc.store, 'read_int16', lambda p, *a: (decoded.append(p), read(p, *a))[1])
+    read = asc.data.store.read_int16
+    monkeypatch.setattr(asc.data.store, 'read_int16', lambda p, *a: (decoded.append(p), read(p, *a))[1])
     assert tree(pack(corpus, tmp_path/'s', progress=False).folder) == good
     assert len(decoded) == {'torn line': 4, 'lost bytes': 8, 'no part': 24}.get(how, 0)  # only what was lost is done again
 
@@ -318,7 +318,7 @@ def test_two_at_once(tmp_path):
 
 
 def test_disk_full(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(asc.store.shutil, 'disk_usage', lambda _: type('u', (), dict(free=1000)))
+    monkeypatch.setattr(asc.data.store.shutil, 'disk_usage', lambda _: type('u', (), dict(free=1000)))
     with pytest.raises(InputError, match=r'could not pack into .*0.00 GB are free.*store_dir'): pack(corpus, tmp_path/'s', progress=False)
     assert not list((tmp_path/'s').glob('c-*/*'))
 
@@ -419,7 +419,7 @@ def test_evaluation_set(tmp_path):
 
 
 def test_default_place(tmp_path, monkeypatch):
-    monkeypatch.setattr(asc.store, 'project_root', lambda: tmp_path)
+    monkeypatch.setattr(asc.data.store, 'project_root', lambda: tmp_path)
     c = make(tmp_path/'c')
     assert pack(c, progress=False).folder.parent == tmp_path/'data'/'store'
 
@@ -431,4 +431,4 @@ def test_real_corpus(tmp_path):
     s = pack(c, tmp_path/'s', progress=False)
     names = c.meta.filename.sample(50, random_state=0)
     for name, x in zip(names, s.batch(s.index(names))): assert (x == sf.read(d/name, dtype='int16')[0]).all()
-    assert len(layout(c.meta, 44100)) == len(s) == 1663 and len(s.recordings) > c.meta.recording.nunique()
+    assert len(store_layout(c.meta, 44100)) == len(s) == 1663 and len(s.recordings) > c.meta.recording.nunique()

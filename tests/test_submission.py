@@ -8,18 +8,18 @@ import pytest
 import torch
 import yaml
 
-from asc.classifier import create_classifier, load_model, save_model
+from asc.model.classifier import create_classifier, load_model, save_model
 from asc.core import InputError, write_json
-from asc.corpus import load_corpus
-from asc.data import data_facts
-from asc.entry import check_package, write_package
-from asc.learner import ClipData, predictions
-from asc.qat import save_quantised
-from asc.qdq import calibrate, quantised_classifier
-from asc.scores import metrics
-from asc.splits import read_test
-from asc.store import pack
-from asc.submission import AUTHOR
+from asc.data.corpus import load_corpus
+from asc.data.choose import data_facts
+from asc.entry.folder import check_package, write_package
+from asc.train.learner import ClipData, predictions
+from asc.size.qat import save_quantised
+from asc.size.qdq import calibrate, quantised_classifier
+from asc.score.metrics import metrics
+from asc.data.splits import read_test
+from asc.data.store import pack
+from asc.entry.files import AUTHOR
 
 LABEL = 'Curie_UP_task1_1'
 ME = dict(AUTHOR, lastname='Curie', firstname='Marie', email='marie@example.org',

@@ -12,14 +12,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from asc.classifier import create_classifier, save_model
+from asc.model.classifier import create_classifier, save_model
 from asc.core import SCENES, InputError
-from asc.corpus import load_corpus
-from asc.data import data_facts
-from asc.listener import load_teacher_model, predict_teacher, training_clips
-from asc.splits import carve_valid, read_split, read_test
-from asc.store import pack
-from asc.teacher import Teacher, read_published_logits, read_teacher, save_teacher
+from asc.data.corpus import load_corpus
+from asc.data.choose import data_facts
+from asc.use.answers import load_teacher_model, predict_teacher, training_clips
+from asc.data.splits import carve_valid, read_split, read_test
+from asc.data.store import pack
+from asc.teach.logits import Teacher, read_published_logits, read_teacher, save_teacher
 from conftest import ROOT
 
 

@@ -9,10 +9,10 @@ import torch
 
 from asc.backbone.zoo import create_backbone
 from asc.core import InputError
-from asc.frontend import create_frontend
-from asc.allocator import keep_memory
-from asc.plain import make_prediction, settings, torchaudio_frontend
-from asc.timing import Elsewhere, Machine, against, forward_needs, kept_bytes, take_turns, training_needs
+from asc.frontend.logmel import create_frontend
+from asc.train.memory import keep_memory
+from asc.bench.rivals import make_prediction, settings, torchaudio_frontend
+from asc.bench.timing import Elsewhere, Machine, against, forward_needs, kept_bytes, take_turns, training_needs
 
 
 def test_turns_are_fair():

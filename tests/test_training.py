@@ -13,20 +13,20 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from asc.backbone.blocks import relus_in_place
 from asc.backbone.zoo import backbones, create_backbone, list_backbones
-from asc.classifier import create_classifier
-from asc.compiled import Compiled
+from asc.model.classifier import create_classifier
+from asc.train.compiled import Compiled
 from asc.core import InputError, seed_everything
-from asc.corpus import load_corpus
-from asc.finetune import head_of, layer_groups, layers_of
-from asc.learner import ClipData, create_learner, fit, make_dls
-from asc.losses import create_loss
-from asc.precision import MixedPrecision, precision_of
-from asc.resume import Checkpoint
-from asc.schedules import create_schedule
-from asc.softmixup import MixUpLoss
-from asc.splits import read_split
-from asc.store import pack
-from asc.training import create_callbacks
+from asc.data.corpus import load_corpus
+from asc.train.finetune import head_of, layer_groups, layers_of
+from asc.train.learner import ClipData, create_learner, fit, make_dls
+from asc.train.losses import create_loss
+from asc.train.precision import MixedPrecision, precision_of
+from asc.train.resume import Checkpoint
+from asc.train.schedules import create_schedule
+from asc.train.targets import MixUpLoss
+from asc.data.splits import read_split
+from asc.data.store import pack
+from asc.train.callbacks import create_callbacks
 from test_backbone import SHAPES, SMALL, need
 
 pytestmark = pytest.mark.usefixtures('one_thread')

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_WEIGHTS', 'HOLDERS', 'FRONTENDS', 'WRAPPERS', 'weights_file', 'read_weights', 'state_of', 'merged_form',
-           'load_weights']
+           'load_weights', 'weights_fingerprint']
 
 # %% ../../nbs/backbone/05_weights.ipynb #7a4224d6
+import hashlib
 import pickle
 from pathlib import Path
 
@@ -108,3 +109,13 @@ def load_weights(net,               # network to fill
     full.update(have)
     net.load_state_dict(full)
     return net
+
+# %% ../../nbs/backbone/05_weights.ipynb #9deaa8e8
+def weights_fingerprint(network, # any nn.Module
+                        ) -> str:
+    "First 16 hex digits of SHA-256 over the names, types, shapes and bytes of a network's tensors"
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -17,7 +17,7 @@ from torch import nn
 
 from ..augment.pipeline import create_pipeline
 from ..backbone.weights import load_weights
-from ..backbone.zoo import create_backbone
+from ..backbone.zoo import backbones, create_backbone
 from ..core import SCENES, InputError, atomic, write_json
 from .body import network_logits
 from ..run.plugin import check_own, own_code
@@ -40,7 +40,7 @@ class Classifier(nn.Module):
         spectrogram = self.pipeline(wave, device).contiguous(memory_format=torch.channels_last)
         return network_logits(self.backbone, spectrogram, device)
 
-# %% ../../nbs/model/05_classifier.ipynb #a5c28740
+# %% ../../nbs/model/05_classifier.ipynb #a7eb69b2
 @patch
 def input_shape(self:Classifier, seconds:float=1.0) -> tuple: # (1, 1, F, T) of the network's input
     "Shape of the spectrogram the network sees for a clip of `seconds`"
@@ -67,7 +67,7 @@ def create_classifier(backbone='cp_mobile_24', # name in `list_backbones()`, tim
     spec = _specification(backbone, frontend, pipeline, rate, scenes, backbone_args or {}, frontend_args or {})
     return Classifier(pipe, network, scenes, spec)
 
-# %% ../../nbs/model/05_classifier.ipynb #66fe40d9
+# %% ../../nbs/model/05_classifier.ipynb #a3c86218
 def _specification(backbone, frontend, pipeline, rate, scenes, backbone_args, frontend_args):
     "What `create_classifier` needs to build the same again; a file of weights need not exist where the model is loaded"
     kept = {k: v for k, v in backbone_args.items() if k != 'weights'}
@@ -81,16 +81,26 @@ def save_model(model, folder, **facts):
     "Write model.safetensors and model.json; `facts` (data, complexity …) go to the JSON"
     save_network(model.backbone, model.spec, folder, **facts)
 
-# %% ../../nbs/model/05_classifier.ipynb #780d562d
+# %% ../../nbs/model/05_classifier.ipynb #93343579
 def save_network(network, spec, folder, **facts):
     "Write a network and the specification of its classifier"
+    if _is_pruned(network, spec): spec = spec | dict(pruned=True)
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     content = save(tensors, metadata=dict(format='pt', asc='classifier'))      # save_file would hide the file from other users
     with atomic(Path(folder)/'model.safetensors') as tmp:
         tmp.write_bytes(content)
     write_json(Path(folder)/'model.json', dict(format='asc-classifier-1', **spec, **facts))
 
-# %% ../../nbs/model/05_classifier.ipynb #40a45d7e
+# %% ../../nbs/model/05_classifier.ipynb #fbd94f3a
+def _is_pruned(network, spec):
+    "Whether a network has other widths than its name and options make"
+    if spec['backbone'] not in backbones: return False     # networks of other libraries and of the user are not pruned
+    with torch.device('meta'):
+        whole = create_backbone(spec['backbone'], len(spec['scenes']), **spec['backbone_args'])
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    return shapes != {name: tensor.shape for name, tensor in whole.state_dict().items()}
+
+# %% ../../nbs/model/05_classifier.ipynb #c24b5a11
 def read_saved(folder,              # a run folder
                format:str,          # that its model.json must have
                ) -> tuple:          # (dict of model.json, name -> tensor)
@@ -108,11 +118,11 @@ def read_saved(folder,              # a run folder
     if kind != format: raise InputError(f"{folder/'model.json'}: format {kind!r}, expected {format}")
     return spec, tensors
 
-# %% ../../nbs/model/05_classifier.ipynb #d47d0bd1
+# %% ../../nbs/model/05_classifier.ipynb #21423036
 _BUILT_FROM = 'backbone', 'frontend', 'pipeline', 'rate', 'scenes', 'backbone_args', 'frontend_args'
 
 def load_model(folder,           # a run folder, or the path of its model.json
-               prepare=None,     # function (network, tensors), called before the tensors are loaded
+               reshape=None,     # function (network, tensors) that gives a network the widths of a pruned one
                ) -> Classifier:  # in eval mode, on the CPU
     "Rebuild a saved float classifier; `asc.open_model` opens every kind of model"
     folder = Path(folder)
@@ -120,6 +130,8 @@ def load_model(folder,           # a run folder, or the path of its model.json
     spec, tensors = read_saved(folder, 'asc-classifier-1')
     check_own([spec['backbone'], spec['frontend']], spec.get('own', {}), folder)
     model = create_classifier(**{k: spec[k] for k in _BUILT_FROM}, augment=False)
-    if prepare: prepare(model.backbone, tensors)
+    if reshape and spec.get('pruned'):
+        reshape(model.backbone, tensors)
+        model.spec['pruned'] = True
     load_weights(model.backbone, tensors, what=folder/'model.safetensors')
     return model.eval()

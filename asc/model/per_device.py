@@ -49,7 +49,7 @@ def _own_tensors(model) -> dict: # 'device/name' -> tensor
                 own[f'{device}/{name}'] = tensor.detach().cpu().contiguous()
     return own
 
-# %% ../../nbs/model/20_per_device.ipynb #2264a012
+# %% ../../nbs/model/20_per_device.ipynb #2944106a
 def save_devices(model, folder, **facts):
     "Write the general model and devices.safetensors: for each device the tensors in which it differs"
     metadata = dict(devices=json.dumps(model.devices), known=json.dumps(list(model.device_models)))
@@ -57,11 +57,11 @@ def save_devices(model, folder, **facts):
         save_file(_own_tensors(model), tmp, metadata=metadata)
     save_network(model.base_model, model.spec, folder, **facts)
 
-# %% ../../nbs/model/20_per_device.ipynb #fc78b0e8
-def load_devices(folder) -> DeviceAware: # in eval mode, on the CPU
+# %% ../../nbs/model/20_per_device.ipynb #94a396bf
+def load_devices(folder, reshape=None) -> DeviceAware: # in eval mode, on the CPU; `reshape` as of `load_model`
     "Rebuild what `save_devices` wrote"
     path = Path(folder)/'devices.safetensors'
-    general = load_model(folder)
+    general = load_model(folder, reshape)
     try:
         with safe_open(path, 'pt') as f:
             metadata = f.metadata()
@@ -73,7 +73,7 @@ def load_devices(folder) -> DeviceAware: # in eval mode, on the CPU
     networks = {name: _device_network(general.backbone, name, tensors, path) for name in names}
     return DeviceAware(general, networks, devices).eval()
 
-# %% ../../nbs/model/20_per_device.ipynb #88686259
+# %% ../../nbs/model/20_per_device.ipynb #965ec0d7
 def _device_network(general, device, tensors, path):
     "A copy of the general network with the tensors of one device"
     network = deepcopy(general)

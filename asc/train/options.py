@@ -6,7 +6,7 @@
 __all__ = ['option', 'DataOptions', 'ModelOptions', 'FitOptions', 'TeacherOptions', 'TrainingOptions', 'check_value',
            'option_table']
 
-# %% ../../nbs/train/72_options.ipynb #d3f2efc3
+# %% ../../nbs/train/72_options.ipynb #1442d05d
 from copy import copy
 from dataclasses import asdict, dataclass, field, fields
 
@@ -19,7 +19,7 @@ from ..run.folder import check_type
 from .learner import optimizers
 from .precision import precisions
 
-# %% ../../nbs/train/72_options.ipynb #0b8737ea
+# %% ../../nbs/train/72_options.ipynb #594272dc
 def option(default,      # of the parameter
            meaning:str,  # one line: unit, allowed values
            low=None,     # lowest value
@@ -30,7 +30,7 @@ def option(default,      # of the parameter
     return field(default_factory=lambda: copy(default),
                  metadata=dict(default=default, meaning=meaning, low=low, high=high, choices=choices))
 
-# %% ../../nbs/train/72_options.ipynb #1b2c4a86
+# %% ../../nbs/train/72_options.ipynb #9c52716d
 @dataclass
 class DataOptions:
     "What is learnt from"
@@ -43,7 +43,7 @@ class DataOptions:
     cache: bool = option(False, 'compute mels once and keep them; only where nothing before the mel is random')
     target: str = option('scene', 'what is classified: scene, device or city', choices=('scene', 'device', 'city'))
 
-# %% ../../nbs/train/72_options.ipynb #69fa06d7
+# %% ../../nbs/train/72_options.ipynb #0e791829
 @dataclass
 class ModelOptions:
     "What is trained"
@@ -55,7 +55,7 @@ class ModelOptions:
     frontend_args: dict = option({}, 'keywords of the frontend (YAML)')
     init_from: str = option('', 'run folder or checkpoint to begin with; a head for other classes starts anew')
 
-# %% ../../nbs/train/72_options.ipynb #55b94478
+# %% ../../nbs/train/72_options.ipynb #784dc5b2
 @dataclass
 class FitOptions:
     "How it is trained"
@@ -79,14 +79,14 @@ class FitOptions:
     compile: bool = option(False, 'torch.compile of the training step: faster on a GPU, not on a CPU')
     seed: int = option(0, 'of weights, order and augmentation', 0)
 
-# %% ../../nbs/train/72_options.ipynb #9c0d7fc5
+# %% ../../nbs/train/72_options.ipynb #0a20d76f
 @dataclass
 class TeacherOptions:
     "By whom it is taught"
     teacher: 'str or list' = option('', 'file or files of logits, folder of a run that answers live, or self')
-    distill: dict = option({}, 'temperature, hard_weight, reduction, sees, features, decay (asc.experiment.distillation)')
+    distill: dict = option({}, 'temperature, hard_weight, reduction and more, see asc.experiment.distillation')
 
-# %% ../../nbs/train/72_options.ipynb #c4c237b4
+# %% ../../nbs/train/72_options.ipynb #43f0f2e2
 @dataclass
 class TrainingOptions(TeacherOptions, FitOptions, ModelOptions, DataOptions):
     "All that shapes a training, each value of the right type and in its range"
@@ -102,14 +102,14 @@ class TrainingOptions(TeacherOptions, FitOptions, ModelOptions, DataOptions):
         names = {entry.name for entry in fields(cls)}
         return cls(**{name: value for name, value in parameters.items() if name in names})
 
-# %% ../../nbs/train/72_options.ipynb #0ac72043
+# %% ../../nbs/train/72_options.ipynb #41dadbd1
 def check_value(entry, value):
     "InputError for a value outside the range or the choices of a field"
     allowed = entry.metadata
     if allowed['choices'] is not None: pick(allowed['choices'], value, entry.name)
     if allowed['low'] is not None: check_range(**{entry.name: (value, allowed['low'], allowed['high'])})
 
-# %% ../../nbs/train/72_options.ipynb #13204cd1
+# %% ../../nbs/train/72_options.ipynb #1dd294d0
 def option_table() -> pd.DataFrame: # type, default, meaning; one row an option
     "What there is to choose"
     rows = {}
@@ -118,7 +118,7 @@ def option_table() -> pd.DataFrame: # type, default, meaning; one row an option
         rows[entry.name] = dict(type=kind, default=entry.metadata['default'], meaning=entry.metadata['meaning'])
     return pd.DataFrame(rows).T
 
-# %% ../../nbs/train/72_options.ipynb #642e97d7
+# %% ../../nbs/train/72_options.ipynb #53473533
 @patch
 def check(self:TrainingOptions):
     "InputError for options that contradict each other"
@@ -127,7 +127,7 @@ def check(self:TrainingOptions):
     if self.freeze_epochs and not self.freeze:
         raise InputError(f"freeze_epochs={self.freeze_epochs} needs freeze, such as 'encoder'")
 
-# %% ../../nbs/train/72_options.ipynb #35f23510
+# %% ../../nbs/train/72_options.ipynb #746e9512
 @patch
 def as_dict(self:TrainingOptions) -> dict: # name -> value
     "The options by name, as a run's parameters have them"

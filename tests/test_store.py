@@ -20,7 +20,8 @@ import torchaudio
 import asc.data.pcm
 import asc.data.store
 from asc.core import InputError, project_root
-from asc.data.corpus import META, ClipName, check_corpus, load_corpus
+from asc.data.check import check_corpus
+from asc.data.corpus import META, ClipName, load_corpus
 from asc.data.sound import read_int16, scan_wavs, to_int16
 from asc.data.store import Store, chunks, store_layout, pack
 

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from asc.backbone.zoo import create_backbone
-from asc.size.budget import COSTS, bc_resnet_cost, cp_mobile_cost, enumerate_costs, frames_of, pareto, round_channel_array, search, tf_sepnet_cost
 from asc.core import InputError
+from asc.size.budget import COSTS, enumerate_costs, frames_of, pareto, search
 from asc.size.cost import complexity
+from asc.size.formulas import bc_resnet_cost, cp_mobile_cost, round_channel_array, tf_sepnet_cost
 
 
 def measured(net, mels, frames):

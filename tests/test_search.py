@@ -16,7 +16,8 @@ from asc.experiment.recipe import create_training
 from asc.core import InputError
 from asc.data.corpus import load_corpus
 from asc.run.process import full_parameters
-from asc.experiment.search import Prune, best_recipe, open_study, read_space, run_trial, run_trials, settled, trials_table, write_recipe
+from asc.experiment.search import Prune, best_recipe, open_study, run_trial, run_trials, settled, trials_table, write_recipe
+from asc.experiment.space import read_space
 from asc.data.splits import carve_valid, read_split
 from asc.data.store import pack
 from test_run import PAPERMILL, papermill

@@ -13,7 +13,9 @@ import pytest
 from asc.cli import main
 from asc.core import InputError, write_json
 from asc.run.process import Busy, RunFailed, full_parameters, is_held, job_state, only_worker, run_notebook
-from asc.experiment.sweeps import Sweep, local_engine, run_sweep, sweep_cells
+from asc.experiment.engines import local_engine
+from asc.experiment.cells import sweep_cells
+from asc.experiment.sweeps import Sweep, run_sweep
 from conftest import ROOT
 
 CELLS = ["""subset: int = 1
@@ -127,7 +129,7 @@ def test_stacked_seeds(learns):
     sweep = stack_of(folder, parameters)
     assert sweep.stacks == [tuple(sweep.cells)]
     epochs = lambda: [sum(1 for _ in open(f)) - 1 for f in (folder/'runs').glob('*/history.csv')]
-    first = subprocess.Popen([sys.executable, '-c', f'from asc.experiment.sweeps import attempt; attempt({sweep.task(*sweep.cells)})'], cwd=ROOT)     # as a worker of an engine does
+    first = subprocess.Popen([sys.executable, '-c', f'from asc.experiment.engines import attempt; attempt({sweep.task(*sweep.cells)})'], cwd=ROOT)     # as a worker of an engine does
     wait_for(lambda: len(epochs()) == 2 and min(epochs()) >= 2)
     first.kill()
     first.wait()
@@ -154,7 +156,7 @@ def test_a_killed_stack_is_tried_again(learns, monkeypatch):
     def run(out, **task):
         seen.append(Path(out).name)
         for name in ('params', 'metrics'): write_json(Path(out)/f'{name}.json', dict(notebook='learns', parameters=sweep.cells[Path(out).name].parameters, metrics={}))
-    monkeypatch.setattr('asc.experiment.seeds.run_stack', stack), monkeypatch.setattr('asc.experiment.sweeps.run_notebook', run)
+    monkeypatch.setattr('asc.experiment.seeds.run_stack', stack), monkeypatch.setattr('asc.experiment.engines.run_notebook', run)
     names = tuple(sweep.cells)
     assert run_sweep(sweep, workers=1, pause=.01) == list(names) and seen == [names, names, *names]
 
@@ -227,12 +229,12 @@ def test_each_worker_has_its_share(monkeypatch):
     "Cores are divided, and GPUs go round; a cell that was killed too often is given up with a reason"
     seen = []
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3,5')
-    monkeypatch.setattr('asc.experiment.sweeps.count_cores', lambda: 12)
+    monkeypatch.setattr('asc.experiment.engines.count_cores', lambda: 12)
     def fake(tries, **task):
         seen.append(task['env'])
         time.sleep(.05)
         raise RunFailed('the process was killed', killed=True)
-    monkeypatch.setattr('asc.experiment.sweeps.run_notebook', fake)
+    monkeypatch.setattr('asc.experiment.engines.run_notebook', fake)
     with local_engine(4, 0, None) as start: verdicts = [f.result() for f in start([dict(out=str(i)) for i in range(8)])]
     assert {e['OMP_NUM_THREADS'] for e in seen} == {'3'} and {e['CUDA_VISIBLE_DEVICES'] for e in seen} == {'3', '5'}
     assert set(verdicts) == {('killed', 'the process was killed')}

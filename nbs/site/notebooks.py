@@ -44,7 +44,7 @@ def parameter_table(rows):
     if not any(meaning for *_, meaning in rows):
         return ''
     cells = [[code(name), code(kind), code(default), escape(meaning)] for name, kind, default, meaning in rows]
-    return table(['name', 'type', 'default', 'meaning'], cells)
+    return '{.parameters}\n' + table(['name', 'type', 'default', 'meaning'], cells)
 
 
 def heading(path):
@@ -300,7 +300,7 @@ def room_page(folder):
 
 def recipe_page(folder):
     "The recipes: the main values in a table, then each as it is written"
-    files = sorted(folder.glob('*.yaml'))
+    files = sorted(folder.glob('*.yaml'), key=lambda path: path.stem)
     columns = 'frontend', 'backbone', 'pipeline', 'epochs', 'bs', 'lr'
     rows, bodies = [], []
     for path in files:
@@ -309,7 +309,7 @@ def recipe_page(folder):
         rows.append([f'[{path.stem}](#{path.stem})', *(code(str(values.get(key, ''))) for key in columns)])
         remarks = re.match(r'(?:#.*\n)*', text)[0]
         said = ' '.join(line.lstrip('# ') for line in remarks.splitlines())
-        bodies.append(f'## {path.stem}\n\n{said}\n\n```yaml\n{text[len(remarks):]}```\n')
+        bodies.append(f'## {path.stem}\n\n{escape(said)}\n\n```yaml\n{text[len(remarks):]}```\n')
     return table(['recipe', *columns], rows) + '\n' + '\n'.join(bodies)
 
 
@@ -348,14 +348,21 @@ class LinkNames(SphinxPostTransform):
         homes = self.known()
         for node in list(self.document.findall(nodes.literal)):
             name = re.sub(r'\(.*\)$', '', node.astext()).removeprefix('asc.')
-            inside = node.parent
-            while inside is not None and not isinstance(inside, (nodes.reference, nodes.title, nodes.document)):
-                inside = inside.parent
-            if len(homes.get(name, [])) == 1 and isinstance(inside, nodes.document):
+            if len(homes.get(name, [])) == 1 and not self.stays(node):
                 docname, anchor, kind = homes[name][0]
-                if kind == 'module' and docname == self.env.docname:
-                    continue
-                node.replace_self(make_refnode(self.app.builder, self.env.docname, docname, anchor, node.deepcopy()))
+                if kind != 'module' or docname != self.env.docname:
+                    link = make_refnode(self.app.builder, self.env.docname, docname, anchor, node.deepcopy())
+                    node.replace_self(link)
+
+    def stays(self, node):
+        "Whether it is part of a title or a link already, or begins the row of a table, as a parameter does"
+        while node.parent is not None:
+            if isinstance(node, (nodes.reference, nodes.title)):
+                return True
+            if isinstance(node, nodes.entry) and node.parent.index(node) == 0:
+                return True
+            node = node.parent
+        return False
 
     def known(self):
         "Places by name: dotted names, and last parts that are not as short as a variable"

@@ -32,14 +32,16 @@ $(STAMP): settings.ini setup.py pyproject.toml
 	@touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs _docs
 
 # README.md is nbs/index.ipynb
 .PHONY: readme
 readme: $(STAMP)
 	$(BIN)/jupyter nbconvert --to markdown --log-level ERROR --output-dir . --output README.md nbs/index.ipynb
 
-# the notebooks and tutorials as HTML, made and read offline: open _docs/index.html
+# the notebooks and tutorials as HTML, made and read offline
 .PHONY: docs
 docs: $(STAMP)
-	$(BIN)/python -c "from asc.site import build_site; print(build_site())"
+	rm -rf _docs
+	$(BIN)/sphinx-build --quiet --jobs auto -c nbs/site nbs _docs
+	@echo "open _docs/index.html"

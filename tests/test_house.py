@@ -14,7 +14,7 @@ from conftest import ROOT
 
 # The rooms of the package in the order of imports: a room knows those above it. Numbers order the notebooks inside a room.
 ROOMS = ['core', 'run', 'data', 'frontend', 'augment', 'backbone', 'model', 'score', 'train', 'teach', 'size', 'export',
-         'load', 'experiment', 'use', 'entry', 'bench', 'cli', '__init__', 'site']
+         'load', 'experiment', 'use', 'entry', 'bench', 'cli', '__init__']
 
 NBS = notebooks(ROOT/'nbs')
 RUNS = [p for p in NBS if p.parent.name == 'nbs' and not p.name[0].isdigit() and p.stem != 'index']

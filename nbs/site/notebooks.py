@@ -1,0 +1,397 @@
+"""A Sphinx extension: what a reader sees of nbdev's notebooks.
+
+Notebooks and Markdown are rewritten just before MyST reads them. Sphinx does the rest: pages, links, search."""
+import ast
+import copy
+import io
+import json
+import re
+import tokenize
+from pathlib import Path
+
+import yaml
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.project import Project
+from sphinx.pycode.ast import unparse
+from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util.nodes import make_refnode
+
+
+# Text
+
+def escape(text):
+    "Text for a cell of a Markdown table: code stays code, nothing else is markup"
+    parts = re.split(r'(`[^`]*`)', text.replace('|', r'\|'))
+    parts[::2] = [re.sub(r'([*_$<\[{])', r'\\\1', part) for part in parts[::2]]
+    return ''.join(parts)
+
+
+def code(text):
+    "Code for a cell of a Markdown table"
+    return f'`{text}`'.replace('|', r'\|') if text else ''
+
+
+def table(header, rows):
+    "A Markdown table without its empty columns"
+    keep = [i for i in range(len(header)) if any(row[i] for row in rows)]
+    lines = [header, ['---'] * len(header), *rows]
+    return '\n'.join('| ' + ' | '.join(line[i] for i in keep) + ' |' for line in lines) + '\n'
+
+
+def parameter_table(rows):
+    "(name, type, default, meaning) of each parameter, if there is anything to say about one of them"
+    if not any(meaning for *_, meaning in rows):
+        return ''
+    cells = [[code(name), code(kind), code(default), escape(meaning)] for name, kind, default, meaning in rows]
+    return '{.parameters}\n' + table(['name', 'type', 'default', 'meaning'], cells)
+
+
+def heading(path):
+    "Title and lead of a notebook or a Markdown file"
+    text = path.read_text(encoding='utf-8')
+    if path.suffix == '.ipynb':
+        text = ''.join(json.loads(text)['cells'][0]['source'])
+    title = re.search(r'^# +(.+)', text, re.M)
+    lead = re.search(r'^> +(.+(?:\n> *.+)*)', text, re.M)
+    return title[1], re.sub(r'\n> *', ' ', lead[1]) if lead else ''
+
+
+# Definitions, read from their source
+
+def comments(source):
+    "Comments by the line they end"
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {t.start[0]: t.string.lstrip('# ').strip() for t in tokens if t.type == tokenize.COMMENT}
+
+
+def text_of(node):
+    return ast.unparse(node) if node else ''
+
+
+def arguments(node):
+    "(argument, default) of a function, in order"
+    args = node.args
+    plain = [*args.posonlyargs, *args.args]
+    defaults = [None] * (len(plain) - len(args.defaults)) + args.defaults
+    pairs = [*zip(plain, defaults), (args.vararg, None), *zip(args.kwonlyargs, args.kw_defaults), (args.kwarg, None)]
+    return [(arg, default) for arg, default in pairs if arg and arg.arg not in ('self', 'cls')]
+
+
+def parameters(node, notes):
+    "Rows of a function; a comment belongs to the last parameter of its line"
+    rows, lines = {}, {}
+    for arg, default in arguments(node):
+        rows[arg.arg] = [arg.arg, text_of(arg.annotation), text_of(default), '']
+        lines[arg.lineno] = arg.arg
+    if node.returns:
+        rows['returns'] = ['returns', text_of(node.returns), '', '']
+        lines[node.returns.lineno] = 'returns'
+    for line in range(node.lineno, max(node.body[0].lineno, node.lineno + 1)):
+        if line in notes:
+            rows.setdefault(lines.get(line, 'returns'), ['returns', '', '', ''])[3] = notes[line]
+    return list(rows.values())
+
+
+def fields(node, notes):
+    "Rows of a dataclass"
+    return [[f.target.id, text_of(f.annotation), text_of(f.value), notes.get(f.end_lineno, '')]
+            for f in node.body if isinstance(f, ast.AnnAssign)]
+
+
+def simple(default):
+    "A default that Sphinx can write; others are in the table"
+    try:
+        unparse(default)
+    except NotImplementedError:
+        return ast.Constant(...)
+    return default
+
+
+def signature(node):
+    "A function's parameters without their types"
+    args = copy.deepcopy(node.args)
+    args.defaults = [simple(default) for default in args.defaults]
+    args.kw_defaults = [default and simple(default) for default in args.kw_defaults]
+    for arg in ast.walk(args):
+        if isinstance(arg, ast.arg):
+            arg.annotation = None
+    return f"({re.sub(r'^(self|cls)(, )?', '', ast.unparse(args))})"
+
+
+def directive(kind, name, call, body, depth=3):
+    "A definition for Sphinx's Python domain"
+    fence = ':' * depth
+    return f'{fence}{{py:{kind}}} {name}{call}\n\n{body}\n{fence}\n'
+
+
+def function(node, notes):
+    "A function, or a method that fastcore patches into its class"
+    body = f'{ast.get_docstring(node) or ""}\n\n{parameter_table(parameters(node, notes))}'
+    if any('patch' in text_of(d) for d in node.decorator_list):
+        owner = text_of(node.args.args[0].annotation).strip("'")
+        return directive('method', f'{owner}.{node.name}', signature(node), body)
+    return directive('function', node.name, signature(node), body)
+
+
+def klass(node, notes):
+    "A class: how it is made, and the methods that say what they do"
+    methods = {f.name: f for f in node.body if isinstance(f, ast.FunctionDef)}
+    if '__init__' in methods:
+        call = signature(methods['__init__'])
+        rows = [row for row in parameters(methods['__init__'], notes) if row[0] != 'returns']
+    else:
+        rows = fields(node, notes)
+        call = '(' + ', '.join(f'{name}={default}' if default else name for name, _, default, _ in rows) + ')'
+    body = f'{ast.get_docstring(node) or ""}\n\n{parameter_table(rows)}\n'
+    for name, method in methods.items():
+        if not name.startswith('_') and ast.get_docstring(method):
+            body += directive('method', name, signature(method), ast.get_docstring(method)) + '\n'
+    return directive('class', node.name, '' if call == '()' else call, body, depth=4)
+
+
+def definition(node, notes):
+    return klass(node, notes) if isinstance(node, ast.ClassDef) else function(node, notes)
+
+
+# Cells
+
+def markdown_cell(text):
+    return dict(cell_type='markdown', id='site', metadata={}, source=text)
+
+
+def code_cell(cell, source, folded=''):
+    "A code cell as it is, or folded under a line of text"
+    metadata = dict(tags=['hide-input'], mystnb=dict(code_prompt_show=folded, code_prompt_hide=folded)) if folded else {}
+    return cell | dict(metadata=metadata, source=source)
+
+
+def exported(cell, source):
+    "Public definitions are documented and their source folded; private ones are folded; imports do not show"
+    body = [node for node in ast.parse(source).body if not isinstance(node, (ast.Import, ast.ImportFrom))]
+    named = [node for node in body if hasattr(node, 'name')]
+    public = [node for node in named if not node.name.startswith('_')]
+    if not body:
+        return []
+    if not named:
+        return [code_cell(cell, source)]
+    names = ', '.join(node.name for node in public or named)
+    notes = comments(source)
+    documented = [markdown_cell('\n'.join(definition(node, notes) for node in public))] if public else []
+    return [*documented, code_cell(cell, source, f'Source of {names}')]
+
+
+def only_imports(source):
+    try:
+        body = ast.parse(re.sub(r'^%.*', '', source, flags=re.M)).body
+    except SyntaxError:
+        return False
+    return all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in body)
+
+
+def run_parameters(source):
+    "The parameters cell of a run notebook"
+    notes = comments(source)
+    rows = [[node.target.id, text_of(node.annotation).strip("'"), text_of(node.value), notes.get(node.end_lineno, '')]
+            for node in ast.parse(source).body]
+    return markdown_cell('## Parameters\n\n' + parameter_table(rows))
+
+
+def shown(cell):
+    "The cells that a reader sees of one cell"
+    source = ''.join(cell['source'])
+    if cell['cell_type'] == 'markdown':
+        return [cell | dict(source=source)]
+    if cell['cell_type'] != 'code' or re.search(r'^#\|\s*(hide|default_exp)\b', source, re.M):
+        return []
+    if 'parameters' in cell['metadata'].get('tags', []):
+        return [run_parameters(source)]
+    plain = '\n'.join(line for line in source.splitlines() if not line.startswith('#|')).strip()
+    if re.search(r'^#\|\s*export', source, re.M):
+        return exported(cell, plain)
+    return [code_cell(cell, plain)] if plain and (cell['outputs'] or not only_imports(plain)) else []
+
+
+# Pages
+
+def page_name(name):
+    "Sphinx has a page `search` of its own"
+    return 'search-run' if name == 'search' else name
+
+
+class Pages(Project):
+    def path2doc(self, filename):
+        return page_name(super().path2doc(filename))
+
+
+def name_pages(app):
+    app.project.__class__ = Pages
+
+
+def keep_pictures(app):
+    "Pictures of notebooks lie in the folder of the site, where the other temporary files are"
+    folder = Path(app.doctreedir)/'pictures'
+    app.env.mystnb_config = app.env.mystnb_config.copy(output_folder=str(folder))
+
+
+def module_of(notebook):
+    "The module that a notebook exports"
+    text = '\n'.join(''.join(cell['source']) for cell in notebook['cells'] if cell['cell_type'] == 'code')
+    match = re.search(r'^#\|\s*default_exp\s+(\S+)', text, re.M)
+    return match and ('asc' if match[1] == '__init__' else f'asc.{match[1]}')
+
+
+def origin(module, path):
+    "Where a page comes from, below its title"
+    if not module:
+        return f'{{.origin}}\n`nbs/{path}`'
+    return f':::{{py:module}} {module}\n:::\n\n{{.origin}}\n`{module}` is made from `nbs/{path}`'
+
+
+def rewrite_links(text, folder, srcdir):
+    "Links to folders and recipes lead to the pages that describe them; the index speaks of paths from the root"
+    def lead(match):
+        link = match[1].removeprefix('nbs/') if folder == srcdir else match[1]
+        if (folder/link).is_dir() and (folder/link/'README.md').is_file():
+            link = f'{link.rstrip("/")}/README.md'
+        if link.endswith('.yaml'):
+            link = f'{Path(link).parent}/README.md#{Path(link).stem}'
+        return f']({link})'
+    return re.sub(r'\]\((?!\w+:|#)([^()\s]+)\)', lead, text)
+
+
+def sidebar(srcdir, config):
+    "The index knows every page"
+    tutorials = [f'tutorials/{p.stem}' for p in sorted((srcdir/'tutorials').glob('*.md'))]
+    notebooks = [p.stem for p in srcdir.glob('*.ipynb') if p.stem != 'index' and not p.stem[0].isdigit()]
+    rank = {name: i for i, name in enumerate(config.runs)}
+    notebooks.sort(key=lambda name: (rank.get(name, len(rank)), name))
+    parts = {
+        'Tutorials': tutorials,
+        'Run notebooks': ['recipes/README', *map(page_name, notebooks)],
+        'Components': components(srcdir, config.rooms),
+    }
+    return '\n'.join(toctree(pages, f':caption: {caption}\n') for caption, pages in parts.items())
+
+
+def components(srcdir, rooms):
+    "Rooms with what they are for, and the modules outside of them"
+    homes = {}
+    for path in srcdir.glob('[0-9]*.ipynb'):
+        module = module_of(json.loads(path.read_text(encoding='utf-8')))
+        homes[module.removeprefix('asc.') if module != 'asc' else '__init__'] = path.stem
+    for path in srcdir.glob('*/README.md'):
+        if any(path.parent.glob('*.ipynb')):
+            room, lead = heading(path)
+            homes[room] = f'{room}: {lead[0].lower()}{lead[1:].rstrip(".")} <{room}/README>'
+    return [homes[room] for room in rooms if room in homes]
+
+
+def toctree(pages, options=''):
+    return f'```{{toctree}}\n:hidden:\n{options}\n' + '\n'.join(pages) + '\n```\n'
+
+
+def room_page(folder):
+    "The notebooks of a room"
+    books = sorted(folder.glob('*.ipynb'))
+    rows = [[f'[{heading(book)[0]}]({book.name})', heading(book)[1]] for book in books]
+    return table(['notebook', 'what it is'], rows) + '\n' + toctree([book.stem for book in books])
+
+
+def recipe_page(folder):
+    "The recipes: the main values in a table, then each as it is written"
+    files = sorted(folder.glob('*.yaml'), key=lambda path: path.stem)
+    columns = 'frontend', 'backbone', 'pipeline', 'epochs', 'bs', 'lr'
+    rows, bodies = [], []
+    for path in files:
+        text = path.read_text(encoding='utf-8')
+        values = yaml.safe_load(text)
+        rows.append([f'[{path.stem}](#{path.stem})', *(code(str(values.get(key, ''))) for key in columns)])
+        remarks = re.match(r'(?:#.*\n)*', text)[0]
+        said = ' '.join(line.lstrip('# ') for line in remarks.splitlines())
+        bodies.append(f'## {path.stem}\n\n{escape(said)}\n\n```yaml\n{text[len(remarks):]}```\n')
+    return table(['recipe', *columns], rows) + '\n' + '\n'.join(bodies)
+
+
+def read_source(app, docname, content):
+    "Rewrite a page before MyST reads it"
+    srcdir, path = Path(app.srcdir), Path(app.env.doc2path(docname))
+    links = lambda text: rewrite_links(text, path.parent, srcdir)
+    if path.suffix == '.md':
+        room = path.name == 'README.md'
+        extra = '' if not room else recipe_page(path.parent) if path.parent.name == 'recipes' else room_page(path.parent)
+        content[0] = links(f'{content[0]}\n{extra}')
+        return
+    notebook = json.loads(content[0])
+    cells = [part for cell in notebook['cells'] for part in shown(cell)]
+    for cell in cells:
+        if cell['cell_type'] == 'markdown':
+            cell['source'] = links(cell['source'])
+    if docname == 'index':
+        cells.append(markdown_cell(sidebar(srcdir, app.config)))
+    else:
+        cells.insert(1, markdown_cell(origin(module_of(notebook), path.relative_to(srcdir))))
+    for number, cell in enumerate(cells):
+        cell['id'] = f'cell-{number}'
+    notebook['cells'] = cells
+    notebook['metadata']['language_info'] = dict(name='python', pygments_lexer='ipython3')
+    content[0] = json.dumps(notebook)
+
+
+# Names and formulas
+
+class LinkNames(SphinxPostTransform):
+    "A name between back-quotes leads to its definition, unless it could mean something else"
+    default_priority = 400
+
+    def run(self, **_):
+        homes = self.known()
+        for node in list(self.document.findall(nodes.literal)):
+            name = re.sub(r'\(.*\)$', '', node.astext()).removeprefix('asc.')
+            if len(homes.get(name, [])) == 1 and not self.stays(node):
+                docname, anchor, kind = homes[name][0]
+                if kind != 'module' or docname != self.env.docname:
+                    link = make_refnode(self.app.builder, self.env.docname, docname, anchor, node.deepcopy())
+                    node.replace_self(link)
+
+    def stays(self, node):
+        "Whether it is part of a title or a link already, or begins the row of a table, as a parameter does"
+        while node.parent is not None:
+            if isinstance(node, (nodes.reference, nodes.title)):
+                return True
+            if isinstance(node, nodes.entry) and node.parent.index(node) == 0:
+                return True
+            node = node.parent
+        return False
+
+    def known(self):
+        "Places by name: dotted names, and last parts that are not as short as a variable"
+        homes = {}
+        for full, entry in self.env.domains['py'].objects.items():
+            place = entry.docname, entry.node_id, entry.objtype
+            last = full.rpartition('.')[2]
+            names = {full.removeprefix('asc.')} | ({last} if len(last) > 3 and entry.objtype != 'module' else set())
+            for name in names:
+                homes.setdefault(name, []).append(place)
+        return homes
+
+
+def inline_math(self, node):
+    self.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def display_math(self, node):
+    self.body.append(tex2mathml(node.astext(), as_block=True))
+    raise nodes.SkipNode
+
+
+def setup(app):
+    app.add_config_value('rooms', [], 'env')
+    app.add_config_value('runs', [], 'env')
+    app.connect('builder-inited', name_pages)
+    app.connect('builder-inited', keep_pictures, priority=900)
+    app.connect('source-read', read_source)
+    app.add_post_transform(LinkNames)
+    app.add_html_math_renderer('mathml', (inline_math, None), (display_math, None))
+    return dict(version='1', parallel_read_safe=True, parallel_write_safe=True)

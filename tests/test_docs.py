@@ -23,22 +23,45 @@ from conftest import ROOT
 PAGES = sorted((ROOT/'nbs/tutorials').glob('*.md'))
 BLOCK = re.compile(r'^```(\w+)\n(.*?)^```$', re.S | re.M)
 CONTAINER = 'test_docs.py::test_container_installs_as_the_readme_does'
-ELSEWHERE = {"""python -c "import asc; asc.download_corpus('tau2022')\"""": 'test_corpus.py::test_download_corpus',    # what needs a network, and the test of its code
-             'asc demo runs/first runs/small/qat.onnx': 'test_demo.py::test_page',                                           # ends only with Ctrl-C
+ELSEWHERE = {"""python -c "import asc; asc.download_corpus('tau2022')\"""": 'test_corpus.py::test_download_corpus',  # what needs a network, and the test of its code
+             # ends only with Ctrl-C
+             'asc demo runs/first runs/small/qat.onnx': 'test_demo.py::test_page',
              'podman build -t asc -f nbs/tutorials/Containerfile .': CONTAINER,
              'podman run --rm -v ./data:/asc/data -v ./runs:/asc/runs asc make train ARGS="-p epochs 20"': CONTAINER}
 TAU = 'data/TAU-urban-acoustic-scenes-2022-mobile-development'
-VALUES = dict(TAU=TAU, RECIPE='small', EPOCHS='1', QAT_EPOCHS='1', SPLITS='5', SEEDS='0', MINE='my-corpus', SOUNDS='recordings', TEACHERS='[runs/own]')
-MORE = {'3': dict(EPOCHS='30')}                     # this one is to know something: it is the teacher of the next page
-SMALL = dict(backbone='cp_mobile_24', frontend='dcase24', pipeline='none', bs=32, backbone_args=dict(base=8, blocks=[1, 1, 1], strides=dict(b1=[2, 2], b2=[2, 1])))
-NEEDS = {'1': '', '4': '13', '8': ''}                        # pages whose runs a page takes; the others that of the first
-LEFT = {'1': ['runs/first/model.safetensors', 'runs/baseline', 'runs/baseline-report/metrics.json'], '2': ['my-corpus/test.csv', 'runs/mine/metrics.json'],
-        '3': ['runs/own/model.safetensors'], '4': ['runs/teacher/metrics.json', 'runs/taught/metrics.json', 'runs/taught-report/metrics.json'],
-        '5': ['runs/small/qat.onnx', 'runs/small/qat.md'], '6': ['runs/entry/Curie_UP_task1_1', 'runs/entry-2025/metrics.json'],
-        '7': ['windows.csv', 'runs/explored/metrics.json'], '8': ['runs/speed/ratios.csv', 'runs/shared-teacher/metrics.json']}
+VALUES = dict(
+    TAU=TAU, RECIPE='small', EPOCHS='1', QAT_EPOCHS='1', SPLITS='5', SEEDS='0',
+    MINE='my-corpus', SOUNDS='recordings', TEACHERS='[runs/own]',
+)
+# this one is to know something: it is the teacher of the next page
+MORE = {'3': dict(EPOCHS='30')}
+SMALL = dict(
+    backbone='cp_mobile_24',
+    frontend='dcase24',
+    pipeline='none',
+    bs=32,
+    backbone_args=dict(base=8, blocks=[1, 1, 1], strides=dict(b1=[2, 2], b2=[2, 1])),
+)
+# pages whose runs a page takes; the others that of the first
+NEEDS = {'1': '', '4': '13', '8': ''}
+LEFT = {
+    '1': ['runs/first/model.safetensors', 'runs/baseline', 'runs/baseline-report/metrics.json'],
+    '2': ['my-corpus/test.csv', 'runs/mine/metrics.json'],
+    '3': ['runs/own/model.safetensors'],
+    '4': [
+        'runs/teacher/metrics.json',
+        'runs/taught/metrics.json',
+        'runs/taught-report/metrics.json',
+    ],
+    '5': ['runs/small/qat.onnx', 'runs/small/qat.md'],
+    '6': ['runs/entry/Curie_UP_task1_1', 'runs/entry-2025/metrics.json'],
+    '7': ['windows.csv', 'runs/explored/metrics.json'],
+    '8': ['runs/speed/ratios.csv', 'runs/shared-teacher/metrics.json'],
+}
 
 
-def blocks(page, *kinds): return [body for kind, body in BLOCK.findall(page.read_text(encoding='utf-8')) if kind in kinds]
+def blocks(page, *kinds):
+    return [body for kind, body in BLOCK.findall(page.read_text(encoding='utf-8')) if kind in kinds]
 
 
 # the tutorials
@@ -47,10 +70,17 @@ def blocks(page, *kinds): return [body for kind, body in BLOCK.findall(page.read
 def kernels(tmp_path_factory):
     "A Jupyter path whose kernels start from a process that has the large libraries loaded"
     folder = tmp_path_factory.mktemp('kernels')
-    server = subprocess.Popen([sys.executable, ROOT/'tests/kernels.py', folder], stdout=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
+    server = subprocess.Popen(
+        [sys.executable, ROOT/'tests/kernels.py', folder],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ, OMP_NUM_THREADS='1'),
+    )
     assert server.stdout.readline() == 'ready\n'
     yield folder
-    server.kill(), server.wait(), server.stdout.close()
+    server.kill()
+    server.wait()
+    server.stdout.close()
 
 
 def test_a_forked_kernel_answers_and_dies_with_its_client(kernels, monkeypatch):
@@ -58,15 +88,20 @@ def test_a_forked_kernel_answers_and_dies_with_its_client(kernels, monkeypatch):
     monkeypatch.setenv('JUPYTER_PATH', str(kernels))
     manager, client = start_new_kernel()
     said = []
-    client.execute_interactive('import os, sys; print(os.getpid(), "torch" in sys.modules, "fastai" in sys.modules)', output_hook=lambda m: said.append(m['content'].get('text', '')))
+    client.execute_interactive(
+        'import os, sys; print(os.getpid(), "torch" in sys.modules, "fastai" in sys.modules)',
+        output_hook=lambda m: said.append(m['content'].get('text', '')),
+    )
     pid, torch, fastai = ''.join(said).split()
-    assert (torch, fastai) == ('True', 'False')                                                  # forked, and what asks for a notebook is not loaded
+    # forked, and what asks for a notebook is not loaded
+    assert (torch, fastai) == ('True', 'False')
     client.stop_channels()
     os.kill(manager.provisioner.pid, 9)
     for _ in range(100):
         if not Path(f'/proc/{pid}').exists(): break
         time.sleep(.1)
-    else: raise AssertionError('the kernel lives on')
+    else:
+        raise AssertionError('the kernel lives on')
     manager.cleanup_resources()
 
 
@@ -74,14 +109,23 @@ def test_a_forked_kernel_answers_and_dies_with_its_client(kernels, monkeypatch):
 def desk(synthetic, tmp_path_factory):
     "Where a reader types: a copy of the project, a thinned synthetic corpus in place of TAU, recordings of one's own"
     desk = tmp_path_factory.mktemp('desk')
-    for name in ('asc', 'nbs'): shutil.copytree(ROOT/name, desk/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+    for name in ('asc', 'nbs'):
+        shutil.copytree(
+            ROOT/name,
+            desk/name,
+            ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'),
+        )
     shutil.copy(ROOT/'settings.ini', desk)
     (desk/'nbs/recipes/small.yaml').write_text(yaml.safe_dump(SMALL))
     shutil.copytree(synthetic, desk/TAU)
-    for path in [desk/TAU/'test.csv', *(desk/TAU/'evaluation_setup').glob('*.csv')]:             # a snippet a recording is enough of a test
+    # a snippet a recording is enough of a test
+    for path in [desk/TAU/'test.csv', *(desk/TAU/'evaluation_setup').glob('*.csv')]:
         rows = pd.read_csv(path, sep='\t')
         rows[~rows.filename.str.contains(r'-[1-9]-\w+\.wav$')].to_csv(path, sep='\t', index=False)
-    for folder, clips in {'my-corpus/audio': r'(?:bus|park|tram)-.*-[0-3]-[ab]\.wav', 'recordings': r'tram-.*-[01]-s1\.wav'}.items():
+    for folder, clips in {
+        'my-corpus/audio': r'(?:bus|park|tram)-.*-[0-3]-[ab]\.wav',
+        'recordings': r'tram-.*-[01]-s1\.wav',
+    }.items():
         (desk/folder).mkdir(parents=True)
         for p in (synthetic/'audio').iterdir():
             if re.fullmatch(clips, p.name): shutil.copy(p, desk/folder)
@@ -92,16 +136,35 @@ def desk(synthetic, tmp_path_factory):
 def walk(desk, kernels):
     "Type a page as it stands, with other values for what is the reader's to set; once"
     done = {}
-    env = dict(os.environ, OMP_NUM_THREADS='1', JUPYTER_PATH=str(kernels), PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    env = dict(
+        os.environ,
+        OMP_NUM_THREADS='1',
+        JUPYTER_PATH=str(kernels),
+        PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    )
 
     def type_page(page):
         if page in done: return done[page]
         for need in NEEDS.get(page.stem[0], '1'): type_page(PAGES[int(need) - 1])
-        for body in blocks(page, 'python', 'yaml'): (desk/re.match(r'# (\S+)', body)[1]).write_text(body, encoding='utf-8')
+        for body in blocks(page, 'python', 'yaml'):
+            (desk/re.match(r'# (\S+)', body)[1]).write_text(body, encoding='utf-8')
         text = ''.join(blocks(page, 'sh'))
         text = ''.join(l for l in text.splitlines(True) if l.rstrip() not in ELSEWHERE)
-        text = re.sub(r'^([A-Z_]+)=(?!\$).*$', lambda m: f"{m[1]}='{(VALUES | MORE.get(page.stem[0], {}))[m[1]]}'", text, flags=re.M)
-        done[page] = subprocess.run(['bash', '-euxo', 'pipefail', '-c', text], cwd=desk, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900)
+        text = re.sub(
+            r'^([A-Z_]+)=(?!\$).*$',
+            lambda m: f"{m[1]}='{(VALUES | MORE.get(page.stem[0], {}))[m[1]]}'",
+            text,
+            flags=re.M,
+        )
+        done[page] = subprocess.run(
+            ['bash', '-euxo', 'pipefail', '-c', text],
+            cwd=desk,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
         return done[page]
     return type_page
 
@@ -112,7 +175,8 @@ def test_tutorial(page, walk, desk):
     r = walk(page)
     assert r.returncode == 0, r.stderr[-3000:]
     assert not [p for p in LEFT[page.stem[0]] if not (desk/p).exists()]
-    for folder in re.findall(r'-p out (\S+)', ''.join(blocks(page, 'sh'))): assert (desk/folder/'metrics.json').exists()
+    for folder in re.findall(r'-p out (\S+)', ''.join(blocks(page, 'sh'))):
+        assert (desk/folder/'metrics.json').exists()
     if page.stem[0] == '6': assert r.stdout.strip().endswith('nothing to object to')
 
 
@@ -120,30 +184,47 @@ def test_what_a_tutorial_leaves_elsewhere_is_tested_there():
     text = ''.join(p.read_text(encoding='utf-8') for p in PAGES)
     for line, test in ELSEWHERE.items():
         file, name = test.split('::')
-        assert line in text and f'def {name}(' in (ROOT/'tests'/file).read_text(encoding='utf-8')
+        assert line in text
+        assert f'def {name}(' in (ROOT/'tests'/file).read_text(encoding='utf-8')
 
 
 def parameters(notebook):
     "Names in the parameters cell of a notebook"
     cells = json.loads((ROOT/'nbs'/notebook).read_text(encoding='utf-8'))['cells']
-    return re.findall(r'^(\w+): ', next(''.join(c['source']) for c in cells if 'parameters' in c['metadata'].get('tags', [])), re.M)
+    return re.findall(
+        r'^(\w+): ',
+        next(''.join(c['source']) for c in cells if 'parameters' in c['metadata'].get('tags', [])),
+        re.M,
+    )
 
 
 def commands():
     "(file, words) of every papermill command in the notebooks' text and the tutorials"
     for path in [*sorted((ROOT/'nbs').glob('*.ipynb')), *PAGES]:
         text = path.read_text(encoding='utf-8')
-        if path.suffix == '.ipynb': text = '\n'.join(''.join(c['source']) for c in json.loads(text)['cells'] if c['cell_type'] == 'markdown')
-        found = [l.split('  #')[0] for body in re.findall(r'^```(?:sh|bash)\n(.*?)^```', text, re.S | re.M) for l in body.splitlines()] + re.findall(r'`([^`\n]+)`', text)
+        if path.suffix == '.ipynb':
+            text = '\n'.join(
+                ''.join(c['source'])
+                for c in json.loads(text)['cells']
+                if c['cell_type'] == 'markdown'
+            )
+        found = [
+            l.split('  #')[0]
+            for body in re.findall(r'^```(?:sh|bash)\n(.*?)^```', text, re.S | re.M)
+            for l in body.splitlines()
+        ] + re.findall(r'`([^`\n]+)`', text)
         yield from ((path.name, c) for c in found if re.match(r'papermill +nbs/\w+\.ipynb', c))
 
 
-@pytest.mark.parametrize('where, command', [pytest.param(*c, id=f'{c[0]}-{i}') for i, c in enumerate(commands())])
+@pytest.mark.parametrize(
+    'where, command', [pytest.param(*c, id=f'{c[0]}-{i}') for i, c in enumerate(commands())]
+)
 def test_papermill_commands_name_what_exists(where, command):
     words, given = read_argv(shlex.split(command)[1:])
     assert (ROOT/words[0]).is_file()
     assert set(given) <= set(parameters(Path(words[0]).name)), f'{where}: {command}'
-    for recipe in re.findall(r'nbs/recipes/([\w-]+)\.yaml', command): assert recipe in ('NAME', '$RECIPE') or (ROOT/f'nbs/recipes/{recipe}.yaml').is_file()
+    for recipe in re.findall(r'nbs/recipes/([\w-]+)\.yaml', command):
+        assert recipe in ('NAME', '$RECIPE') or (ROOT/f'nbs/recipes/{recipe}.yaml').is_file()
 
 
 def test_container_installs_as_the_readme_does():
@@ -151,10 +232,12 @@ def test_container_installs_as_the_readme_does():
     lines = (ROOT/'nbs/tutorials/Containerfile').read_text(encoding='utf-8').splitlines()
     made = [l.split()[-1] for l in lines if l.startswith('RUN make')]
     stamp = re.search(r'^STAMP +:= \$\(VENV\)/(\S+)', (ROOT/'Makefile').read_text(), re.M)[1]
-    assert made == [f'.venv/{stamp}'] and set(re.findall(r'podman \w+.*', '\n'.join(lines))) <= set(ELSEWHERE)
+    assert made == [f'.venv/{stamp}']
+    assert set(re.findall(r'podman \w+.*', '\n'.join(lines))) <= set(ELSEWHERE)
     assert re.match(r'FROM python:3\.1[0-3]\b', next(l for l in lines if l.startswith('FROM')))
     assert json.loads(next(l for l in lines if l.startswith('CMD'))[4:]) == ['make', 'train']
-    assert 'git' in next(l for l in lines if 'apt-get install' in l).split() and re.search(r'^train:', (ROOT/'Makefile').read_text(), re.M)
+    assert 'git' in next(l for l in lines if 'apt-get install' in l).split()
+    assert re.search(r'^train:', (ROOT/'Makefile').read_text(), re.M)
 
 
 # the site

@@ -26,11 +26,20 @@ from asc.train.targets import MixUpLoss
 from asc.data.splits import read_split
 from asc.data.store import pack
 
-STEPS = [{'roll': {'seconds': .1}}, 'resample', 'mel', {'freq_mask': {'size': 48}}, 'log', {'freq_mixstyle': {'p': .4, 'alpha': .3}},
-         {'mixup': {'alpha': .3}}]
+STEPS = [
+    {'roll': {'seconds': .1}},
+    'resample',
+    'mel',
+    {'freq_mask': {'size': 48}},
+    'log',
+    {'freq_mixstyle': {'p': .4, 'alpha': .3}},
+    {'mixup': {'alpha': .3}},
+]
 EPOCHS = 4
-OPTIONS = dict(average=lambda: [EMA(.9), KeepBest(), EarlyStop(9)],
-               swa=lambda: [SWA(.5), MixedPrecision('bf16'), KeepBest('accuracy'), Freeze('in_c', 2)])
+OPTIONS = dict(
+    average=lambda: [EMA(.9), KeepBest(), EarlyStop(9)],
+    swa=lambda: [SWA(.5), MixedPrecision('bf16'), KeepBest('accuracy'), Freeze('in_c', 2)],
+)
 SCHEDULES = dict(average='warmup_cosine', swa={'ramp': {'of': 150}})
 
 
@@ -38,22 +47,35 @@ def train(corpus, store, folder, options, resume, tell=lambda _: None):
     "One real, small training: 20 training and 10 validation clips, everything random that there is"
     torch.set_num_threads(1)
     begun = resume and (folder/'checkpoint.pt').exists()
-    seed_everything(int(time.time()) if begun else 3)          # what is resumed must not depend on the seed
+    # what is resumed must not depend on the seed
+    seed_everything(int(time.time()) if begun else 3)
     corpus = load_corpus(corpus)
     store = pack(corpus, store, progress=False)
     rows = read_split(corpus, 100).iloc[::3]
     data = lambda rows, **kw: ClipData(store, rows, corpus.scenes, corpus.devices, **kw)
     dls = make_dls(data(rows[:20], crop='windows'), data(rows[-10:]), 8, device='cpu')
-    model = create_classifier(pipeline=STEPS, rate=store.rate, scenes=corpus.scenes, backbone_args=dict(base=8))
-    learn = create_learner(dls, model, history=folder/'history.csv',
-                           cbs=[MixUpLoss(), *OPTIONS[options](), Checkpoint(folder, dict(options=options), resume=resume)])
+    model = create_classifier(
+        pipeline=STEPS, rate=store.rate, scenes=corpus.scenes, backbone_args=dict(base=8)
+    )
+    learn = create_learner(
+        dls,
+        model,
+        history=folder/'history.csv',
+        cbs=[
+            MixUpLoss(),
+            *OPTIONS[options](),
+            Checkpoint(folder, dict(options=options), resume=resume),
+        ],
+    )
     tell('begins')
-    with open(os.devnull, 'w') as f, redirect_stdout(f), learn.no_bar(): fit(learn, EPOCHS, 1e-2, schedule=SCHEDULES[options])
+    with open(os.devnull, 'w') as f, redirect_stdout(f), learn.no_bar():
+        fit(learn, EPOCHS, 1e-2, schedule=SCHEDULES[options])
     torch.save(model.state_dict(), folder/'final.pt')
     tell('ends')
 
 
-def child(corpus, store, folder, options, resume, pipe): train(corpus, store, folder, options, resume, pipe.send)
+def child(corpus, store, folder, options, resume, pipe):
+    train(corpus, store, folder, options, resume, pipe.send)
 
 
 def half_writer(corpus, store, folder, options, resume, pipe):
@@ -70,14 +92,17 @@ def half_writer(corpus, store, folder, options, resume, pipe):
 @pytest.fixture(scope='module')
 def start(synthetic, tmp_path_factory):
     "start(folder, options, resume) -> a process that trains, and the pipe it tells its progress through"
-    ctx, store = mp.get_context('forkserver'), tmp_path_factory.mktemp('store')
+    ctx = mp.get_context('forkserver')
+    store = tmp_path_factory.mktemp('store')
     light = 'classifier corpus finetune learner precision resume softmixup store'.split()
-    ctx.set_forkserver_preload(['torch._dynamo', *(f'asc.{m}' for m in light)])      # imported once, not in every child
+    # imported once, not in every child
+    ctx.set_forkserver_preload(['torch._dynamo', *(f'asc.{m}' for m in light)])
     def start(folder, options, resume=False, target=child):
         folder.mkdir(exist_ok=True)
         ours, theirs = ctx.Pipe()
         p = ctx.Process(target=target, args=(synthetic, store, folder, options, resume, theirs))
-        p.start(); theirs.close()
+        p.start()
+        theirs.close()
         return p, ours
     return start
 
@@ -114,11 +139,14 @@ def finish(start, folder, options):
 
 
 def test_what_a_kill_left_half_written_is_removed(tmp_path):
-    for name in ('.history.csv.1.part', '.checkpoint.pt.1.part', '.train.ipynb.1.part'): (tmp_path/name).write_text('half')
+    for name in ('.history.csv.1.part', '.checkpoint.pt.1.part', '.train.ipynb.1.part'):
+        (tmp_path/name).write_text('half')
     Checkpoint(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3                                                # not while another may be at work
+    # not while another may be at work
+    assert len(list(tmp_path.iterdir())) == 3
     Checkpoint(tmp_path, resume=True)
-    assert [p.name for p in tmp_path.iterdir()] == ['.train.ipynb.1.part']                   # not a training's
+    # not a training's
+    assert [p.name for p in tmp_path.iterdir()] == ['.train.ipynb.1.part']
 
 
 @pytest.mark.parametrize('options', OPTIONS)
@@ -132,8 +160,10 @@ def test_killed_at_random_moments(options, start, whole, tmp_path):
         p, pipe = start(folder, options)
         assert pipe.recv() == 'begins'
         time.sleep(rng.uniform(0, seconds))
-        p.kill(); p.join()
-        if p.exitcode == 0: continue                           # was quicker than the first one
+        p.kill()
+        p.join()
+        if p.exitcode == 0:
+            continue  # was quicker than the first one
         kills += p.exitcode == -signal.SIGKILL
         finish(start, folder, options)
         same(ref, folder)
@@ -147,7 +177,8 @@ def test_killed_again_and_again(start, whole, tmp_path):
         p, pipe = start(tmp_path, 'average', resume=True)
         assert pipe.recv() == 'begins'
         time.sleep(random.uniform(.3, .6) * seconds)
-        p.kill(); p.join()
+        p.kill()
+        p.join()
         if p.exitcode == 0: break
     finish(start, tmp_path, 'average')
     same(ref, tmp_path)
@@ -158,7 +189,8 @@ def test_killed_while_writing(start, whole, tmp_path):
     ref, _ = whole('average')
     p, _ = start(tmp_path, 'average', target=half_writer)
     p.join()
-    assert p.exitcode == -signal.SIGKILL and list(tmp_path.glob('.checkpoint.pt.*.part'))
+    assert p.exitcode == -signal.SIGKILL
+    assert list(tmp_path.glob('.checkpoint.pt.*.part'))
     assert read_checkpoint(tmp_path/'checkpoint.pt')['epoch'] == 2
     finish(start, tmp_path, 'average')
     same(ref, tmp_path)
@@ -167,7 +199,10 @@ def test_killed_while_writing(start, whole, tmp_path):
 class FullDisk(Callback):
     "From the second epoch on no file may grow beyond 20 kB"
     def before_train(self):
-        if self.epoch == 1: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        if self.epoch == 1:
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+            )
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):
@@ -177,9 +212,14 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):
     learn = create_learner(dls, torch.nn.Linear(300, 300), cbs=[Checkpoint(tmp_path), FullDisk()])
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with pytest.raises(InputError, match='could not write .*checkpoint.pt.*free some space'), learn.no_bar(): learn.fit(3)
-    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert read_checkpoint(tmp_path/'checkpoint.pt')['epoch'] == 1 and len(list(tmp_path.iterdir())) == 1
+        with pytest.raises(
+            InputError, match='could not write .*checkpoint.pt.*free some space'
+        ), learn.no_bar():
+            learn.fit(3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert read_checkpoint(tmp_path/'checkpoint.pt')['epoch'] == 1
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_resume_with_the_progress_bar(tmp_path):
@@ -194,10 +234,12 @@ def test_resume_with_the_progress_bar(tmp_path):
     with pytest.raises(KeyboardInterrupt): learner(Stop()).fit(4)
     learn = learner(resume=True)
     learn.fit(4)
-    assert [row['epoch'] for row in learn.epoch_log.history] == [1, 2, 3, 4] and len(learn.recorder.losses) == 8
+    assert [row['epoch'] for row in learn.epoch_log.history] == [1, 2, 3, 4]
+    assert len(learn.recorder.losses) == 8
 
 
 def test_a_pickle_is_not_read(tmp_path):
     "A file that would run code is refused"
     torch.save(dict(format='asc-checkpoint-1', config={}, bad=np.float64), tmp_path/'checkpoint.pt')
-    with pytest.raises(InputError, match='no checkpoint or is damaged'): Checkpoint(tmp_path, resume=True)
+    with pytest.raises(InputError, match='no checkpoint or is damaged'):
+        Checkpoint(tmp_path, resume=True)

@@ -109,6 +109,14 @@ def papermill(kernels):
     return partial(launch.papermill, kernels=kernels)
 
 
+@pytest.fixture(scope='module')
+def quick_kernels(kernels):
+    "Kernels of notebooks that the code under test starts by itself start at once, too"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('JUPYTER_PATH', str(kernels))
+        yield
+
+
 @pytest.fixture
 def one_thread():
     "For tests of many small tensors, where torch's threads only wait for each other"

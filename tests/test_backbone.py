@@ -1,10 +1,10 @@
-"backbones: the contract over the whole registry, published names and shapes of tensors, configurations, loading"
+"Backbones: the contract over the whole registry, published names and shapes of tensors, configurations, loading"
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from asc.backbone.beats import BEATS_CFG, BEATS_FIXED, BEATs, beats_state, buckets, load_beats
+from asc.backbone.beats import BEATS_CFG, BEATs, beats_state, buckets, load_beats
 from asc.backbone.blocks import AdaResNorm, ConvNorm, ResNorm, SubSpectralNorm
 from asc.backbone.cnn6 import Cnn6, fold_cnn6
 from asc.backbone.cp_mobile import CPMobile
@@ -13,22 +13,14 @@ from asc.backbone.passt import PaSST, load_passt
 from asc.backbone.weights import load_weights, read_weights, state_of
 from asc.backbone.zoo import Resized, backbones, check_backbone, contract, create_backbone, list_backbones
 from asc.core import InputError
+from networks import BIAS_TABLE, SHAPES, SMALL, SMALL_BEATS, beats_file, need
 
 pytestmark = pytest.mark.usefixtures('one_thread')
-SMALL_BEATS = dict(
-    embed_dim=24, encoder_embed_dim=48, encoder_ffn_embed_dim=96, encoder_layers=2,
-    encoder_attention_heads=4, conv_pos=16, conv_pos_groups=4, encoder_layerdrop=0.,
-)
-SMALL = {'passt_s': dict(dim=48, depth=2, heads=4), 'beats': dict(cfg=SMALL_BEATS), 'cnn6_60k': {}}
-# 1 s, and half the bands, to be quick
-SHAPES = {'cnn6_60k': (256, 44), 'tf_sepnet_64': (256, 64), 'tf_sepnet_64_d16': (256, 64)}
 
 
-def need(name):
-    if name == 'passt_s': pytest.importorskip('timm')
-
-
-def keys(net): return set(net.state_dict())
+def keys(net):
+    "Names of the weights"
+    return set(net.state_dict())
 
 
 @pytest.mark.parametrize('check', contract)
@@ -409,7 +401,7 @@ def test_passt_time_offset_only_in_training():
     assert start() == 0
 
 
-def test_audioset_passt_brings_no_classifier(tmp_path):
+def test_audioset_passt_brings_no_classifier():
     pytest.importorskip('timm')
     with torch.device('meta'):
         shapes = {k: v.shape for k, v in create_backbone('passt_s', 527).state_dict().items()}
@@ -425,22 +417,6 @@ def test_audioset_passt_brings_no_classifier(tmp_path):
     teacher = PaSST(10, dim=8, depth=1, heads=2)
     load_passt(own, teacher.state_dict())
     assert torch.equal(own.head[1].weight, teacher.head[1].weight)
-
-
-TABLE = 'encoder.layers.{}.self_attn.relative_attention_bias.weight'
-
-
-def beats_file(tuned=False):
-    torch.manual_seed(0)
-    net = BEATs(cfg=SMALL_BEATS)
-    state = {k: .02*torch.randn_like(v) + v for k, v in net.encoder.state_dict().items()}
-    state[TABLE.format(1)] = state[TABLE.format(0)].clone()
-    if tuned:
-        state |= {'predictor.weight': torch.zeros(527, 48), 'predictor.bias': torch.zeros(527)}
-    return {
-        'cfg': {**BEATS_CFG, **BEATS_FIXED, **SMALL_BEATS, 'finetuned_model': tuned},
-        'model': state,
-    }
 
 
 @pytest.mark.parametrize(
@@ -474,10 +450,10 @@ def test_beats_configuration_comes_from_the_file(tmp_path):
     # trained by easy-dcase: the whole network
     peer = {f'backbone.{k}': v for k, v in net.state_dict().items()}
     for i in range(2):
-        peer['backbone.encoder.' + TABLE.format(i)] = torch.ones(320, 4)
+        peer['backbone.encoder.' + BIAS_TABLE.format(i)] = torch.ones(320, 4)
     torch.save({'state_dict': peer}, tmp_path/'peer.ckpt')
     other = create_backbone('beats', weights=tmp_path/'peer.ckpt', cfg=SMALL_BEATS)
-    assert other.encoder.state_dict()[TABLE.format(0)].eq(1).all()
+    assert other.encoder.state_dict()[BIAS_TABLE.format(0)].eq(1).all()
 
 
 def test_beats_attention_against_plain_arithmetic():

@@ -14,18 +14,10 @@ from asc.experiment.recipe import check_training, create_training, training_opti
 from asc.model.classifier import load_model, save_model
 from asc.train.compiled import Compiled, check_compile
 from asc.core import InputError
-from asc.data.corpus import load_corpus
 from asc.data.splits import read_split
-from asc.data.store import pack
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 STEPS = ['resample', 'mel', 'log', {'freq_mixstyle': {'p': .4, 'alpha': .3}}]
-
-
-@pytest.fixture(scope='module')
-def packed(synthetic, tmp_path_factory):
-    corpus = load_corpus(synthetic)
-    return corpus, pack(corpus, tmp_path_factory.mktemp('store'), progress=False)
 
 
 @pytest.fixture

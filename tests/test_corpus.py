@@ -5,7 +5,6 @@ import json
 import os
 import re
 import threading
-import wave
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path

@@ -9,6 +9,7 @@ import pytest
 import soundfile as sf
 import torch
 
+import launch
 from asc.model.classifier import create_classifier, save_model
 from asc.cli import main
 from asc.core import InputError
@@ -16,7 +17,6 @@ from asc.data.corpus import load_corpus
 from asc.use.demo import build_page, practice_models, serve, short_names
 from asc.use.microphones import compare_devices, explain, read_start, through_device
 from asc.use.predict import Predictor, open_model, predict
-from test_run import PAPERMILL, papermill
 
 RATE = 44100
 
@@ -51,26 +51,10 @@ def files(tmp_path_factory):
     return tmp
 
 
-def test_notebook(files, tmp_path):
+def test_notebook(papermill, files, tmp_path):
     "Pictures of one sound through every device, without Gradio"
-    r = papermill(
-        '-y',
-        json.dumps(dict(models=[str(files/'run')])),
-        '-p',
-        'sound',
-        files/'tones.wav',
-        '-p',
-        'devices',
-        files/'devices',
-        '-p',
-        'longest',
-        2,
-        '-p',
-        'out',
-        tmp_path/'out',
-        argv=[PAPERMILL[0], 'nbs/demo.ipynb'],
-    )
-    assert r.returncode == 0, r.stderr[-3000:]
+    options = dict(sound=files/'tones.wav', devices=files/'devices', longest=2, out=tmp_path/'out')
+    launch.check(papermill('demo', models=[files/'run'], **options))
     assert {
         'as_recorded.png', 'plain.png', 'muffled.png', 'devices.csv', 'metrics.json',
         'params.json',

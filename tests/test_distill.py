@@ -1,9 +1,5 @@
 """Distillation across notebooks: the published losses, trainings that are interrupted, what is saved, and the run that compares."""
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,16 +9,15 @@ import yaml
 from fastai.callback.core import Callback
 from torch.nn import functional as F
 
+import launch
 from asc.experiment.recipe import check_training, create_training
 from asc.model.classifier import create_classifier, load_model, save_model
 from asc.core import InputError, seed_everything
-from asc.data.corpus import load_corpus
 from asc.teach.distill import soft_loss
 from asc.train.learner import ClipData
 from asc.augment.mixup import mix_teacher
 from asc.train.resume import Checkpoint, read_checkpoint
 from asc.data.splits import read_split
-from asc.data.store import pack
 from asc.teach.logits import save_teacher
 from asc.teach.setup import DISTILL, Distillation, read_distill
 from conftest import ROOT
@@ -39,13 +34,11 @@ STEPS = [
 
 
 @pytest.fixture(scope='module')
-def data(synthetic, tmp_path_factory):
+def data(packed):
     "Corpus, its store, 20 training and 8 validation clips"
-    corpus = load_corpus(synthetic)
+    corpus, store = packed
     rows = read_split(corpus, 100).iloc[::3]
-    return corpus, pack(
-        corpus, tmp_path_factory.mktemp('store'), progress=False
-    ), rows[:20], rows[-8:]
+    return corpus, store, rows[:20], rows[-8:]
 
 
 @pytest.fixture(scope='module')
@@ -287,7 +280,7 @@ def test_refused_before_training(o, told, data, teacher, tmp_path):
         training(data, tmp_path, **o)
 
 
-def test_lr_find_with_teachers(data, teacher, tmp_path):
+def test_lr_find_with_teachers(data, tmp_path):
     "The search for a rate asks the teacher too, and leaves no hook behind"
     learn, _ = training(data, tmp_path, teacher='self', distill=dict(features=FEATURES))
     with learn.no_bar(): learn.lr_find(num_it=4, show_plot=False)
@@ -302,47 +295,29 @@ def test_pretraining_on_another_corpus(data, teacher, tmp_path):
         assert torch.equal(v, was[k]), k
 
 
-def distil(*args):
-    "The run notebook from a terminal"
-    r = subprocess.run(
-        [str(Path(sys.executable).with_name('papermill')), 'nbs/distill.ipynb', *map(str, args)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=dict(os.environ, OMP_NUM_THREADS='1'),
-        timeout=300,
+def read_record(path):
+    "The content of a JSON file"
+    return json.loads(path.read_text())
+
+
+def test_the_run_that_compares(papermill, short_test, teacher, tmp_path):
+    "A student alone and one taught from a file of logits, same seed; a second call finds both and says the same"
+    options = dict(
+        data_dir=short_test, teacher=teacher['file'], folder=tmp_path/'runs', workers=2,
+        seeds=[0], distill=dict(temperature=3.),
     )
-    return r.returncode, r.stderr
-
-
-def test_the_run_that_compares(synthetic, teacher, tmp_path):
-    "Student alone and taught with the same seed from a file of logits; a second call finds both and says the same"
-    args = [
-        '-p',
-        'data_dir',
-        synthetic,
-        '-p',
-        'teacher',
-        teacher['file'],
-        '-p',
-        'folder',
-        tmp_path/'runs',
-        '-p',
-        'workers',
-        2,
-        '-y',
-        '{seeds: [0], distill: {temperature: 3.0}}',
-    ]
-    code, err = distil(tmp_path/'a.ipynb', *args, '-p', 'out', tmp_path/'one')
-    assert code == 0, err[-3000:]
-    when = {p: p.stat().st_mtime_ns for p in (tmp_path/'runs').rglob('metrics.json')}
-    assert len(when) == 2
-    assert distil(tmp_path/'b.ipynb', *args, '-p', 'out', tmp_path/'two')[0] == 0
-    assert when == {p: p.stat().st_mtime_ns for p in (tmp_path/'runs').rglob('metrics.json')}
+    launch.check(papermill('distill', executed=tmp_path/'a.ipynb', out=tmp_path/'one', **options))
+    runs = sorted(p.parent for p in (tmp_path/'runs').rglob('metrics.json'))
+    assert len(runs) == 2
+    times = [(run/'metrics.json').stat().st_mtime_ns for run in runs]
+    launch.check(papermill('distill', executed=tmp_path/'b.ipynb', out=tmp_path/'two', **options))
+    assert sorted(p.parent for p in (tmp_path/'runs').rglob('metrics.json')) == runs
+    assert [(run/'metrics.json').stat().st_mtime_ns for run in runs] == times
     assert (tmp_path/'one/gain.csv').read_bytes() == (tmp_path/'two/gain.csv').read_bytes()
     table = pd.read_csv(tmp_path/'one/gain.csv', index_col=0)
-    (alone, taught) = (json.loads(p.read_text())['macro_accuracy'] for p in sorted(when))
+    alone, taught = (read_record(run/'metrics.json')['macro_accuracy'] for run in runs)
     assert table.gain['macro accuracy'] == pytest.approx(100 * (taught - alone))
     assert {'a', 's6', 'unseen', 'log loss'} <= set(table.index)
-    ran = [json.loads(p.with_name('params.json').read_text())['parameters'] for p in sorted(when)]
-    assert [k for k in ran[0] if ran[0][k] != ran[1][k]] == ['teacher', 'distill', 'out']
+    first, second = (read_record(run/'params.json')['parameters'] for run in runs)
+    differing = [name for name in first if first[name] != second[name]]
+    assert differing == ['teacher', 'distill', 'out']

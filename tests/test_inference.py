@@ -16,13 +16,6 @@ from asc.data.splits import carve_valid, read_split, read_test
 from asc.data.store import pack
 
 
-@pytest.fixture(scope='module')
-def tiny(synthetic, tmp_path_factory):
-    "The synthetic corpus and its store"
-    corpus = load_corpus(synthetic)
-    return corpus, pack(corpus, tmp_path_factory.mktemp('store'), progress=False)
-
-
 def settled(name, frontend, pipeline):
     "A network whose norms have seen something"
     seed_everything(0)
@@ -42,9 +35,9 @@ def settled(name, frontend, pipeline):
         ('cnn6_60k', 'sp4asc', 'sp4asc'),
     ],
 )
-def test_rounding_is_half_precision(tiny, name, frontend, pipeline):
+def test_rounding_is_half_precision(packed, name, frontend, pipeline):
     "Rounded layers answer as half precision does: nearer to it than it is to certainty, and neither is float32"
-    corpus, store = tiny
+    corpus, store = packed
     model = settled(name, frontend, pipeline)
     data = ClipData(store, read_test(corpus)[::300], SCENES, corpus.devices)
     full, rounded = (
@@ -56,9 +49,9 @@ def test_rounding_is_half_precision(tiny, name, frontend, pipeline):
     assert (rounded.argmax(1) == half.argmax(1)).all()
 
 
-def test_overflow_is_no_number(tiny):
+def test_overflow_is_no_number(packed):
     "A network whose numbers leave half precision gives NaN, not a wrong answer"
-    corpus, store = tiny
+    corpus, store = packed
     model = settled('cp_mobile_24', 'dcase24', 'none')
     data = ClipData(store, read_test(corpus)[:4], SCENES, corpus.devices)
     with torch.no_grad():
@@ -68,9 +61,9 @@ def test_overflow_is_no_number(tiny):
     assert half_predictions(model, data)[list(SCENES)].isna().all(axis=None)
 
 
-def test_tta_is_the_mean_of_masked_looks(tiny):
+def test_tta_is_the_mean_of_masked_looks(packed):
     "Against the definition: only masks act, softmax each, mean"
-    corpus, store = tiny
+    corpus, store = packed
     model = settled('cp_mobile_24', 'dcase24', 'dcase24')
     data = ClipData(store, read_test(corpus)[::100], SCENES, corpus.devices)
     got = tta_predictions(model, data, 5, seed=3)[list(SCENES)].to_numpy()
@@ -86,9 +79,9 @@ def test_tta_is_the_mean_of_masked_looks(tiny):
     assert np.std(looks, 0).max() > 1e-4
 
 
-def test_tta_does_not_see_the_neighbours(tiny):
+def test_tta_does_not_see_the_neighbours(packed):
     "sp4asc's masks are filled with the training list's means: what else is in the test batch changes nothing"
-    corpus, store = tiny
+    corpus, store = packed
     model, test = settled('cnn6_60k', 'sp4asc', 'sp4asc'), read_test(corpus)
     train = ClipData(store, read_split(corpus, 100), SCENES, corpus.devices)
     first = [
@@ -126,13 +119,13 @@ def ten_second_copy(corpus, folder):
 
 
 @pytest.fixture(scope='module')
-def ten(tiny, tmp_path_factory):
-    return ten_second_copy(tiny[0], tmp_path_factory.mktemp('ten')/'tau2020-like-synthetic')
+def ten(packed, tmp_path_factory):
+    return ten_second_copy(packed[0], tmp_path_factory.mktemp('ten')/'tau2020-like-synthetic')
 
 
-def test_joined_snippets_are_the_ten_second_files(tiny, ten, tmp_path):
+def test_joined_snippets_are_the_ten_second_files(packed, ten, tmp_path):
     "Same lists, same samples; and a corpus of whole recordings needs no joining"
-    corpus, store = tiny
+    corpus, store = packed
     whole = join_store(store, 10)
     filed = pack(ten, tmp_path, progress=False)
     assert join_store(filed, 10) is filed
@@ -147,11 +140,11 @@ def test_joined_snippets_are_the_ten_second_files(tiny, ten, tmp_path):
         ).all()
 
 
-def test_training_on_ten_seconds(tiny, ten, tmp_path):
+def test_training_on_ten_seconds(packed, ten, tmp_path):
     "sp4asc's network learns from ten-second files and from joined snippets to the same last digit"
     out = []
     for corpus, store in (
-        (tiny[0], join_store(tiny[1], 10)), (ten, pack(ten, tmp_path, progress=False))
+        (packed[0], join_store(packed[1], 10)), (ten, pack(ten, tmp_path, progress=False))
     ):
         train, valid = carve_valid(join_snippets(read_split(corpus, 100), 10, 10), .1)
         learn, fit = create_training(
@@ -174,9 +167,9 @@ def test_training_on_ten_seconds(tiny, ten, tmp_path):
     assert out[0].equals(out[1]) and len(out[0]) == 6
 
 
-def test_windows_of_joined_clips(tiny):
+def test_windows_of_joined_clips(packed):
     "Random three-second windows of the recording, and rows that are gone where a snippet is missing"
-    corpus, store = tiny
+    corpus, store = packed
     three = join_store(store, 3)
     train = join_snippets(read_split(corpus, 100), 3, 10)
     for crop in ('windows', 'shifted'):

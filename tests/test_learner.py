@@ -7,11 +7,9 @@ import torch
 
 from asc.model.classifier import create_classifier
 from asc.core import InputError, seed_everything
-from asc.data.corpus import load_corpus
 from asc.train.learner import ClipData, create_learner, fit, make_dls, predictions
 from asc.train.melcache import MelCache
 from asc.data.splits import read_split, read_test
-from asc.data.store import pack
 
 STEPS = [
     'resample',
@@ -20,12 +18,6 @@ STEPS = [
     'log',
     {'freq_mixstyle': {'p': 0.4, 'alpha': 0.3}},
 ]
-
-
-@pytest.fixture(scope='module')
-def packed(synthetic, tmp_path_factory):
-    corpus = load_corpus(synthetic)
-    return corpus, pack(corpus, tmp_path_factory.mktemp('store'), progress=False)
 
 
 def data(packed, rows, **kw):

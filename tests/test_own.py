@@ -5,10 +5,8 @@ import torch
 from asc.experiment.recipe import check_training, create_training
 from asc.model.classifier import create_classifier, load_model, save_model
 from asc.core import InputError
-from asc.data.corpus import load_corpus
 from asc.augment.pipeline import create_pipeline
 from asc.data.splits import read_split
-from asc.data.store import pack
 
 CODE = '''
 import torch
@@ -44,9 +42,8 @@ def mine(tmp_path):
     return lambda name: f"{tmp_path/'mine.py'}:{name}"
 
 
-def test_trained_saved_and_loaded(synthetic, tmp_path, mine):
-    corpus = load_corpus(synthetic)
-    store = pack(corpus, tmp_path/'store', progress=False)
+def test_trained_saved_and_loaded(packed, tmp_path, mine):
+    corpus, store = packed
     rows = read_split(corpus, 100).groupby('scene').head(3)
     options = dict(
         backbone=mine('TinyNet'), backbone_args=dict(width=6), frontend=mine('Energies'),

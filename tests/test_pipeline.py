@@ -223,7 +223,7 @@ def test_mel_jitter_is_a_switch(waves):
     assert not pipe.frontend.training
 
 
-def test_choice_draws_by_weight_and_device(waves):
+def test_choice_draws_by_weight_and_device():
     "dragonsearch: 40 % responses for device a, none for the others, the rest untouched; sets are exclusive"
     w = [.2, .2, .1, 0., .1, .1, .3]
     sets = named(pipelines['dragonsearch']['steps'])

@@ -9,7 +9,7 @@ import torch
 
 from asc.backbone import weights
 from asc.backbone.cnn6 import fold_cnn6
-from asc.backbone.weights import read_weights, state_of, weights_file
+from asc.backbone.weights import read_weights, weights_file
 from asc.backbone.zoo import backbones, create_backbone, list_backbones
 from asc.core import SCENES, InputError
 from asc.frontend.logmel import create_frontend

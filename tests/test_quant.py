@@ -194,7 +194,7 @@ def test_sensitivity_leaves_the_network_alone():
     assert len(steps) <= 2 and small.quantised['skip'][0] == 'in_c.0.0'
 
 
-def test_refusals(tmp_path):
+def test_refusals():
     net, x = named('cp_mobile_24')
     with pytest.raises(InputError, match=r'training mode \(it and more\)'):
         prepare(deepcopy(net).train(), x)
@@ -252,14 +252,11 @@ def test_saved_and_loaded(classifier, tmp_path):
     with pytest.raises(InputError, match='damaged'): load_quantised(tmp_path)
 
 
-def test_calibration_clips(classifier, synthetic, tmp_path):
+def test_calibration_clips(packed):
     "Spread over scenes and devices; another rate is refused"
-    from asc.data.corpus import load_corpus
     from asc.train.learner import ClipData
     from asc.data.splits import read_split
-    from asc.data.store import pack
-    corpus = load_corpus(synthetic)
-    store = pack(corpus, store_dir=tmp_path, progress=False)
+    corpus, store = packed
     data = ClipData(store, read_split(corpus, 100), corpus.scenes, corpus.devices)
     model = create_classifier('cp_mobile_24', rate=store.rate, backbone_args=dict(base=8)).eval()
     a, b = (calibration_batches(model, data, 20, 8) for _ in range(2))

@@ -16,7 +16,7 @@ from asc.train.losses import create_loss
 from asc.augment.pipeline import create_pipeline, pipelines, revise
 from asc.train.schedules import create_schedule
 from conftest import ROOT
-from test_backbone import SMALL, beats_file, need
+from networks import SMALL, beats_file, need
 
 RECIPES = {p.stem: p for p in sorted((ROOT/'nbs/recipes').glob('*.yaml'))}
 # recipe with a faithful variant -> its pipeline

@@ -308,7 +308,7 @@ def test_no_torch():
 
 
 # ---------------------------------------------------------------- statistics
-def test_bootstrap_agrees_with_resampling_the_clips(preds):
+def test_bootstrap_agrees_with_resampling_the_clips():
     "the sums by location against the plain way: draw locations, take their clips, compute the metric"
     df = made_up(places=5, snippets=1, devices=('a', 'b'))
     one, rng = clips(df), np.random.default_rng(0)

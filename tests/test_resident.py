@@ -9,7 +9,6 @@ import asc.train.learner
 from asc.experiment.recipe import create_training
 from asc.model.classifier import create_classifier
 from asc.core import seed_everything
-from asc.data.corpus import load_corpus
 from asc.data.join import join_snippets, join_store
 from asc.train.learner import ClipData, make_dls, make_resident, predict_logits
 from asc.train.melcache import MelCache
@@ -19,7 +18,7 @@ from asc.data.sound import read_int16
 from asc.data.splits import read_split, read_test
 from asc.data.store import pack
 from asc.teach.logits import Teacher
-from test_store import RATE, make
+from noise import RATE, noise_corpus
 
 DEVICES = [
     'cpu',
@@ -29,12 +28,6 @@ DEVICES = [
     ),
 ]
 pytestmark = pytest.mark.usefixtures('one_thread')
-
-
-@pytest.fixture(scope='module')
-def packed(synthetic, tmp_path_factory):
-    corpus = load_corpus(synthetic)
-    return corpus, pack(corpus, tmp_path_factory.mktemp('store'), progress=False)
 
 
 def taught(corpus, rows, kind):
@@ -125,7 +118,7 @@ def test_joined_snippets(packed, crop):
 
 def test_windows_of_joined_snippets_know_their_second(tmp_path):
     "In a recording with a gap, too, a window is where the teacher is asked about it"
-    corpus = make(tmp_path/'c', recs=2, skip=[(0, 1)])
+    corpus = noise_corpus(tmp_path/'c', recs=2, skip=[(0, 1)])
     store, asked = pack(corpus, tmp_path/'s', progress=False), []
     class Windows:
         starts = ()

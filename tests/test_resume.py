@@ -1,4 +1,4 @@
-"""kill -9 at any moment: the continued training ends in the bytes of one that was left alone; a half-written checkpoint never counts."""
+"""kill -9 at any moment: the resumed training ends in the same bytes as an undisturbed one; half a checkpoint never counts."""
 import multiprocessing as mp
 import os
 import random
@@ -36,164 +36,178 @@ STEPS = [
     {'mixup': {'alpha': .3}},
 ]
 EPOCHS = 4
-OPTIONS = dict(
-    average=lambda: [EMA(.9), KeepBest(), EarlyStop(9)],
-    swa=lambda: [SWA(.5), MixedPrecision('bf16'), KeepBest('accuracy'), Freeze('in_c', 2)],
-)
-SCHEDULES = dict(average='warmup_cosine', swa={'ramp': {'of': 150}})
+# two sets of options: callbacks and schedule
+OPTIONS = {
+    'average': lambda: [EMA(.9), KeepBest(), EarlyStop(9)],
+    'swa': lambda: [SWA(.5), MixedPrecision('bf16'), KeepBest('accuracy'), Freeze('in_c', 2)],
+}
+SCHEDULES = {'average': 'warmup_cosine', 'swa': {'ramp': {'of': 150}}}
+# what a training imports, loaded once and not in every process
+MODULES = [
+    'torch._dynamo', 'asc.data.corpus', 'asc.data.splits', 'asc.data.store',
+    'asc.model.classifier', 'asc.train.averages', 'asc.train.finetune', 'asc.train.learner',
+    'asc.train.precision', 'asc.train.resume', 'asc.train.targets',
+]
 
 
-def train(corpus, store, folder, options, resume, tell=lambda _: None):
-    "One real, small training: 20 training and 10 validation clips, everything random that there is"
+def train(corpus, store, folder, options, resume, report):
+    "A small training with everything random that there is: 20 training and 10 validation clips"
     torch.set_num_threads(1)
-    begun = resume and (folder/'checkpoint.pt').exists()
+    resuming = resume and (folder/'checkpoint.pt').exists()
     # what is resumed must not depend on the seed
-    seed_everything(int(time.time()) if begun else 3)
-    corpus = load_corpus(corpus)
+    seed_everything(int(time.time()) if resuming else 3)
+    learn = small_learner(load_corpus(corpus), store, folder, options, resume)
+    report('begins')
+    with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere), learn.no_bar():
+        fit(learn, EPOCHS, 1e-2, schedule=SCHEDULES[options])
+    torch.save(learn.model.state_dict(), folder/'final.pt')
+    report('ends')
+
+
+def small_learner(corpus, store, folder, options, resume):
+    "A Learner with a small CP-Mobile, whose checkpoint and history are in the folder"
     store = pack(corpus, store, progress=False)
     rows = read_split(corpus, 100).iloc[::3]
-    data = lambda rows, **kw: ClipData(store, rows, corpus.scenes, corpus.devices, **kw)
-    dls = make_dls(data(rows[:20], crop='windows'), data(rows[-10:]), 8, device='cpu')
+    train = ClipData(store, rows[:20], corpus.scenes, corpus.devices, crop='windows')
+    valid = ClipData(store, rows[-10:], corpus.scenes, corpus.devices)
     model = create_classifier(
         pipeline=STEPS, rate=store.rate, scenes=corpus.scenes, backbone_args=dict(base=8)
     )
-    learn = create_learner(
-        dls,
-        model,
-        history=folder/'history.csv',
-        cbs=[
-            MixUpLoss(),
-            *OPTIONS[options](),
-            Checkpoint(folder, dict(options=options), resume=resume),
-        ],
-    )
-    tell('begins')
-    with open(os.devnull, 'w') as f, redirect_stdout(f), learn.no_bar():
-        fit(learn, EPOCHS, 1e-2, schedule=SCHEDULES[options])
-    torch.save(model.state_dict(), folder/'final.pt')
-    tell('ends')
+    checkpoint = Checkpoint(folder, dict(options=options), resume=resume)
+    cbs = [MixUpLoss(), *OPTIONS[options](), checkpoint]
+    dls = make_dls(train, valid, 8, device='cpu')
+    return create_learner(dls, model, history=folder/'history.csv', cbs=cbs)
 
 
-def child(corpus, store, folder, options, resume, pipe):
+def train_and_report(corpus, store, folder, options, resume, pipe):
+    "What another process does: train, and say through the pipe when it begins and ends"
     train(corpus, store, folder, options, resume, pipe.send)
 
 
-def half_writer(corpus, store, folder, options, resume, pipe):
-    "As `child`, but killed in the middle of writing the third checkpoint"
-    whole, count = Path.write_bytes, iter(range(100))
-    def write(self, data):
-        if next(count) < 2: return whole(self, data)
-        whole(self, data[:5000])
+def die_while_writing(corpus, store, folder, options, resume, pipe):
+    "As `train_and_report`, but killed in the middle of writing the third checkpoint"
+    write_bytes = Path.write_bytes
+    count = iter(range(100))
+
+    def write_or_die(self, data):
+        if next(count) < 2: return write_bytes(self, data)
+        write_bytes(self, data[:5000])
         os.kill(os.getpid(), signal.SIGKILL)
-    Path.write_bytes = write
+    Path.write_bytes = write_or_die
     train(corpus, store, folder, options, resume, pipe.send)
 
 
 @pytest.fixture(scope='module')
-def start(synthetic, tmp_path_factory):
-    "start(folder, options, resume) -> a process that trains, and the pipe it tells its progress through"
-    ctx = mp.get_context('forkserver')
-    store = tmp_path_factory.mktemp('store')
-    light = 'classifier corpus finetune learner precision resume softmixup store'.split()
-    # imported once, not in every child
-    ctx.set_forkserver_preload(['torch._dynamo', *(f'asc.{m}' for m in light)])
-    def start(folder, options, resume=False, target=child):
+def start(packed, tmp_path_factory):
+    "start(folder, options, resume) -> a process that trains, and the pipe it reports through"
+    context = mp.get_context('forkserver')
+    context.set_forkserver_preload(MODULES)
+    corpus, store = packed
+
+    def start(folder, options, resume=False, target=train_and_report):
         folder.mkdir(exist_ok=True)
-        ours, theirs = ctx.Pipe()
-        p = ctx.Process(target=target, args=(synthetic, store, folder, options, resume, theirs))
-        p.start()
+        ours, theirs = context.Pipe()
+        args = corpus.dir, store.folder.parent, folder, options, resume, theirs
+        process = context.Process(target=target, args=args)
+        process.start()
         theirs.close()
-        return p, ours
+        return process, ours
     return start
 
 
 @pytest.fixture(scope='module')
-def whole(start, tmp_path_factory):
-    "Trainings nobody touched, and how long they took"
-    def run(options):
-        if options not in done:
-            folder = tmp_path_factory.mktemp('whole')
-            p, pipe = start(folder, options)
+def undisturbed(start, tmp_path_factory):
+    "undisturbed(options) -> the folder of a training nobody touched, and how long it took"
+    finished = {}
+
+    def train_once(options):
+        if options not in finished:
+            folder = tmp_path_factory.mktemp('undisturbed')
+            process, pipe = start(folder, options)
             assert pipe.recv() == 'begins'
-            t = time.time()
+            begin = time.time()
             assert pipe.recv() == 'ends'
-            done[options] = folder, time.time() - t
-            p.join()
-        return done[options]
-    done = {}
-    return run
+            finished[options] = folder, time.time() - begin
+            process.join()
+        return finished[options]
+    return train_once
 
 
-def same(a, b):
-    "The same last digit everywhere"
-    x, y = (torch.load(f/'final.pt', weights_only=True) for f in (a, b))
-    assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+def check_same(a, b):
+    "Two folders hold the same weights and history to the last digit, and nothing half-written"
+    x, y = (torch.load(folder/'final.pt', weights_only=True) for folder in (a, b))
+    assert x.keys() == y.keys()
+    for name in x: assert torch.equal(x[name], y[name]), name
     assert (a/'history.csv').read_bytes() == (b/'history.csv').read_bytes()
     assert not [p.name for p in b.iterdir() if p.name.endswith('.part')]
 
 
 def finish(start, folder, options):
-    p, _ = start(folder, options, resume=True)
-    p.join()
-    assert p.exitcode == 0
+    "Resume a training and let it end"
+    process, _ = start(folder, options, resume=True)
+    process.join()
+    assert process.exitcode == 0
+
+
+def start_and_kill(start, folder, options, seconds, resume=False):
+    "Start a training and kill it these seconds after it has begun; its exit code"
+    process, pipe = start(folder, options, resume=resume)
+    assert pipe.recv() == 'begins'
+    time.sleep(seconds)
+    process.kill()
+    process.join()
+    return process.exitcode
 
 
 def test_what_a_kill_left_half_written_is_removed(tmp_path):
-    for name in ('.history.csv.1.part', '.checkpoint.pt.1.part', '.train.ipynb.1.part'):
-        (tmp_path/name).write_text('half')
+    "When a training is resumed, and only the files that a training writes"
+    for name in ('history.csv', 'checkpoint.pt', 'train.ipynb'):
+        (tmp_path/f'.{name}.1.part').write_text('half')
     Checkpoint(tmp_path)
-    # not while another may be at work
+    # another training may be at work
     assert len(list(tmp_path.iterdir())) == 3
     Checkpoint(tmp_path, resume=True)
-    # not a training's
     assert [p.name for p in tmp_path.iterdir()] == ['.train.ipynb.1.part']
 
 
 @pytest.mark.parametrize('options', OPTIONS)
-def test_killed_at_random_moments(options, start, whole, tmp_path):
+def test_killed_at_random_moments(options, start, undisturbed, tmp_path):
     "Five kills for each set of options, ten in all, at moments drawn over the whole training"
-    ref, seconds = whole(options)
-    rng, kills = random.Random(), 0
+    reference, seconds = undisturbed(options)
+    rng = random.Random()
+    kills = 0
     for trial in range(20):
         if kills == 5: break
         folder = tmp_path/str(trial)
-        p, pipe = start(folder, options)
-        assert pipe.recv() == 'begins'
-        time.sleep(rng.uniform(0, seconds))
-        p.kill()
-        p.join()
-        if p.exitcode == 0:
-            continue  # was quicker than the first one
-        kills += p.exitcode == -signal.SIGKILL
+        code = start_and_kill(start, folder, options, rng.uniform(0, seconds))
+        # now and then a training is quicker than the first one
+        if code == 0: continue
+        kills += code == -signal.SIGKILL
         finish(start, folder, options)
-        same(ref, folder)
+        check_same(reference, folder)
     assert kills == 5
 
 
-def test_killed_again_and_again(start, whole, tmp_path):
+def test_killed_again_and_again(start, undisturbed, tmp_path):
     "The same training killed at every stage of it, until it is through"
-    ref, seconds = whole('average')
+    reference, seconds = undisturbed('average')
     for _ in range(30):
-        p, pipe = start(tmp_path, 'average', resume=True)
-        assert pipe.recv() == 'begins'
-        time.sleep(random.uniform(.3, .6) * seconds)
-        p.kill()
-        p.join()
-        if p.exitcode == 0: break
+        moment = random.uniform(.3, .6) * seconds
+        if start_and_kill(start, tmp_path, 'average', moment, resume=True) == 0: break
     finish(start, tmp_path, 'average')
-    same(ref, tmp_path)
+    check_same(reference, tmp_path)
 
 
-def test_killed_while_writing(start, whole, tmp_path):
+def test_killed_while_writing(start, undisturbed, tmp_path):
     "Half a checkpoint lies there; the whole one before it counts"
-    ref, _ = whole('average')
-    p, _ = start(tmp_path, 'average', target=half_writer)
-    p.join()
-    assert p.exitcode == -signal.SIGKILL
+    reference, _ = undisturbed('average')
+    process, _ = start(tmp_path, 'average', target=die_while_writing)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert list(tmp_path.glob('.checkpoint.pt.*.part'))
     assert read_checkpoint(tmp_path/'checkpoint.pt')['epoch'] == 2
     finish(start, tmp_path, 'average')
-    same(ref, tmp_path)
+    check_same(reference, tmp_path)
 
 
 class FullDisk(Callback):

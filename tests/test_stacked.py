@@ -15,7 +15,6 @@ from torch.func import stack_module_state
 from asc.experiment.recipe import create_training, training_options
 from asc.backbone.zoo import create_backbone, list_backbones
 from asc.core import InputError
-from asc.data.corpus import load_corpus
 from asc.run.process import full_parameters
 from asc.train.resume import random_states, read_checkpoint
 from asc.experiment.seeds import train_runs
@@ -23,7 +22,7 @@ from asc.data.splits import read_split
 from asc.experiment.stacked import Turns, check_stacked, stacked_call, train_stacked
 from asc.data.store import pack
 from asc.teach.logits import save_teacher
-from test_backbone import SMALL, need
+from networks import SMALL, need
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 SHAPES = dict.fromkeys(list_backbones(), (64, 32)) | dict(
@@ -42,18 +41,11 @@ CNN3 = dict(
 CP = dict(backbone='cp_mobile_24', backbone_args=dict(base=8, blocks=(1, 1, 1), strides={}))
 
 
-@pytest.fixture(scope='module')
-def packed(synthetic, tmp_path_factory):
-    corpus = load_corpus(synthetic)
-    return corpus, pack(
-        corpus, tmp_path_factory.mktemp('store'), progress=False
-    ), read_split(corpus, 100).iloc[::3]
-
-
 @pytest.fixture
 def training(packed, tmp_path):
     "training(seed, folder, exact=True, n=7, **options) -> learner and fit; spectrograms are kept as learn.seen; `exact`: the network in float64"
-    corpus, store, rows = packed
+    corpus, store = packed
+    rows = read_split(corpus, 100).iloc[::3]
     def make(seed, folder, exact=True, n=7, **options):
         learn, fit = create_training(
             store,
@@ -158,7 +150,8 @@ def test_rounding_of_a_first_step(training):
 
 def test_logits_of_a_teacher(training, exact, packed, tmp_path):
     "Offline distillation, by Adam: each seed with the teacher's rows of its own batch, mixed as its clips are"
-    corpus, _, rows = packed
+    corpus, _ = packed
+    rows = read_split(corpus, 100).iloc[::3]
     names = pd.concat([rows[:7], rows[-4:]]).filename
     torch.manual_seed(0)
     save_teacher(tmp_path/'teacher', names, torch.randn(len(names), 10).numpy(), corpus.scenes)

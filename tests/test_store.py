@@ -22,33 +22,21 @@ import asc.data.store
 from asc.core import InputError, project_root
 from asc.data.corpus import META, ClipName, check_corpus, load_corpus
 from asc.data.sound import read_int16, scan_wavs, to_int16
-from asc.data.store import Store, chunks, store_layout, pack
+from asc.data.store import Store, chunks, pack, store_layout
+from noise import RATE, noise_corpus
 
 SAMPLES = Path(os.environ.get('ASC_SHARED', project_root()/'..'/'shared'))/'data'/'tau-samples'
-RATE = 800
-
-
-def make(folder, recs=6, snippets=4, n=RATE, subtype='PCM_16', skip=(), seed=0):
-    "A corpus of noise: `recs` recordings of `snippets` clips of n samples; `skip` are (recording, snippet) left out"
-    folder, rng = Path(folder), np.random.default_rng(seed)
-    (folder/'audio').mkdir(parents=True)
-    rows = ['\t'.join(META)]
-    for r in range(recs):
-        for k in range(snippets):
-            if (r, k) in skip: continue
-            c = ClipName('rain', 'oulu', r//2, r, k if snippets > 1 else None, 'ab'[r % 2])
-            sf.write(folder/str(c), rng.uniform(-.99, .99, n), RATE, subtype)
-            rows.append(f'{c}\t{c.scene}\toulu-{c.location}\t{c.device}')
-    (folder/'meta.csv').write_text('\n'.join(rows))
-    return load_corpus(folder)
 
 
 @pytest.fixture
-def corpus(tmp_path): return make(tmp_path/'c')
+def corpus(tmp_path):
+    "Six recordings of four clips of noise"
+    return noise_corpus(tmp_path/'c')
 
 
 @pytest.fixture
 def store(corpus, tmp_path):
+    "The store of the corpus of noise"
     return pack(corpus, tmp_path/'s', progress=False)
 
 
@@ -61,7 +49,7 @@ def small_chunks(monkeypatch, clips=4):
 @pytest.mark.parametrize('subtype', ['PCM_16', 'PCM_24', 'PCM_32', 'PCM_U8', 'FLOAT', 'DOUBLE'])
 def test_every_sample_is_there(subtype, tmp_path):
     "int16 as it is, anything finer to the nearest, for clips in any order"
-    c = make(tmp_path/'c', subtype=subtype)
+    c = noise_corpus(tmp_path/'c', subtype=subtype)
     s = pack(c, tmp_path/'s', progress=False)
     names = c.meta.filename.sample(frac=1, random_state=0)
     x = s.batch(s.index(names))
@@ -112,7 +100,7 @@ def test_a_decoder_that_returns_less_is_noticed(tmp_path):
 
 def test_longer_recordings_are_cut(tmp_path):
     "10-s files may be up to one per cent too long, clips with a snippet number may not"
-    c = make(tmp_path/'c', snippets=1)
+    c = noise_corpus(tmp_path/'c', snippets=1)
     long = c.dir/c.meta.filename[2]
     sf.write(long, np.append(sf.read(long)[0], [.5]*8), RATE)
     s = pack(c, tmp_path/'s', progress=False)
@@ -124,7 +112,7 @@ def test_longer_recordings_are_cut(tmp_path):
 
 def test_resampled_over_the_seams(tmp_path):
     "A stretch is resampled whole, from what the store at the corpus' rate holds"
-    c = make(tmp_path/'c', skip=[(0, 1)])
+    c = noise_corpus(tmp_path/'c', skip=[(0, 1)])
     s, half = (pack(c, tmp_path/'s', rate=r, progress=False) for r in (None, 500))
     assert half.clip_len == 500
     assert half.rate == 500
@@ -147,7 +135,7 @@ def test_resampled_over_the_seams(tmp_path):
 
 def test_a_rate_that_does_not_fit(tmp_path):
     with pytest.raises(InputError, match='a clip of 799 samples at 800 Hz is no whole number'):
-        pack(make(tmp_path/'c', n=799), tmp_path/'s', rate=500, progress=False)
+        pack(noise_corpus(tmp_path/'c', n=799), tmp_path/'s', rate=500, progress=False)
     assert not list((tmp_path/'s').glob('c-*'))
 
 
@@ -156,7 +144,7 @@ def test_a_rate_that_does_not_fit(tmp_path):
 def test_layout_and_windows(tmp_path):
     "Recordings lie together in the order of time; a missing snippet ends a stretch; windows are slices"
     # snippet 10 sorts after 9
-    c = make(tmp_path/'c', recs=14, snippets=12, skip=[(0, 1), (3, 0), (4, 11)])
+    c = noise_corpus(tmp_path/'c', recs=14, snippets=12, skip=[(0, 1), (3, 0), (4, 11)])
     c.meta = c.meta.sample(frac=1, random_state=0).reset_index(drop=True)
     s, rng = pack(c, tmp_path/'s', progress=False), np.random.default_rng(0)
     assert (s.rows.groupby('stretch').snippet.agg(lambda k: (k.diff().dropna() == 1).all())).all()
@@ -332,7 +320,7 @@ def script(tmp_path, text, *args, **kw):
 
 def test_kill_9_at_any_moment(tmp_path):
     "Killed again and again, at random; what is there is never a store, and the end is the same to the byte"
-    c = make(tmp_path/'c', recs=60, snippets=5)
+    c = noise_corpus(tmp_path/'c', recs=60, snippets=5)
     good = tree(pack(c, tmp_path/'good', progress=False).folder)
     rng = random.Random(0)
     kills = 0
@@ -397,7 +385,7 @@ def test_resume_from_any_state(how, corpus, tmp_path, monkeypatch):
 
 def test_two_at_once(tmp_path):
     "Two processes pack one corpus: one does, the other waits and opens"
-    c = make(tmp_path/'c', recs=60, snippets=5)
+    c = noise_corpus(tmp_path/'c', recs=60, snippets=5)
     ps = [script(tmp_path, SCRIPT, c.dir, tmp_path/'s') for _ in range(2)]
     out = [p.communicate(timeout=60) for p in ps]
     assert [p.returncode for p in ps] == [0, 0], out
@@ -417,7 +405,7 @@ def test_disk_full(corpus, tmp_path, monkeypatch):
 
 def test_disk_full_on_the_way(tmp_path):
     "The system refuses to write past 20 kB: words, no store; with room again it goes on"
-    c = make(tmp_path/'c')
+    c = noise_corpus(tmp_path/'c')
     limit = '    import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n'
     p = script(tmp_path, limit + SCRIPT, c.dir, tmp_path/'s')
     err = p.communicate(timeout=60)[1]
@@ -492,7 +480,7 @@ def test_damage_is_seen(kind, corpus, tmp_path, monkeypatch):
 
 
 def test_another_corpus_manifest(corpus, store, tmp_path):
-    other = pack(make(tmp_path/'d', seed=1), tmp_path/'s', progress=False)
+    other = pack(noise_corpus(tmp_path/'d', seed=1), tmp_path/'s', progress=False)
     shutil.copy(other.folder/'manifest.json', store.folder)
     with pytest.raises(InputError, match='is damaged|belongs to another corpus'):
         Store.open(store.folder)
@@ -505,7 +493,7 @@ def test_another_corpus_manifest(corpus, store, tmp_path):
 
 def test_fast_looks_at_samples_full_at_all(tmp_path, monkeypatch):
     small_chunks(monkeypatch, 1)
-    f = pack(make(tmp_path/'c', recs=64, snippets=1), tmp_path/'s', progress=False).folder
+    f = pack(noise_corpus(tmp_path/'c', recs=64, snippets=1), tmp_path/'s', progress=False).folder
     flip(f/'audio.i16', RATE*2*5)
     Store.open(f)
     with pytest.raises(InputError, match='between clips 5 and 6'):
@@ -561,7 +549,7 @@ def test_evaluation_set(tmp_path):
 
 def test_default_place(tmp_path, monkeypatch):
     monkeypatch.setattr(asc.data.store, 'project_root', lambda: tmp_path)
-    c = make(tmp_path/'c')
+    c = noise_corpus(tmp_path/'c')
     assert pack(c, progress=False).folder.parent == tmp_path/'data'/'store'
 
 

@@ -1,9 +1,6 @@
 """Teachers: shuffled files are refused every time, whatever the shuffle; predict.ipynb as a user starts it; the real corpus where it is."""
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,15 +9,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import launch
 from asc.model.classifier import create_classifier, save_model
 from asc.core import SCENES, InputError
 from asc.data.corpus import load_corpus
 from asc.data.choose import data_facts
 from asc.use.answers import load_teacher_model, predict_teacher, training_clips
 from asc.data.splits import carve_valid, read_split, read_test
-from asc.data.store import pack
 from asc.teach.logits import Teacher, read_published_logits, read_teacher, save_teacher
-from conftest import ROOT
 
 
 def listed(recordings=48, snippets=3):
@@ -208,46 +204,13 @@ def runs(tmp_path_factory, synthetic):
     return folder
 
 
-def predict(*args):
-    argv = [
-        str(Path(sys.executable).with_name('papermill')),
-        'nbs/predict.ipynb',
-        '--no-progress-bar',
-        *map(str, args),
-    ]
-    return subprocess.run(
-        argv,
-        cwd=ROOT,
-        env=dict(os.environ, OMP_NUM_THREADS='1'),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def test_predict_notebook(runs, synthetic, tmp_path):
+def test_predict_notebook(papermill, runs, synthetic, tmp_path):
     "Two runs and their ensemble over the training list: the files, what is known about them, the tables"
-    r = predict(
-        '-p',
-        'data_dir',
-        synthetic,
-        '-p',
-        'models',
-        json.dumps([str(runs/'one'), str(runs/'two')]),
-        '-p',
-        'valid',
-        '0.2',
-        '-p',
-        'weights',
-        'calibrated',
-        '-p',
-        'out',
-        tmp_path/'run',
-    )
-    assert r.returncode == 0, r.stderr[-3000:]
+    options = dict(models=[runs/'one', runs/'two'], valid=.2, weights='calibrated')
+    launch.check(papermill('predict', data_dir=synthetic, out=tmp_path/'run', **options))
     corpus = load_corpus(synthetic)
     rows = read_split(corpus, 100)
-    (train, held) = carve_valid(read_split(corpus, 100), .2)
+    train, held = carve_valid(read_split(corpus, 100), .2)
     one, two, both = (
         read_teacher(tmp_path/'run'/f'{n}.safetensors') for n in ('one', 'two', 'ensemble')
     )
@@ -271,18 +234,18 @@ def test_predict_notebook(runs, synthetic, tmp_path):
     ).remark.str.contains('knows next to nothing').sum() >= 2
 
 
-def test_predict_notebook_keeps_off_the_test_list(runs, synthetic, tmp_path):
-    r = predict(
-        '-p', 'data_dir', synthetic, '-p', 'models', json.dumps([str(runs/'one')]), '-p',
-        'clips', 'test', '-p', 'out', tmp_path/'run',
-    )
-    assert r.returncode != 0 and 'nothing may be learnt from it' in r.stderr
+def test_predict_notebook_keeps_off_the_test_list(papermill, runs, synthetic, tmp_path):
+    "Logits of the test list are refused: a student would learn from it"
+    options = dict(models=[runs/'one'], clips='test', out=tmp_path/'run')
+    result = papermill('predict', data_dir=synthetic, **options)
+    assert result.returncode != 0
+    assert 'nothing may be learnt from it' in result.stderr
     assert not (tmp_path/'run'/'one.safetensors').exists()
 
 
-def test_windows_marks_and_what_was_seen(runs, synthetic):
-    corpus = load_corpus(synthetic)
-    store, test = pack(corpus, progress=False), read_test(corpus)
+def test_windows_marks_and_what_was_seen(runs, packed):
+    corpus, store = packed
+    test = read_test(corpus)
     model = load_teacher_model(runs/'one', store.rate, corpus.scenes, corpus.devices)
     some = test.head(20)
     clips = predict_teacher(model, store, some, corpus.scenes, corpus.devices, test=test.filename)
@@ -298,10 +261,9 @@ def test_windows_marks_and_what_was_seen(runs, synthetic):
     )
 
 
-def test_published_checkpoint_needs_the_same_classes(shared, synthetic):
+def test_published_checkpoint_needs_the_same_classes(shared, packed):
     "cpjku23's student hears 44.1 kHz at its own 32 kHz and teaches the ten scenes; a corpus of other classes is refused"
-    corpus = load_corpus(synthetic)
-    store = pack(corpus, progress=False)
+    corpus, store = packed
     rows = read_split(corpus, 5).head(8)
     model = load_teacher_model(
         shared/'data/weights/cpjku23_c0a7nzin.ckpt', store.rate, corpus.scenes, corpus.devices

@@ -16,18 +16,15 @@ from asc.backbone.zoo import backbones, create_backbone, list_backbones
 from asc.model.classifier import create_classifier
 from asc.train.compiled import Compiled
 from asc.core import InputError, seed_everything
-from asc.data.corpus import load_corpus
 from asc.train.finetune import head_of, layer_groups, layers_of
 from asc.train.learner import ClipData, create_learner, fit, make_dls
 from asc.train.losses import create_loss
 from asc.train.precision import MixedPrecision, precision_of
 from asc.train.resume import Checkpoint
 from asc.train.schedules import create_schedule
-from asc.train.targets import MixUpLoss
 from asc.data.splits import read_split
-from asc.data.store import pack
 from asc.train.callbacks import create_callbacks
-from test_backbone import SHAPES, SMALL, need
+from networks import SHAPES, SMALL, need
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 STEPS = [
@@ -38,12 +35,6 @@ STEPS = [
     {'freq_mixstyle': {'p': .4, 'alpha': .3}},
 ]
 MIXUP = [*STEPS, {'mixup': {'alpha': .3}}]
-
-
-@pytest.fixture(scope='module')
-def packed(synthetic, tmp_path_factory):
-    corpus = load_corpus(synthetic)
-    return corpus, pack(corpus, tmp_path_factory.mktemp('store'), progress=False)
 
 
 @pytest.fixture

@@ -1,37 +1,126 @@
-"""What every test may use: the synthetic corpus, and the real data of ../shared where it is (never part of the project)."""
+"""What every test may use: the synthetic corpus, a run on it, quick kernels; and the real data of ../shared where it is."""
+import fcntl
 import os
+import shutil
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
+import launch
+from asc.data.corpus import load_corpus
+from asc.data.store import pack
 from asc.data.synthetic import make_synthetic
-
-ROOT = Path(__file__).resolve().parents[1]
+from launch import ROOT
 
 
 @pytest.fixture(scope='session')
-def root(): return ROOT
+def root():
+    "The folder of the project"
+    return ROOT
 
 
 @pytest.fixture(scope='session')
 def shared():
-    "The folder of real data beside the checkout; tests that need it skip without it"
+    "The folder of real data beside the checkout, never part of the project; tests that need it skip without it"
     for folder in (os.environ.get('ASC_SHARED'), ROOT.parent/'shared', ROOT/'shared'):
         if folder and (Path(folder)/'data').is_dir(): return Path(folder)
     pytest.skip('no real data here (set ASC_SHARED to a folder that holds data/)')
 
 
 @pytest.fixture(scope='session')
-def synthetic(tmp_path_factory):
-    "A small synthetic corpus: 2 training recordings and one test segment a scene"
-    return make_synthetic(tmp_path_factory.mktemp('corpus')/'synthetic-small', train=2, progress=False)
+def once(tmp_path_factory):
+    "once(name, make): a folder that `make(folder)` fills in the first test process that asks; the others wait and use it"
+    base = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ: base = base.parent
+
+    def once(name, make):
+        with open(base/f'{name}.lock', 'w') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (base/f'{name}.made').exists():
+                make(base/name)
+                (base/f'{name}.made').touch()
+        return base/name
+    return once
+
+
+@pytest.fixture(scope='session')
+def synthetic(once):
+    "The folder of a small synthetic corpus: 2 training recordings and one test segment a scene"
+    return once('synthetic-small', partial(make_synthetic, train=2, progress=False))
+
+
+@pytest.fixture(scope='session')
+def short_test(once, synthetic):
+    "The synthetic corpus with a test of 90 clips instead of 900: one snippet of each recording"
+    return once('short-synthetic', partial(copy_with_short_test, synthetic))
+
+
+def copy_with_short_test(corpus, folder):
+    "Copy a corpus, and keep the snippet 0 of each recording in its test lists; sounds are linked"
+    shutil.copytree(corpus, folder, ignore=shutil.ignore_patterns('audio'))
+    (folder/'audio').symlink_to(corpus/'audio')
+    for name in ('test.csv', 'evaluation_setup/fold1_test.csv', 'evaluation_setup/fold1_evaluate.csv'):
+        path = folder/name
+        rows = pd.read_csv(path, sep='\t')
+        later = rows.filename.str.contains(r'-[1-9]-\w+\.wav$')
+        rows[~later].to_csv(path, sep='\t', index=False)
+
+
+@pytest.fixture(scope='session')
+def packed(once, synthetic):
+    "The synthetic corpus and its store"
+    corpus = load_corpus(synthetic)
+    folder = once('store', lambda folder: pack(corpus, folder, progress=False))
+    return corpus, pack(corpus, folder, progress=False)
+
+
+@pytest.fixture(scope='session')
+def finished(once, synthetic):
+    "A run of train.ipynb on the synthetic corpus: an epoch, started with a pipe as standard input"
+    def train(folder):
+        "Train into folder/run, and keep what the terminal showed"
+        options = dict(data_dir=synthetic, epochs=1, bs=32, out=folder/'run')
+        result = launch.papermill('train', stdin=subprocess.PIPE, **options)
+        (folder/'terminal.txt').write_text(launch.check(result).stderr)
+    return once('finished', train)/'run'
+
+
+@pytest.fixture(scope='session')
+def kernels(tmp_path_factory):
+    "A Jupyter path whose kernels start from a process that has the large libraries loaded"
+    folder = tmp_path_factory.mktemp('kernels')
+    words = [sys.executable, ROOT/'tests/kernels.py', folder]
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=launch.environment())
+    assert server.stdout.readline() == 'ready\n'
+    yield folder
+    server.kill()
+    server.wait()
+    server.stdout.close()
+
+
+@pytest.fixture(scope='session')
+def papermill(kernels):
+    "`launch.papermill` with kernels that start at once"
+    return partial(launch.papermill, kernels=kernels)
+
+
+@pytest.fixture(scope='module')
+def quick_kernels(kernels):
+    "Kernels of notebooks that the code under test starts by itself start at once, too"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('JUPYTER_PATH', str(kernels))
+        yield
 
 
 @pytest.fixture
 def one_thread():
     "For tests of many small tensors, where torch's threads only wait for each other"
-    n = torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(n)
+    torch.set_num_threads(threads)

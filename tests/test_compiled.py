@@ -14,18 +14,10 @@ from asc.experiment.recipe import check_training, create_training, training_opti
 from asc.model.classifier import load_model, save_model
 from asc.train.compiled import Compiled, check_compile
 from asc.core import InputError
-from asc.data.corpus import load_corpus
 from asc.data.splits import read_split
-from asc.data.store import pack
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 STEPS = ['resample', 'mel', 'log', {'freq_mixstyle': {'p': .4, 'alpha': .3}}]
-
-
-@pytest.fixture(scope='module')
-def packed(synthetic, tmp_path_factory):
-    corpus = load_corpus(synthetic)
-    return corpus, pack(corpus, tmp_path_factory.mktemp('store'), progress=False)
 
 
 @pytest.fixture
@@ -34,14 +26,26 @@ def trained(packed):
     corpus, store = packed
     rows = read_split(corpus, 100).iloc[::3]
     def make(n=12, **options):
-        learn, fit = create_training(store, rows[:n], rows[-6:], corpus.scenes, corpus.devices, **dict(
-            backbone_args=dict(base=8, blocks=(1, 1, 1), strides={}), steps=STEPS, epochs=2, bs=5) | options)
+        learn, fit = create_training(
+            store,
+            rows[:n],
+            rows[-6:],
+            corpus.scenes,
+            corpus.devices,
+            **dict(
+                backbone_args=dict(base=8, blocks=(1, 1, 1), strides={}),
+                steps=STEPS,
+                epochs=2,
+                bs=5,
+            ) | options,
+        )
         with learn.no_bar(): fit()
         return learn
     return make
 
 
-def history(learn): return pd.DataFrame(learn.epoch_log.history).drop(columns='epoch')
+def history(learn):
+    return pd.DataFrame(learn.epoch_log.history).drop(columns='epoch')
 
 
 OWN = '''
@@ -63,18 +67,29 @@ def test_compiled_equals_plain(trained, tmp_path):
     own = dict(backbone=f"{tmp_path/'net.py'}:Net", backbone_args={})
     plain = trained(**own)
     counters.clear()
-    quick = {'cpp.vec_isa_ok': False, 'cpp_cache_precompile_headers': False}        # trying the vector instructions takes most of the time
+    # trying the vector instructions takes most of the time
+    quick = {'cpp.vec_isa_ok': False, 'cpp_cache_precompile_headers': False}
     with torch._inductor.config.patch(quick): fast = trained(**own, compile=True)
-    assert counters['stats']['unique_graphs'] == 1 and counters['inductor']['fxgraph_cache_miss'] + counters['inductor']['fxgraph_cache_hit'] >= 1
+    assert counters['stats']['unique_graphs'] == 1
+    assert counters['inductor']['fxgraph_cache_miss'] + counters['inductor']['fxgraph_cache_hit'] >= 1
     assert (history(fast) - history(plain)).abs().max().max() < 1e-4
     save_model(fast.model, folder := tmp_path/'run')
     wave = fast.dls.valid_ds.batch(range(6))[0].to(next(fast.model.parameters()).device)
-    with torch.no_grad(): assert torch.allclose(load_model(folder)(wave.cpu()), plain.model.eval()(wave).cpu(), atol=1e-3)
+    with torch.no_grad():
+        assert torch.allclose(
+            load_model(folder)(wave.cpu()), plain.model.eval()(wave).cpu(), atol=1e-3
+        )
 
 
-@pytest.mark.parametrize('options', [
-    dict(ema=.8, keep='best', clip=1., freeze='in_c', freeze_epochs=1), dict(swa=.5, precision='bf16', steps=[*STEPS, 'mixup']),
-    dict(teacher='self', distill=dict(features=[dict(student='stages.s1', how='cosine')]))], ids=['averages', 'bf16', 'features'])
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(ema=.8, keep='best', clip=1., freeze='in_c', freeze_epochs=1),
+        dict(swa=.5, precision='bf16', steps=[*STEPS, 'mixup']),
+        dict(teacher='self', distill=dict(features=[dict(student='stages.s1', how='cosine')])),
+    ],
+    ids=['averages', 'bf16', 'features'],
+)
 def test_every_option_goes_along(trained, monkeypatch, options):
     "Hooks, 16 bits, frozen parts, averages and teachers, with the graph PyTorch records and no compiler behind it"
     plain = trained(**options)
@@ -82,8 +97,11 @@ def test_every_option_goes_along(trained, monkeypatch, options):
     counters.clear()
     fast = trained(**options, compile=True)
     assert counters['stats']['unique_graphs'] >= 1
-    assert (history(fast) - history(plain)).abs().max().max() < (2e-2 if 'precision' in options else 1e-4)
-    assert list(fast.model.state_dict()) == list(plain.model.state_dict()) and fast.model.backbone._compiled_call_impl is None
+    assert (history(fast) - history(plain)).abs().max().max() < (
+        2e-2 if 'precision' in options else 1e-4
+    )
+    assert list(fast.model.state_dict()) == list(plain.model.state_dict())
+    assert fast.model.backbone._compiled_call_impl is None
 
 
 def test_no_graph_for_every_size(trained, monkeypatch):
@@ -99,14 +117,21 @@ def test_refused_without_a_compiler(monkeypatch, tmp_path):
     "Before any work, by the compiler's name"
     assert training_options()['compile'] is False
     monkeypatch.setenv('PATH', str(tmp_path))
-    monkeypatch.delenv('CXX', raising=False), monkeypatch.delenv('CC', raising=False)
+    monkeypatch.delenv('CXX', raising=False)
+    monkeypatch.delenv('CC', raising=False)
     monkeypatch.setattr(asc.experiment.recipe, 'default_device', lambda: torch.device('cpu'))
-    with pytest.raises(InputError, match=r'compile=True needs a compiler, and (g|clang)\+\+ cannot be found'): check_training(compile=True)
+    with pytest.raises(
+        InputError, match=r'compile=True needs a compiler, and (g|clang)\+\+ cannot be found'
+    ):
+        check_training(compile=True)
     monkeypatch.setattr('asc.train.compiled.find_spec', lambda name: None)
-    with pytest.raises(InputError, match='compile=True needs Triton'): check_compile('cuda')
+    with pytest.raises(InputError, match='compile=True needs Triton'):
+        check_compile('cuda')
     monkeypatch.setattr('asc.train.compiled.find_spec', lambda name: True)
-    with pytest.raises(InputError, match='gcc and clang cannot be found'): check_compile('cuda')
-    (tmp_path/'mycc').write_text(''), (tmp_path/'mycc').chmod(0o755)
+    with pytest.raises(InputError, match='gcc and clang cannot be found'):
+        check_compile('cuda')
+    (tmp_path/'mycc').write_text('')
+    (tmp_path/'mycc').chmod(0o755)
     monkeypatch.setenv('CXX', 'mycc')
     monkeypatch.setattr('asc.train.compiled.sysconfig.get_path', lambda name: tmp_path)
     with pytest.raises(InputError, match='Python.h'): check_compile('cpu')
@@ -115,9 +140,14 @@ def test_refused_without_a_compiler(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
-@pytest.mark.parametrize('options', [{}, dict(ema=.8, keep='best'), dict(precision='bf16')], ids=['plain', 'averages', 'bf16'])
+@pytest.mark.parametrize(
+    'options',
+    [{}, dict(ema=.8, keep='best'), dict(precision='bf16')],
+    ids=['plain', 'averages', 'bf16'],
+)
 def test_cuda_graphs(trained, options):
     "The recorded steps see every change of the weights"
-    plain, fast = trained(epochs=4, **options), trained(epochs=4, **options, compile=True)
+    plain = trained(epochs=4, **options)
+    fast = trained(epochs=4, **options, compile=True)
     assert plain.epoch_log.history[-1]['train_loss'] < plain.epoch_log.history[0]['train_loss'] - .05
     assert (history(fast) - history(plain)).abs().max().max() < .03

@@ -9,21 +9,24 @@ import pytest
 import soundfile as sf
 import torch
 
+import launch
 from asc.model.classifier import create_classifier, save_model
 from asc.cli import main
 from asc.core import InputError
 from asc.data.corpus import load_corpus
 from asc.use.demo import build_page, practice_models, serve, short_names
 from asc.use.microphones import compare_devices, explain, read_start, through_device
-from asc.use.predict import Predictor, open_model, predict
-from test_run import PAPERMILL, papermill
+from asc.use.predict import predict, Predictor
+from asc.load import open_model
 
 RATE = 44100
 
 
 def thirds(wave, devices):
     power = torch.fft.rfft(wave).abs().square()
-    return torch.stack([power[:, a:b].sum(1) for a, b in ((50, 500), (500, 2000), (2000, 20000))], 1).log()
+    return torch.stack(
+        [power[:, a:b].sum(1) for a, b in ((50, 500), (500, 2000), (2000, 20000))], 1
+    ).log()
 
 
 def upside_down(wave, devices): return -thirds(wave, devices)
@@ -34,27 +37,36 @@ def files(tmp_path_factory):
     "A run folder, a stereo sound of 2.2 s, an unreadable one, and two impulse responses, one of which takes the high tone away"
     tmp = tmp_path_factory.mktemp('demo')
     torch.manual_seed(0)
-    (tmp/'run').mkdir(), (tmp/'devices').mkdir()
+    (tmp/'run').mkdir()
+    (tmp/'devices').mkdir()
     save_model(create_classifier('cnn3', 'cnn3', 'easy_cnn3', RATE), tmp/'run')
     t = np.arange(round(2.2*48000))/48000
-    sf.write(tmp/'tones.wav', np.stack([.1*np.sin(2*np.pi*200*t) + .2*np.sin(2*np.pi*6000*t)]*2, 1), 48000)
+    sf.write(
+        tmp/'tones.wav',
+        np.stack([.1*np.sin(2*np.pi*200*t) + .2*np.sin(2*np.pi*6000*t)]*2, 1),
+        48000,
+    )
     (tmp/'broken.wav').write_bytes(b'RIFF and nothing else')
     sf.write(tmp/'devices/plain.wav', np.eye(1, 64)[0], RATE)
     sf.write(tmp/'devices/muffled.wav', np.hanning(64), RATE, subtype='FLOAT')
     return tmp
 
 
-def test_notebook(files, tmp_path):
+def test_notebook(papermill, files, tmp_path):
     "Pictures of one sound through every device, without Gradio"
-    r = papermill('-y', json.dumps(dict(models=[str(files/'run')])), '-p', 'sound', files/'tones.wav', '-p', 'devices', files/'devices', '-p', 'longest', 2,
-                  '-p', 'out', tmp_path/'out', argv=[PAPERMILL[0], 'nbs/demo.ipynb'])
-    assert r.returncode == 0, r.stderr[-3000:]
-    assert {'as_recorded.png', 'plain.png', 'muffled.png', 'devices.csv', 'metrics.json', 'params.json'} <= {p.name for p in (tmp_path/'out').iterdir()}
-    table, facts = pd.read_csv(tmp_path/'out/devices.csv'), json.loads((tmp_path/'out/metrics.json').read_text())
+    options = dict(sound=files/'tones.wav', devices=files/'devices', longest=2, out=tmp_path/'out')
+    launch.check(papermill('demo', models=[files/'run'], **options))
+    assert {
+        'as_recorded.png', 'plain.png', 'muffled.png', 'devices.csv', 'metrics.json',
+        'params.json',
+    } <= {p.name for p in (tmp_path/'out').iterdir()}
+    table = pd.read_csv(tmp_path/'out/devices.csv')
+    facts = json.loads((tmp_path/'out/metrics.json').read_text())
     wave, rate, seconds = read_start(files/'tones.wav', 2)
     assert (facts['seconds'], round(seconds, 1), rate) == (2, 2.2, 48000)
     expected = compare_devices({'run': files/'run'}, wave, rate, str(files/'devices'))
-    assert table.scene.tolist() == expected.scene.tolist() and np.allclose(table.p, expected.p, atol=1e-5)
+    assert table.scene.tolist() == expected.scene.tolist()
+    assert np.allclose(table.p, expected.p, atol=1e-5)
 
 
 def test_decision_is_that_of_predict(shared):
@@ -64,8 +76,10 @@ def test_decision_is_that_of_predict(shared):
     table = predict(model, clips)
     for clip, row in zip(clips, table.to_dict('records')):
         e = explain(model, *read_start(clip)[:2], 'device 1')
-        assert e.recorded.scene == row['scene'] and abs(e.recorded.p - row[row['scene']]) < 1e-4
-        assert e.holds == (e.decision.scene == e.recorded.scene) and e.decision.windows == 1
+        assert e.recorded.scene == row['scene']
+        assert abs(e.recorded.p - row[row['scene']]) < 1e-4
+        assert e.holds == (e.decision.scene == e.recorded.scene)
+        assert e.decision.windows == 1
 
 
 def test_devices_of_a_folder(files):
@@ -74,9 +88,11 @@ def test_devices_of_a_folder(files):
     assert torch.allclose(through_device(wave, rate, 'plain', str(files/'devices')), wave, atol=.02)
     model = Predictor('thirds', RATE, ['low', 'middle', 'high'], thirds)
     table = compare_devices({'thirds': model}, wave, rate, str(files/'devices')).set_index('device')
-    assert table.scene.to_dict() == {'as recorded': 'high', 'plain': 'high', 'muffled': 'low'} and table.index[~table.holds].tolist() == ['muffled']
+    assert table.scene.to_dict() == {'as recorded': 'high', 'plain': 'high', 'muffled': 'low'}
+    assert table.index[~table.holds].tolist() == ['muffled']
     (files/'empty').mkdir()
-    with pytest.raises(InputError, match='no .wav impulse response'): through_device(wave, rate, 'x', str(files/'empty'))
+    with pytest.raises(InputError, match='no .wav impulse response'):
+        through_device(wave, rate, 'x', str(files/'empty'))
 
 
 def test_practice_models(synthetic, tmp_path):
@@ -89,7 +105,10 @@ def test_practice_models(synthetic, tmp_path):
 
 def test_command_without_gradio(monkeypatch):
     monkeypatch.setitem(sys.modules, 'gradio', None)
-    with pytest.raises(SystemExit, match=r"asc demo: the page needs Gradio: pip install 'asc\[demo\]'"): main(['demo', 'runs/x'])
+    with pytest.raises(
+        SystemExit, match=r"asc demo: the page needs Gradio: pip install 'asc\[demo\]'"
+    ):
+        main(['demo', 'runs/x'])
 
 
 @pytest.fixture(scope='module')
@@ -97,13 +116,25 @@ def served(files):
     "The page at a free port, and a browser whose microphone beeps"
     for package in ('gradio', 'playwright'): pytest.importorskip(package)
     from playwright.sync_api import sync_playwright
-    chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    chromium = next(
+        filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None
+    )
     if not chromium: pytest.skip('no chromium here')
-    models = {'thirds': Predictor('thirds', RATE, ['low', 'middle', 'high'], thirds), 'upside down': Predictor('upside', RATE, ['<b>low', 'middle', 'high'], upside_down)}
+    models = {
+        'thirds': Predictor('thirds', RATE, ['low', 'middle', 'high'], thirds),
+        'upside down': Predictor('upside', RATE, ['<b>low', 'middle', 'high'], upside_down),
+    }
     page = build_page(models, str(files/'devices'), longest=2)
     url = serve(page, free_port(), wait=False)
     with sync_playwright() as pw:
-        browser = pw.chromium.launch(executable_path=chromium, args=['--no-sandbox', '--use-fake-ui-for-media-stream', '--use-fake-device-for-media-stream'])
+        browser = pw.chromium.launch(
+            executable_path=chromium,
+            args=[
+                '--no-sandbox',
+                '--use-fake-ui-for-media-stream',
+                '--use-fake-device-for-media-stream',
+            ],
+        )
         yield url, browser, models
         browser.close()
     page.close()
@@ -120,19 +151,24 @@ def free_port():
 def page(served):
     "The page, freshly loaded; at the end, nothing may have been asked of another machine"
     url, browser, _ = served
-    p, asked, faults = browser.new_page(), [], []
-    p.on('request', lambda r: asked.append(r.url)), p.on('pageerror', lambda e: faults.append(str(e)))
+    p = browser.new_page()
+    asked = []
+    faults = []
+    p.on('request', lambda r: asked.append(r.url))
+    p.on('pageerror', lambda e: faults.append(str(e)))
     p.goto(url)
     p.wait_for_selector('#classify')
     yield p
-    assert not [u for u in asked if not u.startswith((url, f'blob:{url}', 'data:'))] and not faults
+    assert not [u for u in asked if not u.startswith((url, f'blob:{url}', 'data:'))]
+    assert not faults
     p.close()
 
 
 def says(page, *words):
     "Wait until the page says all of this of the sound"
     from playwright.sync_api import expect
-    for w in words: expect(page.locator('#verdict')).to_contain_text(w, timeout=30_000)
+    for w in words:
+        expect(page.locator('#verdict')).to_contain_text(w, timeout=30_000)
 
 
 def test_page(page, served, files):
@@ -144,10 +180,18 @@ def test_page(page, served, files):
     page.set_input_files('#sound input[type=file]', files/'tones.wav')
     says(page, 'Press Classify')
     page.click('#classify')
-    says(page, *explain(models['thirds'], wave, rate).words()[:2], 'The first 2 of 2 seconds were heard')
+    says(
+        page,
+        *explain(models['thirds'], wave, rate).words()[:2],
+        'The first 2 of 2 seconds were heard',
+    )
     first = page.locator('#picture img').get_attribute('src')
     page.get_by_role('radio', name='muffled').click()
-    says(page, *explain(models['thirds'], wave, rate, 'muffled', str(files/'devices')).words(), 'Through muffled the decision breaks: as recorded it was high')
+    says(
+        page,
+        *explain(models['thirds'], wave, rate, 'muffled', str(files/'devices')).words(),
+        'Through muffled the decision breaks: as recorded it was high',
+    )
     assert page.locator('#picture img').get_attribute('src') != first
     page.get_by_role('radio', name='plain').click()
     says(page, 'Through plain the decision holds')
@@ -156,8 +200,13 @@ def test_page(page, served, files):
     page.locator('#heard audio, #heard #waveform').first.wait_for(state='attached')
     page.click('#compare')
     page.wait_for_selector('#every td')
-    assert page.locator('#every tbody tr').count() == 3 and page.locator('#every thead th').all_inner_texts()[1:] == ['thirds', 'upside down']
-    assert page.locator('#every td').first.inner_text() == explain(models['thirds'], wave, rate).words()[0]
+    assert (
+        page.locator('#every tbody tr').count() == 3
+        and page.locator('#every thead th').all_inner_texts()[1:] == ['thirds', 'upside down']
+    )
+    assert page.locator('#every td').first.inner_text() == explain(
+        models['thirds'], wave, rate
+    ).words()[0]
 
 
 def test_page_says_what_is_wrong(page, files):
@@ -183,10 +232,12 @@ def test_page_records(page):
 
 def test_port_is_taken(served):
     url, _, models = served
-    with pytest.raises(InputError, match='is taken'): serve(build_page(models), int(url.strip('/').rsplit(':')[-1]), wait=False)
+    with pytest.raises(InputError, match='is taken'):
+        serve(build_page(models), int(url.strip('/').rsplit(':')[-1]), wait=False)
 
 
 def test_models_are_refused_before_the_page(files):
     pytest.importorskip('gradio')
     with pytest.raises(InputError, match='no model'): build_page({})
-    with pytest.raises(InputError, match='model.json is missing'): build_page(short_names([files/'devices']))
+    with pytest.raises(InputError, match='model.json is missing'):
+        build_page(short_names([files/'devices']))

@@ -1,9 +1,5 @@
 """Distillation across notebooks: the published losses, trainings that are interrupted, what is saved, and the run that compares."""
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,29 +9,36 @@ import yaml
 from fastai.callback.core import Callback
 from torch.nn import functional as F
 
+import launch
 from asc.experiment.recipe import check_training, create_training
 from asc.model.classifier import create_classifier, load_model, save_model
 from asc.core import InputError, seed_everything
-from asc.data.corpus import load_corpus
 from asc.teach.distill import soft_loss
 from asc.train.learner import ClipData
 from asc.augment.mixup import mix_teacher
 from asc.train.resume import Checkpoint, read_checkpoint
 from asc.data.splits import read_split
-from asc.data.store import pack
 from asc.teach.logits import save_teacher
-from asc.teach.setup import DISTILL, Distillation, read_distill
+from asc.experiment.distillation import DISTILL, Distillation, read_distill
 from conftest import ROOT
 
-STEPS = [{'roll': {'seconds': .1}}, 'resample', 'mel', {'freq_mask': {'size': 48}}, 'log', {'freq_mixstyle': {'p': .4, 'alpha': .3}}, {'mixup': {'alpha': .3}}]
+STEPS = [
+    {'roll': {'seconds': .1}},
+    'resample',
+    'mel',
+    {'freq_mask': {'size': 48}},
+    'log',
+    {'freq_mixstyle': {'p': .4, 'alpha': .3}},
+    {'mixup': {'alpha': .3}},
+]
 
 
 @pytest.fixture(scope='module')
-def data(synthetic, tmp_path_factory):
+def data(packed):
     "Corpus, its store, 20 training and 8 validation clips"
-    corpus = load_corpus(synthetic)
+    corpus, store = packed
     rows = read_split(corpus, 100).iloc[::3]
-    return corpus, pack(corpus, tmp_path_factory.mktemp('store'), progress=False), rows[:20], rows[-8:]
+    return corpus, store, rows[:20], rows[-8:]
 
 
 @pytest.fixture(scope='module')
@@ -44,11 +47,21 @@ def teacher(data, tmp_path_factory):
     corpus, store, *_ = data
     folder = tmp_path_factory.mktemp('teacher')
     seed_everything(5)
-    save_model(create_classifier(pipeline=STEPS, frontend='dcase24', rate=store.rate, scenes=corpus.scenes, backbone_args=dict(base=8)), folder/'run')
+    save_model(
+        create_classifier(
+            pipeline=STEPS, frontend='dcase24', rate=store.rate, scenes=corpus.scenes,
+            backbone_args=dict(base=8),
+        ),
+        folder/'run',
+    )
     rows = read_split(corpus, 100)
-    y = torch.from_numpy(pd.Categorical(rows.scene, categories=corpus.scenes).codes.astype(np.int64))
+    y = torch.from_numpy(
+        pd.Categorical(rows.scene, categories=corpus.scenes).codes.astype(np.int64)
+    )
     recording = torch.from_numpy(pd.factorize(rows.recording)[0])
-    logits = 3 * F.one_hot(y, len(corpus.scenes)) + torch.randn(len(y), len(corpus.scenes))[recording] + .5 * torch.randn(len(y), len(corpus.scenes))
+    logits = 3 * F.one_hot(y, len(corpus.scenes)) + torch.randn(
+        len(y), len(corpus.scenes)
+    )[recording] + .5 * torch.randn(len(y), len(corpus.scenes))
     save_teacher(folder/'logits.safetensors', rows.filename.tolist(), logits, corpus.scenes)
     return dict(run=str(folder/'run'), file=str(folder/'logits.safetensors'), self='self')
 
@@ -58,7 +71,10 @@ def training(data, folder, cbs=(), **options):
     corpus, store, train, valid = data
     folder.mkdir(exist_ok=True)
     kw = dict(steps=STEPS, epochs=2, bs=8, lr=1e-2, seed=3, backbone_args=dict(base=8))
-    learn, fit = create_training(store, train, valid, corpus.scenes, corpus.devices, folder/'history.csv', cbs, **{**kw, **options})
+    learn, fit = create_training(
+        store, train, valid, corpus.scenes, corpus.devices, folder/'history.csv', cbs,
+        **{**kw, **options},
+    )
     def quiet():
         with learn.no_bar(): fit()
     return learn, quiet
@@ -67,42 +83,66 @@ def training(data, folder, cbs=(), **options):
 @pytest.mark.parametrize('K', [3, 10])
 def test_reductions_of_the_published_systems(K):
     "torch's kl_div with the mean over elements is cpjku23's and easy-dcase's, over the batch dragonsearch's"
-    x, z, T = torch.randn(7, K), torch.randn(7, K), 2.
-    for reduction, theirs in (('element_mean', dict(reduction='none')), ('batchmean', dict(reduction='batchmean'))):
-        kl = F.kl_div((x / T).log_softmax(1), (z / T).log_softmax(1), log_target=True, **theirs).mean()
+    x = torch.randn(7, K)
+    z = torch.randn(7, K)
+    T = 2.
+    for reduction, theirs in (
+        ('element_mean', dict(reduction='none')), ('batchmean', dict(reduction='batchmean'))
+    ):
+        kl = F.kl_div(
+            (x / T).log_softmax(1), (z / T).log_softmax(1), log_target=True, **theirs
+        ).mean()
         assert soft_loss(x, z, T, reduction).mean() == pytest.approx(float(T**2 * kl), rel=1e-5)
-    assert soft_loss(x, z, T, 'batchmean').mean() == pytest.approx(K * float(soft_loss(x, z, T).mean()), rel=1e-5)
+    assert soft_loss(x, z, T, 'batchmean').mean() == pytest.approx(
+        K * float(soft_loss(x, z, T).mean()), rel=1e-5
+    )
 
 
 def test_mixed_rows_teach_what_mixed_losses_do():
     "λ·KL with the own row + (1 − λ)·KL with the partner's (easy-dcase) has the gradient of KL with the mixed row"
-    z, lam, perm, T = torch.randn(6, 10), torch.full((6,), .3), torch.randperm(6), 2.
+    z = torch.randn(6, 10)
+    lam = torch.full((6,), .3)
+    perm = torch.randperm(6)
+    T = 2.
     grads = []
     for mixed in (True, False):
         x = torch.linspace(-1, 1, 60).reshape(6, 10).requires_grad_()
-        loss = soft_loss(x, mix_teacher(z, lam, perm, T), T) if mixed else lam * soft_loss(x, z, T) + (1 - lam) * soft_loss(x, z[perm], T)
+        loss = soft_loss(
+            x, mix_teacher(z, lam, perm, T), T
+        ) if mixed else lam * soft_loss(x, z, T) + (1 - lam) * soft_loss(x, z[perm], T)
         loss.mean().backward()
         grads.append(x.grad)
     assert torch.allclose(*grads, atol=1e-6)
 
 
-@pytest.mark.parametrize('name, told', [('cpjku23-student_kd', (2., .02, 'element_mean')), ('tf_sepnet_kd', (2., .02, 'element_mean')),
-                                        ('dragonsearch_kd', (5., .25, 'batchmean'))])
+@pytest.mark.parametrize(
+    'name, told',
+    [
+        ('cpjku23-student_kd', (2., .02, 'element_mean')),
+        ('tf_sepnet_kd', (2., .02, 'element_mean')),
+        ('dragonsearch_kd', (5., .25, 'batchmean')),
+    ],
+)
 def test_recipes_teach_as_published(name, told):
     recipe = yaml.safe_load((ROOT/f'nbs/recipes/{name}.yaml').read_text())
     o = read_distill(recipe['distill'], 'run')
     assert (o['temperature'], o['hard_weight'], o['reduction']) == told
-    with pytest.raises(InputError, match='would do nothing without a teacher'): check_training(**recipe)
+    with pytest.raises(InputError, match='would do nothing without a teacher'):
+        check_training(**recipe)
 
 
 def test_dragonsearch_teacher_sees_the_batch_before_mixstyle():
     "The recipe's live teacher fits its student: same frontend, a step that exists"
     r = yaml.safe_load((ROOT/'nbs/recipes/dragonsearch_kd.yaml').read_text())
-    student, big = (create_classifier(b, r['frontend'], r['pipeline']) for b in (r['backbone'], 'tf_sepnet_dragon_80'))
+    student, big = (
+        create_classifier(b, r['frontend'], r['pipeline'])
+        for b in (r['backbone'], 'tf_sepnet_dragon_80')
+    )
     kd = Distillation('self', r['distill'])
     kd.kind, kd.network = 'run', big
     live, = kd.callbacks(student)
-    assert live.sees == 'freq_mixstyle' and sum(p.numel() for p in live.teacher.backbone.parameters()) == 194_770
+    assert live.sees == 'freq_mixstyle'
+    assert sum(p.numel() for p in live.teacher.backbone.parameters()) == 194_770
 
 
 class Stop(Callback):
@@ -112,10 +152,12 @@ class Stop(Callback):
 
 
 FEATURES = [dict(student='stages.s1', how='cosine'), dict(student='stages.s2', how='distance')]
-WAYS = dict(file=dict(teacher='file', distill=dict(temperature=3.), ema=.9),
-            live=dict(teacher='run', distill=dict(features=FEATURES), precision='bf16', crop='windows'),
-            clean=dict(teacher='run', distill=dict(sees='clean'), crop='shifted', swa=.5),
-            own=dict(teacher='self', distill=dict(decay=.9, features=FEATURES), keep='best'))
+WAYS = dict(
+    file=dict(teacher='file', distill=dict(temperature=3.), ema=.9),
+    live=dict(teacher='run', distill=dict(features=FEATURES), precision='bf16', crop='windows'),
+    clean=dict(teacher='run', distill=dict(sees='clean'), crop='shifted', swa=.5),
+    own=dict(teacher='self', distill=dict(decay=.9, features=FEATURES), keep='best'),
+)
 
 
 @pytest.mark.parametrize('way', WAYS)
@@ -127,35 +169,55 @@ def test_interrupted_training_ends_in_the_same_bits(way, data, teacher, tmp_path
     _, fit = training(data, tmp_path/'b', [Checkpoint(tmp_path/'b'), Stop()], **o)
     with pytest.raises(KeyboardInterrupt): fit()
     saved = read_checkpoint(tmp_path/'b/checkpoint.pt')
-    assert saved['epoch'] == 1 and ('self_teacher' in saved['callbacks']) == (way == 'own') and 'live_teacher' not in saved['callbacks']
+    assert saved['epoch'] == 1
+    assert ('self_teacher' in saved['callbacks']) == (way == 'own')
+    assert 'live_teacher' not in saved['callbacks']
     assert ('feature_loss' in saved['callbacks']) == ('features' in o['distill'])
-    again, fit = training(data, tmp_path/'b', [Checkpoint(tmp_path/'b', resume=True)], **{**o, 'seed': 11})
+    again, fit = training(
+        data, tmp_path/'b', [Checkpoint(tmp_path/'b', resume=True)], **{**o, 'seed': 11}
+    )
     torch.manual_seed(77)
     fit()
-    for (k, a), b in zip(whole.model.state_dict().items(), again.model.state_dict().values()): assert torch.equal(a, b), k
+    for (k, a), b in zip(whole.model.state_dict().items(), again.model.state_dict().values()):
+        assert torch.equal(a, b), k
     assert (tmp_path/'a/history.csv').read_bytes() == (tmp_path/'b/history.csv').read_bytes()
     if way == 'own':
-        for a, b in zip(whole.self_teacher.teacher.state_dict().values(), again.self_teacher.teacher.state_dict().values()): assert torch.equal(a, b)
+        for a, b in zip(
+            whole.self_teacher.teacher.state_dict().values(),
+            again.self_teacher.teacher.state_dict().values(),
+        ):
+            assert torch.equal(a, b)
 
 
 def test_what_is_saved_is_the_student(data, teacher, tmp_path):
     "Neither teacher nor adapters are in the model's file, and the teacher is as it was"
-    learn, fit = training(data, tmp_path, teacher=teacher['run'], distill=dict(features=FEATURES), epochs=1)
+    learn, fit = training(
+        data, tmp_path, teacher=teacher['run'], distill=dict(features=FEATURES), epochs=1
+    )
     fit()
     save_model(learn.model, tmp_path)
     plain = create_classifier(rate=data[1].rate, backbone_args=dict(base=8)).backbone.state_dict()
     assert set(load_model(tmp_path).backbone.state_dict()) == set(plain)
-    for a, b in zip(load_model(teacher['run']).state_dict().values(), learn.live_teacher.teacher.state_dict().values()): assert torch.equal(a, b)
+    for a, b in zip(
+        load_model(teacher['run']).state_dict().values(),
+        learn.live_teacher.teacher.state_dict().values(),
+    ):
+        assert torch.equal(a, b)
 
 
 def test_a_teacher_changes_the_student_and_nothing_else(data, teacher, tmp_path):
     "All weight on the labels gives the training without a teacher, to the last bit; less gives another"
     end = {}
-    for name, o in dict(none={}, hard=dict(teacher=teacher['file'], distill=dict(hard_weight=1.)), soft=dict(teacher=teacher['file'])).items():
+    for name, o in dict(
+        none={},
+        hard=dict(teacher=teacher['file'], distill=dict(hard_weight=1.)),
+        soft=dict(teacher=teacher['file']),
+    ).items():
         learn, fit = training(data, tmp_path/name, epochs=1, **o)
         fit()
         end[name] = torch.cat([p.detach().flatten() for p in learn.model.parameters()])
-    assert torch.allclose(end['none'], end['hard'], atol=1e-6) and not torch.allclose(end['none'], end['soft'], atol=1e-3)
+    assert torch.allclose(end['none'], end['hard'], atol=1e-6)
+    assert not torch.allclose(end['none'], end['soft'], atol=1e-3)
 
 
 def test_windows_get_the_rows_of_their_windows(data):
@@ -163,33 +225,54 @@ def test_windows_get_the_rows_of_their_windows(data):
     corpus, store, train, _ = data
     class Windows:
         starts = ()
-        def at(self, recordings, seconds, scenes): self.asked = list(zip(recordings, seconds)); return torch.zeros(len(seconds), len(scenes))
+        def at(self, recordings, seconds, scenes):
+            self.asked = list(zip(recordings, seconds))
+            return torch.zeros(len(seconds), len(scenes))
     w = Windows()
-    waves, *_, logits = ClipData(store, train, corpus.scenes, corpus.devices, crop='windows', teacher=w).batch(range(8))
+    waves, *_, logits = ClipData(
+        store, train, corpus.scenes, corpus.devices, crop='windows', teacher=w
+    ).batch(range(8))
     assert logits.shape == (8, 10) and len({s for _, s in w.asked}) > 4
     for x, (recording, second) in zip(waves, w.asked):
         k = store.recordings[store.recordings.recording == recording].iloc[0]
         a = k.offset + round((second - k.snippet) * store.rate)
-        assert np.array_equal(store.flat[a:a + store.clip_len], (x * 32768).numpy().astype(np.int16))
+        assert np.array_equal(
+            store.flat[a:a + store.clip_len], (x * 32768).numpy().astype(np.int16)
+        )
 
 
 def test_mels_from_the_cache_can_be_taught(data, teacher, tmp_path):
     "Offline, live, and live on clean clips: one frontend; another one is refused before training"
     steps = ['resample', {'mel': {'jitter': False}}, 'log', 'mixup']
-    for name, o in dict(a=dict(teacher=teacher['file']), b=dict(teacher=teacher['run']), c=dict(teacher=teacher['run'], distill=dict(sees='clean'))).items():
+    for name, o in dict(
+        a=dict(teacher=teacher['file']),
+        b=dict(teacher=teacher['run']),
+        c=dict(teacher=teacher['run'], distill=dict(sees='clean')),
+    ).items():
         learn, fit = training(data, tmp_path/name, cache=True, steps=steps, epochs=1, **o)
         fit()
         assert np.isfinite(learn.recorder.values[-1][0])
     with pytest.raises(InputError, match='another frontend'):
-        training(data, tmp_path/'d', cache=True, steps=steps, frontend='cp', teacher=teacher['run'], distill=dict(sees='clean'))
+        training(
+            data, tmp_path/'d', cache=True, steps=steps, frontend='cp', teacher=teacher['run'],
+            distill=dict(sees='clean'),
+        )
 
 
-@pytest.mark.parametrize('o, told', [
-    (dict(teacher='nowhere.safetensors'), 'nowhere'), (dict(distill=dict(temperature=2.)), 'without a teacher'),
-    (dict(teacher='file', crop='shifted'), "does not know: use crop='clips'"), (dict(teacher='file', crop='windows'), 'does not know'),
-    (dict(teacher='file', distill=dict(sees='clean')), 'without a live teacher'), (dict(teacher='run', distill=dict(tau=2)), f"choose one of {', '.join(DISTILL)}"),
-    (dict(teacher='run', distill=dict(features=[dict(student='s9')])), "no layer 's9'"), (dict(init_from='nowhere'), 'nowhere'),
-], ids=lambda v: '' if isinstance(v, str) else '-'.join(v))
+@pytest.mark.parametrize(
+    'o, told',
+    [
+        (dict(teacher='nowhere.safetensors'), 'nowhere'),
+        (dict(distill=dict(temperature=2.)), 'without a teacher'),
+        (dict(teacher='file', crop='shifted'), "does not know: use crop='clips'"),
+        (dict(teacher='file', crop='windows'), 'does not know'),
+        (dict(teacher='file', distill=dict(sees='clean')), 'without a live teacher'),
+        (dict(teacher='run', distill=dict(tau=2)), f"choose one of {', '.join(DISTILL)}"),
+        (dict(teacher='run', distill=dict(features=[dict(student='s9')])), "no layer 's9'"),
+        (dict(init_from='nowhere'), 'nowhere'),
+    ],
+    ids=lambda v: '' if isinstance(v, str) else '-'.join(v),
+)
 def test_refused_before_training(o, told, data, teacher, tmp_path):
     o = {**o, 'teacher': teacher.get(o.get('teacher'), o.get('teacher', ''))}
     with pytest.raises(InputError, match=told):
@@ -197,7 +280,7 @@ def test_refused_before_training(o, told, data, teacher, tmp_path):
         training(data, tmp_path, **o)
 
 
-def test_lr_find_with_teachers(data, teacher, tmp_path):
+def test_lr_find_with_teachers(data, tmp_path):
     "The search for a rate asks the teacher too, and leaves no hook behind"
     learn, _ = training(data, tmp_path, teacher='self', distill=dict(features=FEATURES))
     with learn.no_bar(): learn.lr_find(num_it=4, show_plot=False)
@@ -208,26 +291,33 @@ def test_pretraining_on_another_corpus(data, teacher, tmp_path):
     "init_from fills the network, keeps a head for the same classes, and the next training begins there"
     learn, _ = training(data, tmp_path, init_from=teacher['run'])
     was = load_model(teacher['run']).backbone.state_dict()
-    for k, v in learn.model.backbone.state_dict().items(): assert torch.equal(v, was[k]), k
+    for k, v in learn.model.backbone.state_dict().items():
+        assert torch.equal(v, was[k]), k
 
 
-def distil(*args):
-    "The run notebook from a terminal"
-    r = subprocess.run([str(Path(sys.executable).with_name('papermill')), 'nbs/distill.ipynb', *map(str, args)], cwd=ROOT, capture_output=True, text=True,
-                       env=dict(os.environ, OMP_NUM_THREADS='1'), timeout=300)
-    return r.returncode, r.stderr
+def read_record(path):
+    "The content of a JSON file"
+    return json.loads(path.read_text())
 
 
-def test_the_run_that_compares(synthetic, teacher, tmp_path):
-    "Student alone and taught with the same seed from a file of logits; a second call finds both and says the same"
-    args = ['-p', 'data_dir', synthetic, '-p', 'teacher', teacher['file'], '-p', 'folder', tmp_path/'runs', '-p', 'workers', 2, '-y', '{seeds: [0], distill: {temperature: 3.0}}']
-    code, err = distil(tmp_path/'a.ipynb', *args, '-p', 'out', tmp_path/'one')
-    assert code == 0, err[-3000:]
-    when = {p: p.stat().st_mtime_ns for p in (tmp_path/'runs').rglob('metrics.json')}
-    assert len(when) == 2 and distil(tmp_path/'b.ipynb', *args, '-p', 'out', tmp_path/'two')[0] == 0
-    assert when == {p: p.stat().st_mtime_ns for p in (tmp_path/'runs').rglob('metrics.json')}
+def test_the_run_that_compares(papermill, short_test, teacher, tmp_path):
+    "A student alone and one taught from a file of logits, same seed; a second call finds both and says the same"
+    options = dict(
+        data_dir=short_test, teacher=teacher['file'], folder=tmp_path/'runs', workers=2,
+        seeds=[0], distill=dict(temperature=3.),
+    )
+    launch.check(papermill('distill', executed=tmp_path/'a.ipynb', out=tmp_path/'one', **options))
+    runs = sorted(p.parent for p in (tmp_path/'runs').rglob('metrics.json'))
+    assert len(runs) == 2
+    times = [(run/'metrics.json').stat().st_mtime_ns for run in runs]
+    launch.check(papermill('distill', executed=tmp_path/'b.ipynb', out=tmp_path/'two', **options))
+    assert sorted(p.parent for p in (tmp_path/'runs').rglob('metrics.json')) == runs
+    assert [(run/'metrics.json').stat().st_mtime_ns for run in runs] == times
     assert (tmp_path/'one/gain.csv').read_bytes() == (tmp_path/'two/gain.csv').read_bytes()
-    table, (alone, taught) = pd.read_csv(tmp_path/'one/gain.csv', index_col=0), (json.loads(p.read_text())['macro_accuracy'] for p in sorted(when))
-    assert table.gain['macro accuracy'] == pytest.approx(100 * (taught - alone)) and {'a', 's6', 'unseen', 'log loss'} <= set(table.index)
-    ran = [json.loads(p.with_name('params.json').read_text())['parameters'] for p in sorted(when)]
-    assert [k for k in ran[0] if ran[0][k] != ran[1][k]] == ['teacher', 'distill', 'out']
+    table = pd.read_csv(tmp_path/'one/gain.csv', index_col=0)
+    alone, taught = (read_record(run/'metrics.json')['macro_accuracy'] for run in runs)
+    assert table.gain['macro accuracy'] == pytest.approx(100 * (taught - alone))
+    assert {'a', 's6', 'unseen', 'log loss'} <= set(table.index)
+    first, second = (read_record(run/'params.json')['parameters'] for run in runs)
+    differing = [name for name in first if first[name] != second[name]]
+    assert differing == ['teacher', 'distill', 'out']

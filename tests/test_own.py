@@ -5,10 +5,8 @@ import torch
 from asc.experiment.recipe import check_training, create_training
 from asc.model.classifier import create_classifier, load_model, save_model
 from asc.core import InputError
-from asc.data.corpus import load_corpus
 from asc.augment.pipeline import create_pipeline
 from asc.data.splits import read_split
-from asc.data.store import pack
 
 CODE = '''
 import torch
@@ -44,15 +42,18 @@ def mine(tmp_path):
     return lambda name: f"{tmp_path/'mine.py'}:{name}"
 
 
-def test_trained_saved_and_loaded(synthetic, tmp_path, mine):
-    corpus = load_corpus(synthetic)
-    store, rows = pack(corpus, tmp_path/'store', progress=False), read_split(corpus, 100).groupby('scene').head(3)
-    options = dict(backbone=mine('TinyNet'), backbone_args=dict(width=6), frontend=mine('Energies'), steps=[mine('Flip'), 'mel', 'log'], epochs=1, bs=10)
+def test_trained_saved_and_loaded(packed, tmp_path, mine):
+    corpus, store = packed
+    rows = read_split(corpus, 100).groupby('scene').head(3)
+    options = dict(
+        backbone=mine('TinyNet'), backbone_args=dict(width=6), frontend=mine('Energies'),
+        steps=[mine('Flip'), 'mel', 'log'], epochs=1, bs=10,
+    )
     check_training(**options)
     learn, fit = create_training(store, rows, rows[:0], corpus.scenes, corpus.devices, **options)
     fit()
     assert learn.model.backbone[0].out_channels == 6
-    assert type(learn.model.pipeline.ops['0_Flip']).calls == 3        # a batch each
+    assert type(learn.model.pipeline.ops['0_Flip']).calls == 3  # a batch each
     run = tmp_path/'run'
     run.mkdir()
     save_model(learn.model, run)
@@ -65,20 +66,29 @@ def test_trained_saved_and_loaded(synthetic, tmp_path, mine):
 
 def test_code_inside_a_run_folder_is_never_run(tmp_path, mine):
     model = create_classifier(mine('TinyNet'))
-    save_model(model, tmp_path)                                       # the file now lies in the run folder
+    # the file now lies in the run folder
+    save_model(model, tmp_path)
     with pytest.raises(InputError, match='code inside itself'): load_model(tmp_path)
 
 
-@pytest.mark.parametrize('options, said', [
-    (dict(backbone='Tiny'), 'no class Tiny in this file'), (dict(backbone='TinyNet', backbone_args=dict(depth=3)), "'depth'"),
-    (dict(frontend='TinyNet'), 'it has no sample_rate'), (dict(steps=['Nowhere', 'mel', 'log']), 'needs `stage`'),
-    (dict(steps=['mel', 'Flip', 'log']), "but stands at 'mel'")])
+@pytest.mark.parametrize(
+    'options, said',
+    [
+        (dict(backbone='Tiny'), 'no class Tiny in this file'),
+        (dict(backbone='TinyNet', backbone_args=dict(depth=3)), "'depth'"),
+        (dict(frontend='TinyNet'), 'it has no sample_rate'),
+        (dict(steps=['Nowhere', 'mel', 'log']), 'needs `stage`'),
+        (dict(steps=['mel', 'Flip', 'log']), "but stands at 'mel'"),
+    ],
+)
 def test_what_is_refused(mine, options, said):
     named = {k: mine(v) if isinstance(v, str) else v for k, v in options.items()}
-    if 'steps' in options: named['steps'] = ['resample', *(mine(s) if s[0].isupper() else s for s in options['steps'])]
+    if 'steps' in options:
+        named['steps'] = ['resample', *(mine(s) if s[0].isupper() else s for s in options['steps'])]
     with pytest.raises(InputError, match=said): check_training(**named)
 
 
 def test_pipeline_with_an_own_step(mine):
     pipe = create_pipeline([mine('Flip'), 'resample', 'mel', 'log'], 44100)
-    assert type(pipe.ops['0_Flip']).__name__ == 'Flip' and pipe.steps[0] == mine('Flip')
+    assert type(pipe.ops['0_Flip']).__name__ == 'Flip'
+    assert pipe.steps[0] == mine('Flip')

@@ -9,7 +9,6 @@ import asc.train.learner
 from asc.experiment.recipe import create_training
 from asc.model.classifier import create_classifier
 from asc.core import seed_everything
-from asc.data.corpus import load_corpus
 from asc.data.join import join_snippets, join_store
 from asc.train.learner import ClipData, make_dls, make_resident, predict_logits
 from asc.train.melcache import MelCache
@@ -19,36 +18,54 @@ from asc.data.sound import read_int16
 from asc.data.splits import read_split, read_test
 from asc.data.store import pack
 from asc.teach.logits import Teacher
-from test_store import RATE, make
+from noise import RATE, noise_corpus
 
-DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU'))]
+DEVICES = [
+    'cpu',
+    pytest.param(
+        'cuda',
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU'),
+    ),
+]
 pytestmark = pytest.mark.usefixtures('one_thread')
-
-
-@pytest.fixture(scope='module')
-def packed(synthetic, tmp_path_factory):
-    corpus = load_corpus(synthetic)
-    return corpus, pack(corpus, tmp_path_factory.mktemp('store'), progress=False)
 
 
 def taught(corpus, rows, kind):
     "A teacher of clips, of windows or none, whose logits are noise"
     noise = lambda n: torch.randn(n, len(corpus.scenes), generator=torch.Generator().manual_seed(0))
-    if kind == 'clips': return SimpleNamespace(starts=None, rows=Teacher(rows.filename, noise(len(rows)), corpus.scenes).rows)
+    if kind == 'clips':
+        return SimpleNamespace(
+            starts=None, rows=Teacher(rows.filename, noise(len(rows)), corpus.scenes).rows
+        )
     at = [(r, s / 2) for r in rows.recording.unique() for s in range(19)]
-    return kind and Teacher([r for r, _ in at], noise(len(at)), corpus.scenes, dict(hop=.5), [s for _, s in at])
+    return (
+        kind
+        and Teacher(
+            [r for r, _ in at], noise(len(at)), corpus.scenes, dict(hop=.5), [s for _, s in at]
+        )
+    )
 
 
 def both(packed, rows, device, teacher='', store=None, **kw):
     "The list read from the store, and kept on the device"
     corpus = packed[0]
-    make = lambda: ClipData(store or packed[1], rows, corpus.scenes, corpus.devices, teacher=taught(corpus, rows, teacher) or None, **kw)
+    make = lambda: ClipData(
+        store or packed[1],
+        rows,
+        corpus.scenes,
+        corpus.devices,
+        teacher=taught(corpus, rows, teacher) or None,
+        **kw,
+    )
     return make(), make().to(device)
 
 
 def same(a, b, device):
     assert all(t.device.type == device for t in b)
-    return len(a) == len(b) and all(x.dtype == y.dtype and torch.equal(x, y.cpu()) for x, y in zip(a, b))
+    return (
+        len(a) == len(b)
+        and all(x.dtype == y.dtype and torch.equal(x, y.cpu()) for x, y in zip(a, b))
+    )
 
 
 def scattered(packed, n=40):
@@ -57,7 +74,10 @@ def scattered(packed, n=40):
 
 
 @pytest.mark.parametrize('device', DEVICES)
-@pytest.mark.parametrize('crop, teacher', [('clips', ''), ('clips', 'clips'), ('windows', ''), ('windows', 'windows'), ('shifted', '')])
+@pytest.mark.parametrize(
+    'crop, teacher',
+    [('clips', ''), ('clips', 'clips'), ('windows', ''), ('windows', 'windows'), ('shifted', '')],
+)
 def test_batches_are_equal(packed, crop, teacher, device):
     far, near = both(packed, scattered(packed), device, teacher, crop=crop)
     for idx in ([3, 0, 39, 3], range(40), np.arange(7), [5]):
@@ -67,7 +87,8 @@ def test_batches_are_equal(packed, crop, teacher, device):
         assert same(a, near.batch(idx), device)
     assert near.held.samples.dtype == torch.int16
     whole = packed[1].clip_len * (40 if crop == 'clips' else 10 * near.rows.recording.nunique())
-    assert len(near.held.samples) == whole                                        # the clips alone, or every recording once
+    # the clips alone, or every recording once
+    assert len(near.held.samples) == whole
 
 
 @pytest.mark.parametrize('crop', ['clips', 'windows', 'shifted'])
@@ -91,23 +112,34 @@ def test_joined_snippets(packed, crop):
     torch.manual_seed(0)
     a = far.batch(range(9))
     torch.manual_seed(0)
-    assert a[0].shape == (9, 3 * store.clip_len) and same(a, near.batch(range(9)), 'cpu')
+    assert a[0].shape == (9, 3 * store.clip_len)
+    assert same(a, near.batch(range(9)), 'cpu')
 
 
 def test_windows_of_joined_snippets_know_their_second(tmp_path):
     "In a recording with a gap, too, a window is where the teacher is asked about it"
-    corpus = make(tmp_path/'c', recs=2, skip=[(0, 1)])
+    corpus = noise_corpus(tmp_path/'c', recs=2, skip=[(0, 1)])
     store, asked = pack(corpus, tmp_path/'s', progress=False), []
     class Windows:
         starts = ()
-        def at(self, recordings, seconds, scenes): asked.extend(zip(recordings, seconds)); return torch.zeros(len(seconds), 1)
-    data = ClipData(join_store(store, 2), join_snippets(corpus.meta, 2, 4), ['rain'], ['a', 'b'], crop='windows', teacher=Windows())
+        def at(self, recordings, seconds, scenes):
+            asked.extend(zip(recordings, seconds))
+            return torch.zeros(len(seconds), 1)
+    data = ClipData(
+        join_store(store, 2), join_snippets(corpus.meta, 2, 4), ['rain'], ['a', 'b'],
+        crop='windows', teacher=Windows(),
+    )
     waves = (data.batch(range(3))[0] * 32768).numpy()
     assert data.rows.snippet.tolist() == [1, 0, 1]
     for x, (recording, second) in zip(waves, asked):
         names = corpus.meta[corpus.meta.recording == recording].set_index('snippet').filename
         a = round(second * RATE)
-        sound = np.concatenate([read_int16(corpus.dir/names[k], RATE) for k in range(a // RATE, (a + 2 * RATE - 1) // RATE + 1)])
+        sound = np.concatenate(
+            [
+                read_int16(corpus.dir/names[k], RATE)
+                for k in range(a // RATE, (a + 2 * RATE - 1) // RATE + 1)
+            ]
+        )
         assert (x == sound[a % RATE:][:2 * RATE]).all()
 
 
@@ -130,7 +162,9 @@ def test_shares_of_ranks(packed):
 @pytest.mark.parametrize('device', DEVICES)
 def test_predictions_and_empty_lists(packed, device):
     corpus, store = packed
-    model = create_classifier(rate=store.rate, scenes=corpus.scenes, backbone_args=dict(base=8)).to(device)
+    model = create_classifier(
+        rate=store.rate, scenes=corpus.scenes, backbone_args=dict(base=8)
+    ).to(device)
     far, near = both(packed, read_test(corpus).iloc[:10], device)
     assert torch.equal(predict_logits(model, far, 4), predict_logits(model, near, 4))
     assert len(both(packed, read_test(corpus).iloc[:0], device)[1].held.samples) == 0
@@ -143,7 +177,10 @@ def test_every_part_is_copied(packed):
         first = 1000 * rng.permutation(300)[:50]
         first = np.append(first, first[:5])
         held = Resident(store.samples, first, np.full(55, 1000), 'cpu', part)
-        assert torch.equal(held.take(torch.from_numpy(held.begin), 1000), torch.from_numpy(store.samples.take(first, 1000)))
+        assert torch.equal(
+            held.take(torch.from_numpy(held.begin), 1000),
+            torch.from_numpy(store.samples.take(first, 1000)),
+        )
         assert len(held.samples) == 50_000
 
 
@@ -151,13 +188,24 @@ def test_every_part_is_copied(packed):
 def test_moved_where_there_is_room(packed, monkeypatch, capsys, free, idle, moves):
     "Twice the size of the two lists must be free; what torch holds and does not use is free too"
     corpus, store = packed
-    lists = [ClipData(store, rows, corpus.scenes, corpus.devices) for rows in (read_split(corpus, 100)[:15], read_test(corpus)[:5])]
+    lists = [
+        ClipData(store, rows, corpus.scenes, corpus.devices)
+        for rows in (read_split(corpus, 100)[:15], read_test(corpus)[:5])
+    ]
     size, moved = 20 * store.clip_len * 2, []
-    monkeypatch.setattr(asc.train.learner.torch, 'cuda', SimpleNamespace(
-        mem_get_info=lambda d: (free * size, 10 * size), memory_reserved=lambda d: (3 + idle) * size, memory_allocated=lambda d: 3 * size))
+    monkeypatch.setattr(
+        asc.train.learner.torch,
+        'cuda',
+        SimpleNamespace(
+            mem_get_info=lambda d: (free * size, 10 * size),
+            memory_reserved=lambda d: (3 + idle) * size,
+            memory_allocated=lambda d: 3 * size,
+        ),
+    )
     monkeypatch.setattr(ClipData, 'to', lambda self, device: moved.append(self))
     assert make_resident(lists, SimpleNamespace(type='cuda')) is moves
-    assert moved == (lists if moves else []) and ('read from the store' in capsys.readouterr().out) is not moves
+    assert moved == (lists if moves else [])
+    assert ('read from the store' in capsys.readouterr().out) is not moves
     assert not make_resident(lists, torch.device('cpu'))
 
 
@@ -167,10 +215,16 @@ def test_a_batch_on_a_gpu_waits_for_nothing(packed, crop):
     "A training made for a GPU has its clips there, and batches do not make the host wait"
     corpus, store = packed
     rows = scattered(packed)
-    learn, _ = create_training(store, rows[:30], rows[30:], corpus.scenes, corpus.devices, crop=crop, bs=8)
+    learn, _ = create_training(
+        store, rows[:30], rows[30:], corpus.scenes, corpus.devices, crop=crop, bs=8
+    )
     assert learn.dls.train_ds.held.samples.is_cuda and learn.dls.valid_ds.y.is_cuda
     learn.dls.train_ds.batch([0, 1])
     torch.cuda.set_sync_debug_mode('error')
-    try: waves, device, y = learn.dls.train_ds.batch([3, 4, 5])
-    finally: torch.cuda.set_sync_debug_mode('default')
-    assert waves.shape == (3, store.clip_len) and waves.is_cuda and waves.abs().max() <= 1
+    try:
+        waves, device, y = learn.dls.train_ds.batch([3, 4, 5])
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    assert waves.shape == (3, store.clip_len)
+    assert waves.is_cuda
+    assert waves.abs().max() <= 1

@@ -1,4 +1,4 @@
-"""kill -9 at any moment: the continued training ends in the bytes of one that was left alone; a half-written checkpoint never counts."""
+"""kill -9 at any moment: the resumed training ends in the same bytes as an undisturbed one; half a checkpoint never counts."""
 import multiprocessing as mp
 import os
 import random
@@ -26,148 +26,197 @@ from asc.train.targets import MixUpLoss
 from asc.data.splits import read_split
 from asc.data.store import pack
 
-STEPS = [{'roll': {'seconds': .1}}, 'resample', 'mel', {'freq_mask': {'size': 48}}, 'log', {'freq_mixstyle': {'p': .4, 'alpha': .3}},
-         {'mixup': {'alpha': .3}}]
+STEPS = [
+    {'roll': {'seconds': .1}},
+    'resample',
+    'mel',
+    {'freq_mask': {'size': 48}},
+    'log',
+    {'freq_mixstyle': {'p': .4, 'alpha': .3}},
+    {'mixup': {'alpha': .3}},
+]
 EPOCHS = 4
-OPTIONS = dict(average=lambda: [EMA(.9), KeepBest(), EarlyStop(9)],
-               swa=lambda: [SWA(.5), MixedPrecision('bf16'), KeepBest('accuracy'), Freeze('in_c', 2)])
-SCHEDULES = dict(average='warmup_cosine', swa={'ramp': {'of': 150}})
+# two sets of options: callbacks and schedule
+OPTIONS = {
+    'average': lambda: [EMA(.9), KeepBest(), EarlyStop(9)],
+    'swa': lambda: [SWA(.5), MixedPrecision('bf16'), KeepBest('accuracy'), Freeze('in_c', 2)],
+}
+SCHEDULES = {'average': 'warmup_cosine', 'swa': {'ramp': {'of': 150}}}
+# what a training imports, loaded once and not in every process
+MODULES = [
+    'torch._dynamo', 'asc.data.corpus', 'asc.data.splits', 'asc.data.store',
+    'asc.model.classifier', 'asc.train.averages', 'asc.train.finetune', 'asc.train.learner',
+    'asc.train.precision', 'asc.train.resume', 'asc.train.targets',
+]
 
 
-def train(corpus, store, folder, options, resume, tell=lambda _: None):
-    "One real, small training: 20 training and 10 validation clips, everything random that there is"
+def train(corpus, store, folder, options, resume, report):
+    "A small training with everything random that there is: 20 training and 10 validation clips"
     torch.set_num_threads(1)
-    begun = resume and (folder/'checkpoint.pt').exists()
-    seed_everything(int(time.time()) if begun else 3)          # what is resumed must not depend on the seed
-    corpus = load_corpus(corpus)
+    resuming = resume and (folder/'checkpoint.pt').exists()
+    # what is resumed must not depend on the seed
+    seed_everything(int(time.time()) if resuming else 3)
+    learn = small_learner(load_corpus(corpus), store, folder, options, resume)
+    report('begins')
+    with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere), learn.no_bar():
+        fit(learn, EPOCHS, 1e-2, schedule=SCHEDULES[options])
+    torch.save(learn.model.state_dict(), folder/'final.pt')
+    report('ends')
+
+
+def small_learner(corpus, store, folder, options, resume):
+    "A Learner with a small CP-Mobile, whose checkpoint and history are in the folder"
     store = pack(corpus, store, progress=False)
     rows = read_split(corpus, 100).iloc[::3]
-    data = lambda rows, **kw: ClipData(store, rows, corpus.scenes, corpus.devices, **kw)
-    dls = make_dls(data(rows[:20], crop='windows'), data(rows[-10:]), 8, device='cpu')
-    model = create_classifier(pipeline=STEPS, rate=store.rate, scenes=corpus.scenes, backbone_args=dict(base=8))
-    learn = create_learner(dls, model, history=folder/'history.csv',
-                           cbs=[MixUpLoss(), *OPTIONS[options](), Checkpoint(folder, dict(options=options), resume=resume)])
-    tell('begins')
-    with open(os.devnull, 'w') as f, redirect_stdout(f), learn.no_bar(): fit(learn, EPOCHS, 1e-2, schedule=SCHEDULES[options])
-    torch.save(model.state_dict(), folder/'final.pt')
-    tell('ends')
+    train = ClipData(store, rows[:20], corpus.scenes, corpus.devices, crop='windows')
+    valid = ClipData(store, rows[-10:], corpus.scenes, corpus.devices)
+    model = create_classifier(
+        pipeline=STEPS, rate=store.rate, scenes=corpus.scenes, backbone_args=dict(base=8)
+    )
+    checkpoint = Checkpoint(folder, dict(options=options), resume=resume)
+    cbs = [MixUpLoss(), *OPTIONS[options](), checkpoint]
+    dls = make_dls(train, valid, 8, device='cpu')
+    return create_learner(dls, model, history=folder/'history.csv', cbs=cbs)
 
 
-def child(corpus, store, folder, options, resume, pipe): train(corpus, store, folder, options, resume, pipe.send)
+def train_and_report(corpus, store, folder, options, resume, pipe):
+    "What another process does: train, and say through the pipe when it begins and ends"
+    train(corpus, store, folder, options, resume, pipe.send)
 
 
-def half_writer(corpus, store, folder, options, resume, pipe):
-    "As `child`, but killed in the middle of writing the third checkpoint"
-    whole, count = Path.write_bytes, iter(range(100))
-    def write(self, data):
-        if next(count) < 2: return whole(self, data)
-        whole(self, data[:5000])
+def die_while_writing(corpus, store, folder, options, resume, pipe):
+    "As `train_and_report`, but killed in the middle of writing the third checkpoint"
+    write_bytes = Path.write_bytes
+    count = iter(range(100))
+
+    def write_or_die(self, data):
+        if next(count) < 2: return write_bytes(self, data)
+        write_bytes(self, data[:5000])
         os.kill(os.getpid(), signal.SIGKILL)
-    Path.write_bytes = write
+    Path.write_bytes = write_or_die
     train(corpus, store, folder, options, resume, pipe.send)
 
 
 @pytest.fixture(scope='module')
-def start(synthetic, tmp_path_factory):
-    "start(folder, options, resume) -> a process that trains, and the pipe it tells its progress through"
-    ctx, store = mp.get_context('forkserver'), tmp_path_factory.mktemp('store')
-    light = 'classifier corpus finetune learner precision resume softmixup store'.split()
-    ctx.set_forkserver_preload(['torch._dynamo', *(f'asc.{m}' for m in light)])      # imported once, not in every child
-    def start(folder, options, resume=False, target=child):
+def start(packed, tmp_path_factory):
+    "start(folder, options, resume) -> a process that trains, and the pipe it reports through"
+    context = mp.get_context('forkserver')
+    context.set_forkserver_preload(MODULES)
+    corpus, store = packed
+
+    def start(folder, options, resume=False, target=train_and_report):
         folder.mkdir(exist_ok=True)
-        ours, theirs = ctx.Pipe()
-        p = ctx.Process(target=target, args=(synthetic, store, folder, options, resume, theirs))
-        p.start(); theirs.close()
-        return p, ours
+        ours, theirs = context.Pipe()
+        args = corpus.dir, store.folder.parent, folder, options, resume, theirs
+        process = context.Process(target=target, args=args)
+        process.start()
+        theirs.close()
+        return process, ours
     return start
 
 
 @pytest.fixture(scope='module')
-def whole(start, tmp_path_factory):
-    "Trainings nobody touched, and how long they took"
-    def run(options):
-        if options not in done:
-            folder = tmp_path_factory.mktemp('whole')
-            p, pipe = start(folder, options)
+def undisturbed(start, tmp_path_factory):
+    "undisturbed(options) -> the folder of a training nobody touched, and how long it took"
+    finished = {}
+
+    def train_once(options):
+        if options not in finished:
+            folder = tmp_path_factory.mktemp('undisturbed')
+            process, pipe = start(folder, options)
             assert pipe.recv() == 'begins'
-            t = time.time()
+            begin = time.time()
             assert pipe.recv() == 'ends'
-            done[options] = folder, time.time() - t
-            p.join()
-        return done[options]
-    done = {}
-    return run
+            finished[options] = folder, time.time() - begin
+            process.join()
+        return finished[options]
+    return train_once
 
 
-def same(a, b):
-    "The same last digit everywhere"
-    x, y = (torch.load(f/'final.pt', weights_only=True) for f in (a, b))
-    assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+def check_same(a, b):
+    "Two folders hold the same weights and history to the last digit, and nothing half-written"
+    x, y = (torch.load(folder/'final.pt', weights_only=True) for folder in (a, b))
+    assert x.keys() == y.keys()
+    for name in x: assert torch.equal(x[name], y[name]), name
     assert (a/'history.csv').read_bytes() == (b/'history.csv').read_bytes()
     assert not [p.name for p in b.iterdir() if p.name.endswith('.part')]
 
 
 def finish(start, folder, options):
-    p, _ = start(folder, options, resume=True)
-    p.join()
-    assert p.exitcode == 0
+    "Resume a training and let it end"
+    process, _ = start(folder, options, resume=True)
+    process.join()
+    assert process.exitcode == 0
+
+
+def start_and_kill(start, folder, options, seconds, resume=False):
+    "Start a training and kill it these seconds after it has begun; its exit code"
+    process, pipe = start(folder, options, resume=resume)
+    assert pipe.recv() == 'begins'
+    time.sleep(seconds)
+    process.kill()
+    process.join()
+    return process.exitcode
 
 
 def test_what_a_kill_left_half_written_is_removed(tmp_path):
-    for name in ('.history.csv.1.part', '.checkpoint.pt.1.part', '.train.ipynb.1.part'): (tmp_path/name).write_text('half')
+    "When a training is resumed, and only the files that a training writes"
+    for name in ('history.csv', 'checkpoint.pt', 'train.ipynb'):
+        (tmp_path/f'.{name}.1.part').write_text('half')
     Checkpoint(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3                                                # not while another may be at work
+    # another training may be at work
+    assert len(list(tmp_path.iterdir())) == 3
     Checkpoint(tmp_path, resume=True)
-    assert [p.name for p in tmp_path.iterdir()] == ['.train.ipynb.1.part']                   # not a training's
+    assert [p.name for p in tmp_path.iterdir()] == ['.train.ipynb.1.part']
 
 
 @pytest.mark.parametrize('options', OPTIONS)
-def test_killed_at_random_moments(options, start, whole, tmp_path):
+def test_killed_at_random_moments(options, start, undisturbed, tmp_path):
     "Five kills for each set of options, ten in all, at moments drawn over the whole training"
-    ref, seconds = whole(options)
-    rng, kills = random.Random(), 0
+    reference, seconds = undisturbed(options)
+    rng = random.Random()
+    kills = 0
     for trial in range(20):
         if kills == 5: break
         folder = tmp_path/str(trial)
-        p, pipe = start(folder, options)
-        assert pipe.recv() == 'begins'
-        time.sleep(rng.uniform(0, seconds))
-        p.kill(); p.join()
-        if p.exitcode == 0: continue                           # was quicker than the first one
-        kills += p.exitcode == -signal.SIGKILL
+        code = start_and_kill(start, folder, options, rng.uniform(0, seconds))
+        # now and then a training is quicker than the first one
+        if code == 0: continue
+        kills += code == -signal.SIGKILL
         finish(start, folder, options)
-        same(ref, folder)
+        check_same(reference, folder)
     assert kills == 5
 
 
-def test_killed_again_and_again(start, whole, tmp_path):
+def test_killed_again_and_again(start, undisturbed, tmp_path):
     "The same training killed at every stage of it, until it is through"
-    ref, seconds = whole('average')
+    reference, seconds = undisturbed('average')
     for _ in range(30):
-        p, pipe = start(tmp_path, 'average', resume=True)
-        assert pipe.recv() == 'begins'
-        time.sleep(random.uniform(.3, .6) * seconds)
-        p.kill(); p.join()
-        if p.exitcode == 0: break
+        moment = random.uniform(.3, .6) * seconds
+        if start_and_kill(start, tmp_path, 'average', moment, resume=True) == 0: break
     finish(start, tmp_path, 'average')
-    same(ref, tmp_path)
+    check_same(reference, tmp_path)
 
 
-def test_killed_while_writing(start, whole, tmp_path):
+def test_killed_while_writing(start, undisturbed, tmp_path):
     "Half a checkpoint lies there; the whole one before it counts"
-    ref, _ = whole('average')
-    p, _ = start(tmp_path, 'average', target=half_writer)
-    p.join()
-    assert p.exitcode == -signal.SIGKILL and list(tmp_path.glob('.checkpoint.pt.*.part'))
+    reference, _ = undisturbed('average')
+    process, _ = start(tmp_path, 'average', target=die_while_writing)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert list(tmp_path.glob('.checkpoint.pt.*.part'))
     assert read_checkpoint(tmp_path/'checkpoint.pt')['epoch'] == 2
     finish(start, tmp_path, 'average')
-    same(ref, tmp_path)
+    check_same(reference, tmp_path)
 
 
 class FullDisk(Callback):
     "From the second epoch on no file may grow beyond 20 kB"
     def before_train(self):
-        if self.epoch == 1: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        if self.epoch == 1:
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+            )
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):
@@ -177,9 +226,14 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):
     learn = create_learner(dls, torch.nn.Linear(300, 300), cbs=[Checkpoint(tmp_path), FullDisk()])
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with pytest.raises(InputError, match='could not write .*checkpoint.pt.*free some space'), learn.no_bar(): learn.fit(3)
-    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert read_checkpoint(tmp_path/'checkpoint.pt')['epoch'] == 1 and len(list(tmp_path.iterdir())) == 1
+        with pytest.raises(
+            InputError, match='could not write .*checkpoint.pt.*free some space'
+        ), learn.no_bar():
+            learn.fit(3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert read_checkpoint(tmp_path/'checkpoint.pt')['epoch'] == 1
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_resume_with_the_progress_bar(tmp_path):
@@ -194,10 +248,12 @@ def test_resume_with_the_progress_bar(tmp_path):
     with pytest.raises(KeyboardInterrupt): learner(Stop()).fit(4)
     learn = learner(resume=True)
     learn.fit(4)
-    assert [row['epoch'] for row in learn.epoch_log.history] == [1, 2, 3, 4] and len(learn.recorder.losses) == 8
+    assert [row['epoch'] for row in learn.epoch_log.history] == [1, 2, 3, 4]
+    assert len(learn.recorder.losses) == 8
 
 
 def test_a_pickle_is_not_read(tmp_path):
     "A file that would run code is refused"
     torch.save(dict(format='asc-checkpoint-1', config={}, bad=np.float64), tmp_path/'checkpoint.pt')
-    with pytest.raises(InputError, match='no checkpoint or is damaged'): Checkpoint(tmp_path, resume=True)
+    with pytest.raises(InputError, match='no checkpoint or is damaged'):
+        Checkpoint(tmp_path, resume=True)

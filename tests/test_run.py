@@ -1,8 +1,10 @@
-"""The main job as a user starts it: papermill from a terminal, a pipe and a script, the run folder it leaves, and what it refuses."""
+"""The main job as a user starts it: from a terminal, a pipe and a script; the folder it leaves, and what it refuses."""
 import json
 import os
-import subprocess
+import shutil
+import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,162 +12,197 @@ import pandas as pd
 import pytest
 import soundfile as sf
 
+import launch
+from asc.data.splits import carve_valid, read_split
+from asc.experiment.recipe import create_training, training_options
 from conftest import ROOT
 
-PAPERMILL = [str(Path(sys.executable).with_name('papermill')), 'nbs/train.ipynb']
-QUICK = ['-p', 'epochs', '1', '-p', 'bs', '32']
+QUICK = dict(epochs=1, bs=32)
 
 
-def papermill(*args, stdin=subprocess.DEVNULL, cwd=ROOT, argv=PAPERMILL, **env):
-    env = dict(os.environ, OMP_NUM_THREADS='1', **env)
-    return subprocess.run([*argv, *map(str, args)], cwd=cwd, env=env, stdin=stdin, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def terminal(finished):
+    "What the terminal showed of the finished run"
+    return (finished.parent/'terminal.txt').read_text()
 
 
-def train(out, corpus, *args, **kw):
-    "One short run into `out`"
-    return papermill('-p', 'data_dir', corpus, '-p', 'out', out, *QUICK, *args, **kw)
+def read_json(path):
+    "The content of a JSON file"
+    return json.loads(path.read_text())
 
 
-@pytest.fixture(scope='module')
-def done(tmp_path_factory, synthetic):
-    "A finished run on a small synthetic corpus, started with a pipe as standard input"
-    out = tmp_path_factory.mktemp('runs')/'one'
-    r = train(out, synthetic, stdin=subprocess.PIPE)
-    assert r.returncode == 0, r.stderr[-3000:]
-    return out, r
+def test_run_folder(finished):
+    "Every file a user is promised is there, and they agree with each other"
+    names = {p.name for p in finished.iterdir()}
+    assert names >= {
+        'train.ipynb', 'params.json', 'metrics.json', 'history.csv', 'predictions.csv',
+        'model.safetensors', 'model.json', 'class_wise.csv', 'class_wise.md',
+        'device_wise.csv', 'city_wise.csv', 'summary.csv', 'reliability.png', 'complexity.csv',
+        'split_by_scene.csv', 'confusion.csv', 'confusion.png', 'class_device.png',
+        'history.png', 'clips.png',
+    }
+    assert not [name for name in names if name.endswith('.part')]
+    assert not (finished/'tensorboard').exists()
+    assert not (finished/'wandb').exists()
+    assert len(pd.read_csv(finished/'history.csv')) == 1
 
 
-def test_run_folder(done):
-    "Everything the issue names is there, and is consistent"
-    out, r = done
-    have = {p.name for p in out.iterdir()}
-    assert have >= {'train.ipynb', 'params.json', 'metrics.json', 'history.csv', 'predictions.csv', 'model.safetensors', 'model.json',
-                    'class_wise.csv', 'class_wise.md', 'device_wise.csv', 'city_wise.csv', 'summary.csv', 'reliability.png', 'complexity.csv', 'split_by_scene.csv', 'confusion.csv',
-                    'confusion.png', 'class_device.png', 'history.png', 'clips.png'}
-    assert not [n for n in have if n.endswith('.part')]
-    metrics, params = (json.loads((out/f'{n}.json').read_text()) for n in ('metrics', 'params'))
-    assert {'macro_accuracy', 'accuracy', 'log_loss', 'class_accuracy', 'device_accuracy', 'group_accuracy', 'params', 'macs'} <= set(metrics)
+def test_metrics_of_a_run(finished):
+    "Scores, the cost of the network, and a line for each way of scoring"
+    metrics = read_json(finished/'metrics.json')
+    assert {
+        'macro_accuracy', 'accuracy', 'log_loss', 'class_accuracy', 'device_accuracy',
+        'group_accuracy', 'params', 'macs',
+    } <= set(metrics)
     assert (metrics['params'], metrics['macs']) == (61148, 29419156)
+    assert metrics['temperature'] > 0
     lines = metrics['lines']
-    assert list(lines) == ['clips', 'half precision', 'fitted temperature', 'recordings (vote)'] and lines['recordings (vote)']['n'] == 90
-    assert lines['clips']['macro_accuracy'] == metrics['macro_accuracy'] == lines['fitted temperature']['macro_accuracy']
-    assert metrics['temperature'] > 0 and not (out/'tensorboard').exists() and not (out/'wandb').exists()
-    assert params['parameters']['epochs'] == 1 and params['parameters']['out'] == str(out)          # asked == ran
-    assert params['versions']['torch'] and params['data']['lists']['test']['clips'] == 900 and params['data']['synthetic']
-    preds = pd.read_csv(out/'predictions.csv')
-    assert list(preds.columns[:4]) == ['filename', 'scene_label', 'device', 'city'] and len(preds) == 900
-    p = preds.iloc[:, 4:]
-    assert np.allclose(p.sum(axis=1), 1, atol=1e-6)
-    assert (p.idxmax(axis=1) == preds.scene_label).mean() == pytest.approx(metrics['accuracy'])
-    assert len(pd.read_csv(out/'history.csv')) == 1
+    assert list(lines) == ['clips', 'half precision', 'fitted temperature', 'recordings (vote)']
+    assert lines['recordings (vote)']['n'] == 90
+    assert lines['clips']['macro_accuracy'] == metrics['macro_accuracy']
+    assert lines['fitted temperature']['macro_accuracy'] == metrics['macro_accuracy']
 
 
-def test_executed_notebook_is_a_report(done):
+def test_parameters_of_a_run(finished):
+    "What was asked for is what ran, on which data and with which versions"
+    record = read_json(finished/'params.json')
+    assert record['parameters']['epochs'] == 1
+    assert record['parameters']['out'] == str(finished)
+    assert record['versions']['torch']
+    assert record['data']['lists']['test']['clips'] == 900
+    assert record['data']['synthetic']
+
+
+def test_predictions_of_a_run(finished):
+    "A probability for each scene and test clip, which give the accuracy in metrics.json"
+    table = pd.read_csv(finished/'predictions.csv')
+    assert list(table.columns[:4]) == ['filename', 'scene_label', 'device', 'city']
+    assert len(table) == 900
+    probabilities = table.iloc[:, 4:]
+    assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+    right = probabilities.idxmax(axis=1) == table.scene_label
+    assert right.mean() == pytest.approx(read_json(finished/'metrics.json')['accuracy'])
+
+
+def test_executed_notebook_is_a_report(finished):
     "The executed notebook has the injected parameters, tables, pictures and sounds, and says synthetic"
-    out, _ = done
-    nb = json.loads((out/'train.ipynb').read_text())
-    assert [c['metadata'].get('tags') for c in nb['cells'] if c['metadata'].get('tags')] == [['parameters'], ['injected-parameters']]
-    kinds = [k for c in nb['cells'] for o in c.get('outputs', []) for k in o.get('data', {})]
+    nb = read_json(finished/'train.ipynb')
+    tags = [c['metadata']['tags'] for c in nb['cells'] if c['metadata'].get('tags')]
+    assert tags == [['parameters'], ['injected-parameters']]
+    outputs = [o for c in nb['cells'] for o in c.get('outputs', [])]
+    kinds = [kind for o in outputs for kind in o.get('data', {})]
     text = json.dumps(nb)
-    assert kinds.count('image/png') >= 4 and text.count('<audio') >= 3 and 'synthetic' in text
-    assert '61,148' in text and '29,419,156' in text
+    assert kinds.count('image/png') >= 4
+    assert text.count('<audio') >= 3
+    assert 'synthetic' in text
+    assert '61,148' in text
+    assert '29,419,156' in text
 
 
-def test_progress_reaches_the_terminal(done):
+def test_progress_reaches_the_terminal(terminal):
     "A line per epoch and the progress bar are on standard error"
-    _, r = done
-    assert 'epoch   1/1' in r.stderr and 'Executing' in r.stderr
-    assert 'Unable to parse' not in r.stderr and 'unknown parameter' not in r.stderr
+    assert 'epoch   1/1' in terminal
+    assert 'Executing' in terminal
+    assert 'Unable to parse' not in terminal
+    assert 'unknown parameter' not in terminal
 
 
-def test_one_seed_one_result(done, tmp_path, synthetic):
-    "The same command gives the same metrics.json to the last digit; the two-path form leaves the notebook in both places"
-    out, _ = done
-    r = papermill(tmp_path/'mine.ipynb', '-p', 'data_dir', synthetic, '-p', 'out', tmp_path/'two', *QUICK)
-    assert r.returncode == 0, r.stderr[-3000:]
-    assert (tmp_path/'two/metrics.json').read_bytes() == (out/'metrics.json').read_bytes()
-    assert (tmp_path/'two/predictions.csv').read_bytes() == (out/'predictions.csv').read_bytes()
-    assert (tmp_path/'mine.ipynb').is_file() and (tmp_path/'two/train.ipynb').is_file()
+def test_one_seed_one_result(finished, papermill, tmp_path, synthetic):
+    "The same command gives the same numbers to the last digit; with two paths the notebook is left in both places"
+    options = dict(data_dir=synthetic, out=tmp_path/'two', **QUICK)
+    launch.check(papermill('train', executed=tmp_path/'mine.ipynb', **options))
+    for name in ('metrics.json', 'predictions.csv'):
+        assert (tmp_path/'two'/name).read_bytes() == (finished/name).read_bytes()
+    assert (tmp_path/'mine.ipynb').is_file()
+    assert (tmp_path/'two/train.ipynb').is_file()
 
 
-def refused(tmp_path, *args, **kw):
-    "Run, expect failure, return the one sentence"
-    r = papermill(tmp_path/'executed.ipynb', '-p', 'out', tmp_path/'refused', *args, **kw)
-    assert r.returncode != 0
-    assert 'epoch   1/' not in r.stderr                     # before any training
+@pytest.mark.parametrize('parameters, sentence', [
+    (dict(epoch=5), 'unknown parameter epoch'),
+    (dict(subset=30), 'subset'),
+    (dict(subset='all'), 'must be a whole number'),
+    (dict(backbone='resnet1001'), "unknown backbone 'resnet1001'"),
+    (dict(data_dir='nowhere/at/all'), 'nowhere/at/all'),
+    (dict(epochs=0), 'epochs=0 must be at least 1'),
+    (dict(lr='-y {lr: 1e-3}'), 'In YAML'),
+    (dict(log='tensorbord'), "unknown log 'tensorbord'"),
+    (dict(nb_aug=5, pipeline='none'), 'nb_aug=5: this pipeline has no freq_mask'),
+], ids=lambda value: value if isinstance(value, str) else next(iter(value)))
+def test_bad_parameters_are_refused(papermill, tmp_path, synthetic, parameters, sentence):
+    "Before any training, in one sentence"
+    parameters = dict(data_dir=synthetic, out=tmp_path/'refused') | parameters
+    words = []
+    if str(parameters.get('lr')).startswith('-y'):
+        words = parameters.pop('lr').split(maxsplit=1)
+    result = papermill('train', *words, executed=tmp_path/'executed.ipynb', **parameters)
+    assert result.returncode != 0
+    assert 'epoch   1/' not in result.stderr
     assert not (tmp_path/'refused/metrics.json').exists()
-    return next(l for l in r.stderr.splitlines() if l.startswith('InputError'))
+    lines = result.stderr.splitlines()
+    assert sentence in next(line for line in lines if line.startswith('InputError'))
 
 
-@pytest.mark.parametrize('args, told', [
-    (['-p', 'epoch', 5], 'unknown parameter epoch'),
-    (['-p', 'subset', 30], 'subset'),
-    (['-p', 'subset', 'all'], 'must be a whole number'),
-    (['-p', 'backbone', 'resnet1001'], "unknown backbone 'resnet1001'"),
-    (['-p', 'data_dir', 'nowhere/at/all'], 'nowhere/at/all'),
-    (['-p', 'epochs', 0], 'epochs=0 must be at least 1'),
-    (['-y', '{lr: 1e-3}'], 'In YAML'),
-    (['-p', 'log', 'tensorbord'], "unknown log 'tensorbord'"),
-    (['-p', 'nb_aug', 5, '-p', 'pipeline', 'none'], 'nb_aug=5: this pipeline has no freq_mask'),
-], ids=lambda v: v if isinstance(v, str) else v[1])
-def test_bad_parameters_are_refused(tmp_path, synthetic, args, told):
-    if 'data_dir' not in args: args = ['-p', 'data_dir', synthetic, *args]
-    assert told in refused(tmp_path, *args)
-
-
-def test_a_run_is_what_create_training_trains(done, synthetic, tmp_path):
-    "The history of train.ipynb is that of the learner a trial of a search gets for the same parameters, to the last digit"
-    import torch
-    from asc.experiment.recipe import create_training, training_options
-    from asc.data.corpus import load_corpus
-    from asc.data.splits import carve_valid, read_split
-    from asc.data.store import pack
-    params, threads = json.loads((done[0]/'params.json').read_text())['parameters'], torch.get_num_threads()
-    corpus = load_corpus(synthetic)
-    parts = carve_valid(read_split(corpus, params['subset']), params['valid'])
-    torch.set_num_threads(1)
-    learn, fit = create_training(pack(corpus, tmp_path, progress=False), *parts, corpus.scenes, corpus.devices, tmp_path/'history.csv', **training_options(params))
+@pytest.mark.usefixtures('one_thread')
+def test_a_run_is_what_create_training_trains(finished, packed, tmp_path):
+    "The history of train.ipynb is that of a trial of a search with the same parameters, to the last digit"
+    corpus, store = packed
+    params = read_json(finished/'params.json')['parameters']
+    train, valid = carve_valid(read_split(corpus, params['subset']), params['valid'])
+    learn, fit = create_training(
+        store, train, valid, corpus.scenes, corpus.devices, tmp_path/'history.csv',
+        **training_options(params),
+    )
     with learn.no_bar(): fit()
-    torch.set_num_threads(threads)
-    assert (tmp_path/'history.csv').read_bytes() == (done[0]/'history.csv').read_bytes()
+    assert (tmp_path/'history.csv').read_bytes() == (finished/'history.csv').read_bytes()
 
 
-def test_folder_of_another_run_is_refused(done, synthetic):
+@pytest.mark.parametrize('executed', [None, 'other.ipynb'], ids=['one path', 'two paths'])
+def test_folder_of_another_run_is_refused(finished, papermill, synthetic, tmp_path, executed):
     "Neither form touches a folder that holds a run"
-    out, _ = done
-    before = {p: p.stat().st_mtime_ns for p in out.iterdir()}
-    r = train(out, synthetic)
-    assert r.returncode != 0 and 'already holds' in r.stderr
-    r = papermill(out.parent/'other.ipynb', '-p', 'data_dir', synthetic, '-p', 'out', out, *QUICK)
-    assert r.returncode != 0 and 'already holds' in r.stderr
-    assert before == {p: p.stat().st_mtime_ns for p in out.iterdir()}
+    before = {p: p.stat().st_mtime_ns for p in finished.iterdir()}
+    executed = executed and tmp_path/executed
+    result = papermill('train', executed=executed, data_dir=synthetic, out=finished, **QUICK)
+    assert result.returncode != 0
+    assert 'already holds' in result.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in finished.iterdir()}
 
 
-def test_broken_sounds_are_all_named(tmp_path, synthetic):
+def test_broken_sounds_are_all_named(papermill, tmp_path, synthetic):
     "Every broken file is named at once, before training, and no store is left that looks whole"
-    import shutil
     corpus = tmp_path/'broken-synthetic'
     shutil.copytree(synthetic, corpus)
     files = sorted((corpus/'audio').iterdir())[::90][:5]
-    x = np.zeros(44100)
+    silence = np.zeros(44100)
     files[0].unlink()
     files[1].write_bytes(b'')
     files[2].write_bytes(files[2].read_bytes()[:5000])
-    sf.write(files[3], np.stack([x, x], 1), 44100, 'PCM_24')
-    sf.write(files[4], x, 48000, 'PCM_24')
-    r = papermill(tmp_path/'executed.ipynb', '-p', 'data_dir', corpus, '-p', 'out', tmp_path/'refused', *QUICK)
-    assert r.returncode != 0 and all(f.name in r.stderr for f in files), r.stderr[-3000:]
+    sf.write(files[3], np.stack([silence, silence], 1), 44100, 'PCM_24')
+    sf.write(files[4], silence, 48000, 'PCM_24')
+    options = dict(data_dir=corpus, out=tmp_path/'refused', **QUICK)
+    result = papermill('train', executed=tmp_path/'executed.ipynb', **options)
+    assert result.returncode != 0, result.stderr[-3000:]
+    for file in files:
+        assert file.name in result.stderr, result.stderr[-3000:]
     assert not (tmp_path/'refused/metrics.json').exists()
+
+
+WRITE_TOO_MUCH = '''
+import resource, signal, sys
+from asc.core import write_text
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+write_text(sys.argv[1], 'x' * 5000)
+'''
 
 
 def test_full_disk_leaves_nothing_half_written(tmp_path):
     "A write that fails half-way (here: a file-size limit) leaves the old file whole and no partial one"
-    code = ('import resource, signal, sys; from asc.core import write_text; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
-            'resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); write_text(sys.argv[1], "x" * 5000)')
     (tmp_path/'metrics.json').write_text('old')
-    r = subprocess.run([sys.executable, '-c', code, str(tmp_path/'metrics.json')], capture_output=True, text=True, cwd=ROOT)
-    assert r.returncode != 0 and 'Nothing half-written was left' in r.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ['metrics.json'] and (tmp_path/'metrics.json').read_text() == 'old'
+    result = launch.run(sys.executable, '-c', WRITE_TOO_MUCH, tmp_path/'metrics.json')
+    assert result.returncode != 0
+    assert 'Nothing half-written was left' in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ['metrics.json']
+    assert (tmp_path/'metrics.json').read_text() == 'old'
 
 
 def test_readme_script_runs(synthetic, tmp_path):
@@ -173,81 +210,132 @@ def test_readme_script_runs(synthetic, tmp_path):
     text = (ROOT/'README.md').read_text(encoding='utf-8')
     script = text.split('```python\n', 1)[1].split('```', 1)[0]
     assert 10 <= len(script.strip().splitlines()) <= 20
-    script = script.replace("asc.find_corpus('synthetic')", f'asc.find_corpus(data_dir={str(synthetic)!r})')
-    r = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, cwd=tmp_path,
-                       env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1'))
-    assert r.returncode == 0, r.stderr[-3000:]
+    corpus = f'asc.find_corpus(data_dir={str(synthetic)!r})'
+    script = script.replace("asc.find_corpus('synthetic')", corpus)
+    result = launch.run(sys.executable, '-c', script, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    launch.check(result)
 
 
-def test_benchmark_runs(synthetic, tmp_path):
+def test_benchmark_runs(papermill, synthetic, tmp_path):
     "The benchmark notebook times every stage and leaves its tables (the times themselves are nobody's test)"
-    r = papermill(tmp_path/'executed.ipynb', '-p', 'data_dir', synthetic, '-p', 'repeats', 1, '-p', 'threads', '[1]', '-p', 'bs', 4, '-p', 'clips', 4,
-                  '-p', 'networks', "['cnn3']", '-p', 'rows', 250, '-p', 'out', tmp_path/'bench',
-                  '-p', 'stages', '[store, frontends, networks, epoch, int8, prediction, profile, accelerator, memory]', '-p', 'accelerator', 'cpu', argv=[PAPERMILL[0], 'nbs/benchmark.ipynb'])
-    assert r.returncode == 0, r.stderr[-3000:]
-    table = pd.read_csv(tmp_path/'bench/benchmark.csv')
-    assert (table[['cpu_ms', 'wall_ms', 'cpu_ratio', 'wall_ratio']] > 0).all(axis=None) and (table.threads == 1).all()
-    assert table.floor_ms.notna().sum() == len(table) - 1                       # the Learner around nothing has none
-    for stage in ('clips', 'dcase24', 'cnn3, training', 'epoch of', 'Learner', 'waveform', 'asc.predict'): assert table.stage.str.contains(stage).any(), stage
-    told = json.loads((tmp_path/'bench/metrics.json').read_text())
-    assert told['packing_clips_per_s'] > 0
-    assert told['memory']['packing']['clips'] == 250 and 1e8 < told['memory']['start']['peak'] <= told['memory']['prediction']['peak']
-    rates = pd.read_csv(tmp_path/'bench/accelerator.csv', index_col=0)
-    assert list(rates.index) == ['float32', 'bf16', '3 seeds, stacked'] and (rates > 0).all(axis=None) and rates['against one seed'].float32 == 1
-    assert list(pd.read_csv(tmp_path/'bench/networks.csv', index_col=0).index) == ['cnn3'] and (tmp_path/'bench/profile_published.csv').is_file()
+    stages = '[store, frontends, networks, epoch, int8, prediction, profile, accelerator, memory]'
+    options = dict(
+        data_dir=synthetic, repeats=1, threads='[1]', bs=4, clips=4, networks="['cnn3']",
+        rows=250, stages=stages, accelerator='cpu', out=tmp_path/'bench',
+    )
+    launch.check(papermill('benchmark', executed=tmp_path/'executed.ipynb', **options))
+    check_times(pd.read_csv(tmp_path/'bench/benchmark.csv'))
+    check_memory(read_json(tmp_path/'bench/metrics.json'))
+    check_rates(pd.read_csv(tmp_path/'bench/accelerator.csv', index_col=0))
+    networks = pd.read_csv(tmp_path/'bench/networks.csv', index_col=0)
+    assert list(networks.index) == ['cnn3']
+    assert (tmp_path/'bench/profile_published.csv').is_file()
 
 
-def test_zoo_runs(synthetic, tmp_path):
+def check_times(table):
+    "Every stage has a time, and a floor, except the Learner around nothing"
+    assert (table[['cpu_ms', 'wall_ms', 'cpu_ratio', 'wall_ratio']] > 0).all(axis=None)
+    assert (table.threads == 1).all()
+    assert table.floor_ms.notna().sum() == len(table) - 1
+    stages = 'clips', 'dcase24', 'cnn3, training', 'epoch of', 'Learner', 'waveform', 'asc.predict'
+    for stage in stages:
+        assert table.stage.str.contains(stage).any(), stage
+
+
+def check_memory(metrics):
+    "Packing, and what memory a training and a prediction take"
+    assert metrics['packing_clips_per_s'] > 0
+    memory = metrics['memory']
+    assert memory['packing']['clips'] == 250
+    assert 1e8 < memory['start']['peak'] <= memory['prediction']['peak']
+
+
+def check_rates(rates):
+    "Clips a second on an accelerator (here: the CPU), against those of one seed"
+    assert list(rates.index) == ['float32', 'bf16', '3 seeds, stacked']
+    assert (rates > 0).all(axis=None)
+    assert rates['against one seed'].float32 == 1
+
+
+def test_zoo_runs(papermill, synthetic, tmp_path):
     "The zoo notebook counts what was published and loads what it saved"
     pytest.importorskip('timm')
     (tmp_path/'clips').mkdir()
-    for f in sorted((synthetic/'audio').iterdir())[:900:450]: (tmp_path/'clips'/f.name).write_bytes(f.read_bytes())
-    argv = [PAPERMILL[0], 'nbs/zoo.ipynb']
-    r = papermill(tmp_path/'executed.ipynb', '-p', 'clips', tmp_path/'clips', '-p', 'out', tmp_path/'zoo', argv=argv)
-    assert r.returncode == 0, r.stderr[-3000:]
-    found = json.loads((tmp_path/'zoo/metrics.json').read_text())
-    assert (found['networks'], found['differing'], found['clips'], found['random_weights']) == (21, 0, 2, True)
-    assert all(v['grid'] == v['chirp'] == 0 for v in found['golden'].values()) and len(found['golden']) == 3
+    for file in sorted((synthetic/'audio').iterdir())[:900:450]:
+        shutil.copy(file, tmp_path/'clips')
+    options = dict(clips=tmp_path/'clips', out=tmp_path/'zoo')
+    launch.check(papermill('zoo', executed=tmp_path/'executed.ipynb', **options))
+    metrics = read_json(tmp_path/'zoo/metrics.json')
+    assert metrics['networks'] == 21
+    assert metrics['differing'] == 0
+    assert metrics['clips'] == 2
+    assert metrics['random_weights'] is True
+    assert len(metrics['golden']) == 3
+    assert all(v['grid'] == v['chirp'] == 0 for v in metrics['golden'].values())
     assert 'Random weights' in (tmp_path/'zoo/zoo.ipynb').read_text()
 
 
-def test_report_runs(done, tmp_path):
+def test_report_runs(finished, papermill, tmp_path):
     "The report notebook makes the tables of the paper from run folders, and says synthetic"
-    out, _ = done
-    r = papermill(tmp_path/'executed.ipynb', '-y', f'{{runs: ["{out}"], pair: ["{out}", "{out}"]}}', '-p', 'out', tmp_path/'report', argv=[PAPERMILL[0], 'nbs/report.ipynb'])
-    assert r.returncode == 0, r.stderr[-3000:]
+    options = dict(runs=[finished], pair=[finished, finished], out=tmp_path/'report')
+    launch.check(papermill('report', executed=tmp_path/'executed.ipynb', **options))
     tables = {p.name.split('-')[0]: p.read_text() for p in (tmp_path/'report').glob('*.md')}
-    macro = 100 * json.loads((out/'metrics.json').read_text())['macro_accuracy']
-    assert {'summary', 'class', 'device', 'group', 'city', 'lines', 'intervals'} <= set(tables) and f'{macro:.2f}' in tables['summary'] and 'published' not in tables['class']
+    macro = 100 * read_json(finished/'metrics.json')['macro_accuracy']
+    assert {'summary', 'class', 'device', 'group', 'city', 'lines', 'intervals'} <= set(tables)
+    assert f'{macro:.2f}' in tables['summary']
+    assert 'published' not in tables['class']
     pair = pd.read_csv(tmp_path/'report/pair.csv', index_col=0)
-    assert (pair.difference.dropna() == 0).all() and pair.detectable.isna().all() and {'macro accuracy', 'log loss', 'device s6'} <= set(pair.index)   # one seed
+    assert (pair.difference.dropna() == 0).all()
+    # one seed detects nothing
+    assert pair.detectable.isna().all()
+    assert {'macro accuracy', 'log loss', 'device s6'} <= set(pair.index)
     assert 'synthetic: says nothing about TAU' in (tmp_path/'report/report.ipynb').read_text()
 
 
-def test_a_killed_run_goes_on(synthetic, tmp_path):
-    "kill -9 in the middle of training, then `-p resume True`: the same metrics to the last digit; a finished run is not resumed"
-    import signal
-    import time
-    args = ['-p', 'data_dir', synthetic, '-p', 'epochs', 4, '-p', 'bs', 32, '-p', 'ema', 0.9]
-    assert papermill(tmp_path/'a.ipynb', *args, '-p', 'out', tmp_path/'whole').returncode == 0
-    p = subprocess.Popen([*PAPERMILL, str(tmp_path/'b.ipynb'), *map(str, args), '-p', 'out', str(tmp_path/'killed')], cwd=ROOT, stderr=subprocess.DEVNULL,
-                         env=dict(os.environ, OMP_NUM_THREADS='1'), start_new_session=True)
+SEVERAL = dict(epochs=4, bs=32, ema=.9)
+
+
+def start_and_kill(out, corpus, kernels):
+    "Start the same run and kill papermill and its kernel as soon as there is a checkpoint"
+    line = launch.command('train', data_dir=corpus, out=out, **SEVERAL)
+    process = launch.start(*line, kernels=kernels)
     end = time.time() + 120
-    while not (tmp_path/'killed/checkpoint.pt').exists() and time.time() < end: time.sleep(.05)
-    kernels = [int(q.name) for q in Path('/proc').iterdir() if q.name.isdigit() and str(p.pid) == _parent(q)]
-    for pid in (p.pid, *kernels): os.kill(pid, signal.SIGKILL)
-    p.wait()
-    assert not (tmp_path/'killed/metrics.json').exists()
-    r = papermill(tmp_path/'c.ipynb', *args, '-p', 'lr', 0.001, '-p', 'resume', 'True', '-p', 'out', tmp_path/'killed')
-    assert r.returncode != 0 and 'lr was 0.005, is 0.001' in r.stderr
-    r = papermill(*args, '-p', 'resume', 'True', '-p', 'out', tmp_path/'killed')
-    assert r.returncode == 0 and 'continuing after epoch' in r.stderr, r.stderr[-2000:]
-    for name in ('metrics.json', 'predictions.csv', 'history.csv'): assert (tmp_path/'killed'/name).read_bytes() == (tmp_path/'whole'/name).read_bytes()
-    r = papermill(*args, '-p', 'resume', 'True', '-p', 'out', tmp_path/'killed')
-    assert r.returncode != 0 and 'nothing to resume' in r.stderr
+    while not (out/'checkpoint.pt').exists() and time.time() < end:
+        time.sleep(.05)
+    for pid in (process.pid, *children(process.pid)):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
 
 
-def _parent(proc):
-    "Parent's process number of a folder of /proc"
-    try: return (proc/'stat').read_text().rsplit(')', 1)[1].split()[1]
-    except OSError: return ''
+def children(pid):
+    "Processes that a process has started"
+    folders = [p for p in Path('/proc').iterdir() if p.name.isdigit()]
+    return [int(p.name) for p in folders if parent(p) == pid]
+
+
+def parent(folder):
+    "Parent's process number in a folder of /proc, 0 when the process has just ended"
+    try:
+        return int((folder/'stat').read_text().rsplit(')', 1)[1].split()[1])
+    except OSError:
+        return 0
+
+
+def test_a_killed_run_goes_on(papermill, kernels, short_test, tmp_path):
+    "kill -9 while training, then `-p resume True`: the same numbers to the last digit; a finished run is not resumed"
+    out = tmp_path/'killed'
+    start_and_kill(out, short_test, kernels)
+    assert not (out/'metrics.json').exists()
+    undisturbed = tmp_path/'undisturbed'
+    launch.check(papermill('train', data_dir=short_test, out=undisturbed, **SEVERAL))
+    options = dict(data_dir=short_test, out=out, resume=True, **SEVERAL)
+    other = papermill('train', executed=tmp_path/'other.ipynb', lr=.001, **options)
+    assert other.returncode != 0
+    assert 'lr was 0.005, is 0.001' in other.stderr
+    resumed = launch.check(papermill('train', **options))
+    assert 'continuing after epoch' in resumed.stderr, resumed.stderr[-2000:]
+    for name in ('metrics.json', 'predictions.csv', 'history.csv'):
+        assert (out/name).read_bytes() == (undisturbed/name).read_bytes()
+    again = papermill('train', **options)
+    assert again.returncode != 0
+    assert 'nothing to resume' in again.stderr

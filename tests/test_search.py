@@ -1,4 +1,4 @@
-"""The search as a user has it: no test list is read, a killed search ends as one left alone, more trials can follow, the best trial is a recipe."""
+"""The search as a user has it: it reads no test list, goes on when it was killed, takes more trials, and ends in a recipe."""
 import json
 import multiprocessing as mp
 import os
@@ -12,117 +12,165 @@ import yaml
 
 pytest.importorskip('optuna')
 
+import launch
 from asc.experiment.recipe import create_training
 from asc.core import InputError
-from asc.data.corpus import load_corpus
-from asc.run.process import full_parameters
-from asc.experiment.search import Prune, best_recipe, open_study, run_trial, run_trials, settled, trials_table, write_recipe
+from asc.run.parameters import full_parameters
+from asc.experiment.search import best_recipe, open_study, Prune, run_trial
 from asc.experiment.space import read_space
+from asc.experiment.search import run_trials, settled, trials_table, write_recipe
 from asc.data.splits import carve_valid, read_split
-from asc.data.store import pack
-from test_run import PAPERMILL, papermill
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 FIXED = dict(frontend='cnn3', backbone='cnn3', pipeline='easy_cnn3', epochs=2, valid=.3)
-SPACE = {'lr': dict(low=1e-4, high=1e-1, log=True), 'bs': [16, 32], 'loss.focal.gamma': dict(low=0., high=2.)}
+SPACE = {
+    'lr': dict(low=1e-4, high=1e-1, log=True),
+    'bs': [16, 32],
+    'loss.focal.gamma': dict(low=0., high=2.),
+}
 PRUNER = {'median': dict(n_startup_trials=2)}
 
 
 @pytest.fixture(scope='module')
-def parts(synthetic, tmp_path_factory):
+def parts(packed):
     "What a trial trains with: a store and a few clips"
-    corpus = load_corpus(synthetic)
-    train, held = carve_valid(read_split(corpus, 100), .3)
-    return pack(corpus, tmp_path_factory.mktemp('store'), progress=False), train[::12], held[::6], corpus.scenes, corpus.devices
+    corpus, store = packed
+    train, valid = carve_valid(read_split(corpus, 100), .3)
+    return store, train[::12], valid[::6], corpus.scenes, corpus.devices
 
 
-def study_of(path, space=SPACE): return open_study(path, dict(space=space), pruner=PRUNER)
+def study_of(path, space=SPACE):
+    "The study in this file"
+    return open_study(path, dict(space=space), pruner=PRUNER)
 
 
-def search(parts, path, n=4, run='a', space=SPACE, tell=None, **fixed):
-    "Trials up to the number of `n`; `tell` is called after each epoch"
-    params, study = full_parameters('train', dict(FIXED, **fixed)), study_of(path, space)
-    space = read_space(space, params)
-    def make(cbs, **options):
-        learn, train = create_training(*parts, cbs=cbs, **options)
-        return learn, lambda: quiet(learn, train)
-    class Told(Prune):
-        def after_epoch(self):
-            super().after_epoch()
-            if tell: tell(self.trial.number, self.epoch)
-    def objective(trial): return run_trial(trial, lambda cbs, **o: make([Told(trial)], **o) if tell else make(cbs, **o), space, params, run=run)
-    with open(os.devnull, 'w') as f, redirect_stdout(f): run_trials(study, objective, n, run=run)
+class AfterEpoch(Prune):
+    "Pruning, and a call after each epoch with the numbers of the trial and of the epoch"
+    def __init__(self, trial, call):
+        super().__init__(trial)
+        self.call = call
+
+    def after_epoch(self):
+        super().after_epoch()
+        self.call(self.trial.number, self.epoch)
+
+
+def search(parts, path, n=4, run='a', space=SPACE, after_epoch=None, **fixed):
+    "Trials up to the number of `n`; `after_epoch` is called after each epoch"
+    params = full_parameters('train', dict(FIXED, **fixed))
+    study = study_of(path, space)
+    values = read_space(space, params)
+
+    def objective(trial):
+        "Train with the parameters of this trial, and no progress bar"
+        def make(cbs, **options):
+            if after_epoch: cbs = [AfterEpoch(trial, after_epoch)]
+            learn, train = create_training(*parts, cbs=cbs, **options)
+            return learn, lambda: quiet(learn, train)
+        return run_trial(trial, make, values, params, run=run)
+    with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere):
+        run_trials(study, objective, n, run=run)
     return study
 
 
 def quiet(learn, train):
+    "Train without a progress bar"
     with learn.no_bar(): train()
 
 
-def fatal(parts, path):
-    "The third trial is killed after its first epoch, as the kernel or a person does it"
-    search(parts, path, tell=lambda trial, epoch: trial == 2 and os.kill(os.getpid(), signal.SIGKILL))
+def kill_in_third_trial(trial, epoch):
+    "The process is killed after the first epoch of its third trial"
+    if trial == 2: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def search_until_killed(parts, path):
+    "A search that is killed, as the kernel or a person does it"
+    search(parts, path, after_epoch=kill_in_third_trial)
 
 
 def test_killed_search_ends_as_one_left_alone(parts, tmp_path):
-    "kill -9 in the middle of a trial, then the same call: the same trials with the same values to the last digit, and the killed one is told"
+    "kill -9 in a trial, then the same call: the same trials and values to the last digit, and the killed trial is named"
     whole = trials_table(search(parts, tmp_path/'whole.db'))
-    p = mp.get_context('fork').Process(target=fatal, args=(parts, tmp_path/'killed.db'))
-    p.start()
-    p.join()
-    assert p.exitcode == -signal.SIGKILL
-    left = trials_table(study_of(tmp_path/'killed.db'))
-    assert list(left.state)[2:] == ['running'] and left.epochs[2] == 1
-    again = trials_table(search(parts, tmp_path/'killed.db'))
-    assert again.state[2] == 'killed' and list(again.state).count('killed') == 1 and len(again) == 5
-    assert 'pruned' in set(whole.state) and 'complete' in set(whole.state)
-    pd.testing.assert_frame_equal(again[again.state != 'killed'].reset_index(drop=True), whole.reset_index(drop=True), check_exact=True)
+    path = tmp_path/'killed.db'
+    process = mp.get_context('fork').Process(target=search_until_killed, args=(parts, path))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    left = trials_table(study_of(path))
+    assert list(left.state)[2:] == ['running']
+    assert left.epochs[2] == 1
+    again = trials_table(search(parts, path))
+    assert again.state[2] == 'killed'
+    assert list(again.state).count('killed') == 1
+    assert len(again) == 5
+    assert {'pruned', 'complete'} <= set(whole.state)
+    others = again[again.state != 'killed'].reset_index(drop=True)
+    pd.testing.assert_frame_equal(others, whole.reset_index(drop=True), check_exact=True)
 
 
 def test_more_trials_and_trials_that_fail(parts, tmp_path):
-    "A second run adds trials to the study; a combination that cannot be trained is told in its row, and another follows"
+    "A second run adds trials; why a combination cannot be trained stands in its row, and another one follows"
     space = {'frontend': ['cnn3', 'dcase24'], 'lr': dict(low=1e-4, high=1e-2)}
     study = search(parts, tmp_path/'s.db', 2, space=space, epochs=1)
     study = search(parts, tmp_path/'s.db', 3, run='b', space=space, epochs=1)
     table = trials_table(study)
-    assert len(table) == 5 and len(settled(study, 'a')) == 2 and len(settled(study, 'b')) == 3
-    failed, trained = table[table.frontend == 'dcase24'], table[table.frontend == 'cnn3']
-    assert len(failed) and set(failed.state) == {'fail'} and failed.why.str.len().min() > 10 and set(trained.state) == {'complete'}
+    assert len(table) == 5
+    assert len(settled(study, 'a')) == 2
+    assert len(settled(study, 'b')) == 3
+    failed = table[table.frontend == 'dcase24']
+    trained = table[table.frontend == 'cnn3']
+    assert len(failed)
+    assert set(failed.state) == {'fail'}
+    assert failed.why.str.len().min() > 10
+    assert set(trained.state) == {'complete'}
     study = search(parts, tmp_path/'none.db', 1, space={'frontend': ['dcase24']}, epochs=1)
-    with pytest.raises(InputError, match='no trial was finished: '): best_recipe(study, full_parameters('train', FIXED))
+    with pytest.raises(InputError, match='no trial was finished: '):
+        best_recipe(study, full_parameters('train', FIXED))
 
 
 def test_value_is_that_of_the_epoch_kept(parts, tmp_path):
-    "keep: best gives the best epoch, keep: last the last; and what was found is a recipe that says the same parameters again"
-    space, params = {'lr': [1e-2]}, full_parameters('train', dict(FIXED, epochs=3, keep='best'))
+    "keep: best gives the best epoch, keep: last the last; the best trial is a recipe that gives its parameters again"
+    space = {'lr': [1e-2]}
+    params = full_parameters('train', dict(FIXED, epochs=3, keep='best'))
     study = search(parts, tmp_path/'s.db', 1, space=space, epochs=3, keep='best')
-    seen = study.trials[0].intermediate_values
-    assert len(seen) == 3 and study.best_value == min(seen.values())
-    assert search(parts, tmp_path/'last.db', 1, space=space, epochs=3).best_value == seen[3]
+    values = study.trials[0].intermediate_values
+    assert len(values) == 3
+    assert study.best_value == min(values.values())
+    assert search(parts, tmp_path/'last.db', 1, space=space, epochs=3).best_value == values[3]
     recipe = best_recipe(study, params)
     write_recipe(recipe, tmp_path/'best.yaml', 'one line', 'another')
-    assert yaml.safe_load((tmp_path/'best.yaml').read_text()) == recipe and full_parameters('train', tmp_path/'best.yaml') == params | dict(lr=1e-2)
+    assert yaml.safe_load((tmp_path/'best.yaml').read_text()) == recipe
+    assert full_parameters('train', tmp_path/'best.yaml') == params | dict(lr=1e-2)
 
 
 @pytest.mark.parametrize('content', [b'no database', b''], ids=['text', 'folder'])
 def test_storage_that_is_none(content, tmp_path):
-    (tmp_path/'s.db').write_bytes(content) if content else (tmp_path/'s.db').mkdir()
-    with pytest.raises(InputError, match='cannot be used as the storage of a study'): study_of(tmp_path/'s.db')
+    if content:
+        (tmp_path/'s.db').write_bytes(content)
+    else:
+        (tmp_path/'s.db').mkdir()
+    with pytest.raises(InputError, match='cannot be used as the storage of a study'):
+        study_of(tmp_path/'s.db')
 
 
-def test_the_notebook_reads_no_test_list(synthetic, tmp_path):
-    "From a terminal, on a corpus whose test list is gone: trials, plots and a recipe, and nothing that was scored on test clips"
+def test_the_notebook_reads_no_test_list(papermill, short_test, tmp_path):
+    "On a corpus whose test list is gone: trials, plots and a recipe, and nothing that was scored on test clips"
     corpus = tmp_path/'no-test-synthetic'
-    shutil.copytree(synthetic, corpus)
-    for f in [*corpus.rglob('test.csv'), *corpus.rglob('fold1_evaluate.csv'), *corpus.rglob('fold1_test.csv')]: f.unlink()
-    wanted = json.dumps(dict(fixed={k: v for k, v in FIXED.items() if k != 'epochs'}, space=dict(SPACE, bs=[32]), pruner=PRUNER))
-    r = papermill('-p', 'data_dir', corpus, '-y', wanted, '-p', 'epochs', 1, '-p', 'trials', 2, '-p', 'out', tmp_path/'found',
-                  argv=[PAPERMILL[0], 'nbs/search.ipynb'])
-    assert r.returncode == 0, r.stderr[-3000:]
-    assert {'best.yaml', 'study.db', 'trials.csv', 'history.png', 'curves.png', 'slices.png', 'parallel.png', 'importance.png',
-            'metrics.json'} <= {p.name for p in (tmp_path/'found').iterdir()}
-    metrics = json.loads((tmp_path/'found/metrics.json').read_text())
-    assert metrics['trials'] == 2 and not {'macro_accuracy', 'accuracy', 'log_loss'} & set(metrics)
-    assert not (tmp_path/'found/predictions.csv').exists()
-    assert set(json.loads((tmp_path/'found/params.json').read_text())['data']['lists']) == {'train', 'valid'}
-    assert full_parameters('train', tmp_path/'found/best.yaml')['lr'] == metrics['best']['lr']
+    shutil.copytree(short_test, corpus, symlinks=True)
+    for name in ('test.csv', 'evaluation_setup/fold1_evaluate.csv', 'evaluation_setup/fold1_test.csv'):
+        (corpus/name).unlink()
+    out = tmp_path/'search'
+    fixed = {name: value for name, value in FIXED.items() if name != 'epochs'}
+    options = dict(fixed=fixed, space=dict(SPACE, bs=[32]), pruner=PRUNER, epochs=1, trials=2)
+    launch.check(papermill('search', data_dir=corpus, out=out, **options))
+    assert {p.name for p in out.iterdir()} >= {
+        'best.yaml', 'study.db', 'trials.csv', 'history.png', 'curves.png', 'slices.png',
+        'parallel.png', 'importance.png', 'metrics.json',
+    }
+    metrics = json.loads((out/'metrics.json').read_text())
+    assert metrics['trials'] == 2
+    assert not {'macro_accuracy', 'accuracy', 'log_loss'} & set(metrics)
+    assert not (out/'predictions.csv').exists()
+    record = json.loads((out/'params.json').read_text())
+    assert set(record['data']['lists']) == {'train', 'valid'}
+    assert full_parameters('train', out/'best.yaml')['lr'] == metrics['best']['lr']

@@ -15,36 +15,48 @@ from torch.func import stack_module_state
 from asc.experiment.recipe import create_training, training_options
 from asc.backbone.zoo import create_backbone, list_backbones
 from asc.core import InputError
-from asc.data.corpus import load_corpus
-from asc.run.process import full_parameters
+from asc.run.parameters import full_parameters
 from asc.train.resume import random_states, read_checkpoint
 from asc.experiment.seeds import train_runs
 from asc.data.splits import read_split
 from asc.experiment.stacked import Turns, check_stacked, stacked_call, train_stacked
 from asc.data.store import pack
 from asc.teach.logits import save_teacher
-from test_backbone import SMALL, need
+from networks import SMALL, need
 
 pytestmark = pytest.mark.usefixtures('one_thread')
-SHAPES = dict.fromkeys(list_backbones(), (64, 32)) | dict(tf_sepnet_64=(128, 64), tf_sepnet_40=(128, 64), cnn3=(40, 51), passt_s=(128, 100), beats=(128, 98))
+SHAPES = dict.fromkeys(list_backbones(), (64, 32)) | dict(
+    tf_sepnet_64=(128, 64), tf_sepnet_40=(128, 64), cnn3=(40, 51), passt_s=(128, 100),
+    beats=(128, 98),
+)
 SMALL = SMALL | dict(cnn6_60k=dict(bands=64))
-CNN3 = dict(backbone='cnn3', frontend='cnn3', steps=['resample', 'mel', {'freq_mask': {'size': 8}}, 'log', {'freq_mixstyle': {'p': .4}}, {'mixup': {'alpha': .3}}])
+CNN3 = dict(
+    backbone='cnn3',
+    frontend='cnn3',
+    steps=[
+        'resample', 'mel', {'freq_mask': {'size': 8}}, 'log', {'freq_mixstyle': {'p': .4}},
+        {'mixup': {'alpha': .3}},
+    ],
+)
 CP = dict(backbone='cp_mobile_24', backbone_args=dict(base=8, blocks=(1, 1, 1), strides={}))
-
-
-@pytest.fixture(scope='module')
-def packed(synthetic, tmp_path_factory):
-    corpus = load_corpus(synthetic)
-    return corpus, pack(corpus, tmp_path_factory.mktemp('store'), progress=False), read_split(corpus, 100).iloc[::3]
 
 
 @pytest.fixture
 def training(packed, tmp_path):
     "training(seed, folder, exact=True, n=7, **options) -> learner and fit; spectrograms are kept as learn.seen; `exact`: the network in float64"
-    corpus, store, rows = packed
+    corpus, store = packed
+    rows = read_split(corpus, 100).iloc[::3]
     def make(seed, folder, exact=True, n=7, **options):
-        learn, fit = create_training(store, rows[:n], rows[-4:], corpus.scenes, corpus.devices, tmp_path/folder/f'{seed}.csv', seed=seed,
-                                     **dict(dict(epochs=2, bs=5, lr=1e-2), **options))
+        learn, fit = create_training(
+            store,
+            rows[:n],
+            rows[-4:],
+            corpus.scenes,
+            corpus.devices,
+            tmp_path/folder/f'{seed}.csv',
+            seed=seed,
+            **dict(dict(epochs=2, bs=5, lr=1e-2), **options),
+        )
         pipe, learn.seen = learn.model.pipeline, []
         plain = pipe.forward
         def forward(*args):
@@ -65,19 +77,31 @@ def run(make):
 def both(training, seeds=(0, 1), **options):
     "The same seeds at once and alone"
     with redirect_stdout(StringIO()):
-        return train_stacked([partial(training, s, 'stacked', **options) for s in seeds]), [run(partial(training, s, 'alone', **options)) for s in seeds]
+        return train_stacked([partial(training, s, 'stacked', **options) for s in seeds]), [
+            run(partial(training, s, 'alone', **options)) for s in seeds
+        ]
 
 
 def check_same(stacked, alone, tol):
     for a, b in zip(stacked, alone):
-        assert len(a.seen) == len(b.seen) and all(torch.equal(x, y) for x, y in zip(a.seen, b.seen))
+        assert len(a.seen) == len(b.seen)
+        assert all(torch.equal(x, y) for x, y in zip(a.seen, b.seen))
         x = a.seen[-1].to(next(a.model.backbone.parameters()).dtype)
         z, y = (l.model.backbone.eval()(x) for l in (a, b))
         assert (z - y).abs().max() < tol * y.abs().max()
         h, g = (pd.DataFrame(l.epoch_log.history).astype(float) for l in (a, b))
-        assert list(h) == list(g) and len(h) == 2 and (h - g).abs().max().max() < tol
+        assert list(h) == list(g)
+        assert len(h) == 2
+        assert (h - g).abs().max().max() < tol
         assert (h == pd.read_csv(a.epoch_log.path)).all().all()
-        counts = [{k: v.item() for k, v in l.model.state_dict().items() if k.endswith('num_batches_tracked')} for l in (a, b)]
+        counts = [
+            {
+                k: v.item()
+                for k, v in l.model.state_dict().items()
+                if k.endswith('num_batches_tracked')
+            }
+            for l in (a, b)
+        ]
         assert counts[0] == counts[1] and all(counts[0].values())
     assert not torch.equal(stacked[0].seen[0], stacked[1].seen[0])
 
@@ -85,10 +109,18 @@ def check_same(stacked, alone, tol):
 @pytest.fixture
 def exact(monkeypatch):
     "fastai's running loss in float64 too"
-    monkeypatch.setattr(AvgSmoothLoss, 'reset', lambda self: self.__dict__.update(count=0, val=torch.tensor(0., dtype=torch.float64)))
+    monkeypatch.setattr(
+        AvgSmoothLoss,
+        'reset',
+        lambda self: self.__dict__.update(count=0, val=torch.tensor(0., dtype=torch.float64)),
+    )
 
 
-@pytest.mark.parametrize('options', [dict(CP, lr_decay=.7), dict(CNN3, clip=.5, ema=.9, keep='best', loss='focal')], ids=['rates by layer', 'dropout, mixup, clip, ema, best'])
+@pytest.mark.parametrize(
+    'options',
+    [dict(CP, lr_decay=.7), dict(CNN3, clip=.5, ema=.9, keep='best', loss='focal')],
+    ids=['rates by layer', 'dropout, mixup, clip, ema, best'],
+)
 def test_stacked_is_alone(training, exact, options):
     "In float64: spectrograms bit for bit, logits and history within 1e-6, the last batch being smaller"
     check_same(*both(training, **options), 1e-6)
@@ -100,18 +132,36 @@ def test_rounding_of_a_first_step(training):
         stacked, alone = both(training, exact=False, **CP, precision=precision, epochs=1, bs=7)
         for a, b in zip(stacked, alone):
             assert all(torch.equal(x, y) for x, y in zip(a.seen, b.seen))
-            assert a.recorder.losses[0].item() == pytest.approx(b.recorder.losses[0].item(), rel=tol)
-            x, y = (torch.cat([v.flatten() for k, v in l.model.state_dict().items() if k.endswith('running_mean')]) for l in (a, b))
+            assert a.recorder.losses[0].item() == pytest.approx(
+                b.recorder.losses[0].item(), rel=tol
+            )
+            x, y = (
+                torch.cat(
+                    [
+                        v.flatten()
+                        for k, v in l.model.state_dict().items()
+                        if k.endswith('running_mean')
+                    ]
+                )
+                for l in (a, b)
+            )
             assert (x - y).norm() < tol * y.norm()
 
 
 def test_logits_of_a_teacher(training, exact, packed, tmp_path):
     "Offline distillation, by Adam: each seed with the teacher's rows of its own batch, mixed as its clips are"
-    corpus, _, rows = packed
+    corpus, _ = packed
+    rows = read_split(corpus, 100).iloc[::3]
     names = pd.concat([rows[:7], rows[-4:]]).filename
     torch.manual_seed(0)
     save_teacher(tmp_path/'teacher', names, torch.randn(len(names), 10).numpy(), corpus.scenes)
-    check_same(*both(training, **CNN3, optimizer='adam', wd=1e-3, teacher=str(tmp_path/'teacher'), distill=dict(hard_weight=.5)), 1e-6)
+    check_same(
+        *both(
+            training, **CNN3, optimizer='adam', wd=1e-3, teacher=str(tmp_path/'teacher'),
+            distill=dict(hard_weight=.5),
+        ),
+        1e-6,
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
@@ -130,8 +180,14 @@ def test_the_zoo(name):
     nets, x = [], torch.randn(2, 3, 1, *SHAPES[name], dtype=torch.float64)
     for s in range(2):
         torch.manual_seed(s)
-        nets.append(create_backbone(name, **SMALL.get(name, {})).double().to(memory_format=torch.channels_last).train())
-    twins, turns, alone = copy.deepcopy(nets), Turns(2), []
+        nets.append(
+            create_backbone(name, **SMALL.get(name, {})).double().to(
+                memory_format=torch.channels_last
+            ).train()
+        )
+    twins = copy.deepcopy(nets)
+    turns = Turns(2)
+    alone = []
     params, buffers = stack_module_state(nets)
     for s, net in enumerate(twins):
         torch.manual_seed(9 + s)
@@ -139,30 +195,54 @@ def test_the_zoo(name):
         if name in ('passt_s', 'beats'): continue
         alone.append(net(x[s].contiguous(memory_format=torch.channels_last)))
     if not alone:
-        with pytest.raises(InputError, match='cannot be stacked .* one by one'): stacked_call(nets[0], params, buffers, x, turns)
+        with pytest.raises(InputError, match='cannot be stacked .* one by one'):
+            stacked_call(nets[0], params, buffers, x, turns)
         return
-    torch.manual_seed(10)                                                  # the last one is at work
+    torch.manual_seed(10)  # the last one is at work
     stacked = stacked_call(nets[0], params, buffers, x, turns)
-    for z in (stacked, torch.stack(alone)): (z.softmax(-1) * torch.arange(10.)).sum().backward()
-    assert torch.allclose(stacked, torch.stack(alone), rtol=0, atol=1e-4 * alone[0].abs().max().item())     # some norms are float32
+    for z in (stacked, torch.stack(alone)):
+        (z.softmax(-1) * torch.arange(10.)).sum().backward()
+    # some norms are float32
+    assert torch.allclose(
+        stacked, torch.stack(alone), rtol=0, atol=1e-4 * alone[0].abs().max().item()
+    )
     for s, net in enumerate(twins):
         largest = max(p.grad.abs().max() for p in net.parameters())
-        assert all((params[k].grad[s] - p.grad).abs().max() < 1e-4 * largest for k, p in net.named_parameters())
-        assert all(torch.allclose(buffers[k][s].double(), b.double(), atol=1e-5) for k, b in net.named_buffers())
+        assert all(
+            (params[k].grad[s] - p.grad).abs().max() < 1e-4 * largest
+            for k, p in net.named_parameters()
+        )
+        assert all(
+            torch.allclose(buffers[k][s].double(), b.double(), atol=1e-5)
+            for k, b in net.named_buffers()
+        )
 
 
-@pytest.mark.parametrize('options, told', [
-    (dict(precision='fp16'), "precision='fp16' cannot be stacked"), (dict(swa=.5), 'swa=0.5'), (dict(freeze='in_c'), "freeze='in_c'"),
-    (dict(patience=3), 'patience=3'), (dict(teacher='self'), "teacher='self'"), (dict(log='tensorboard'), "log='tensorboard'"),
-    (dict(backbone='beats', frontend='beats', backbone_args=SMALL['beats']), 'a network of the kind BEATs'),
-], ids=lambda v: next(iter(v)) if isinstance(v, dict) else '')
+@pytest.mark.parametrize(
+    'options, told',
+    [
+        (dict(precision='fp16'), "precision='fp16' cannot be stacked"),
+        (dict(swa=.5), 'swa=0.5'),
+        (dict(freeze='in_c'), "freeze='in_c'"),
+        (dict(patience=3), 'patience=3'),
+        (dict(teacher='self'), "teacher='self'"),
+        (dict(log='tensorboard'), "log='tensorboard'"),
+        (
+            dict(backbone='beats', frontend='beats', backbone_args=SMALL['beats']),
+            'a network of the kind BEATs',
+        ),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else '',
+)
 def test_what_cannot_be_stacked(options, told):
     "Said before anything is trained, with the remedy"
-    with pytest.raises(InputError, match=f'{told}.*train these seeds one by one'): check_stacked(**full_parameters('train', None, options))
+    with pytest.raises(InputError, match=f'{told}.*train these seeds one by one'):
+        check_stacked(**full_parameters('train', None, options))
 
 
 def test_other_notebooks_are_not_stacked():
-    with pytest.raises(InputError, match='this one has no backbone'): check_stacked(**{k: v for k, v in training_options().items() if k != 'backbone'})
+    with pytest.raises(InputError, match='this one has no backbone'):
+        check_stacked(**{k: v for k, v in training_options().items() if k != 'backbone'})
 
 
 def test_an_error_ends_all(training):
@@ -174,7 +254,8 @@ def test_an_error_ends_all(training):
         learn, fit = training(s, 'failing', exact=False, **CNN3)
         if s == 1: learn.add_cb(Fails())
         return learn, fit
-    with redirect_stdout(StringIO()), pytest.raises(InputError, match='the disk is full'): train_stacked([partial(make, s) for s in range(3)])
+    with redirect_stdout(StringIO()), pytest.raises(InputError, match='the disk is full'):
+        train_stacked([partial(make, s) for s in range(3)])
 
 
 class Killed(BaseException): "Stands for the end of the process"
@@ -182,14 +263,24 @@ class Killed(BaseException): "Stands for the end of the process"
 
 def test_runs_go_on_where_each_was(synthetic, tmp_path, monkeypatch):
     "Killed while checkpoints are written: seeds that came equally far go on together, to the same last digit; others each from its own"
-    monkeypatch.setattr('asc.experiment.seeds.pack', partial(pack, store_dir=tmp_path/'store', progress=False))
+    monkeypatch.setattr(
+        'asc.experiment.seeds.pack', partial(pack, store_dir=tmp_path/'store', progress=False)
+    )
     monkeypatch.setattr('asc.experiment.seeds.read_split', lambda *args: read_split(*args)[::6])
-    light = dict(data_dir=str(synthetic), subset=5, epochs=3, bs=9, backbone='cnn3', frontend='cnn3', pipeline='none')
+    light = dict(
+        data_dir=str(synthetic), subset=5, epochs=3, bs=9, backbone='cnn3', frontend='cnn3',
+        pipeline='none',
+    )
     state = lambda folder, s: read_checkpoint(tmp_path/folder/f'{s}/checkpoint.pt')
     def go(folder, resume=False):
-        runs = [dict(out=str(tmp_path/folder/f'{s}'), notebook='train', resume=resume) for s in range(2)]
+        runs = [
+            dict(out=str(tmp_path/folder/f'{s}'), notebook='train', resume=resume) for s in range(2)
+        ]
         for r in runs: Path(r['out']).mkdir(parents=True, exist_ok=True)
-        for s, r in enumerate(runs): r['parameters'] = dict(full_parameters('train', None, dict(light, seed=s)), out=r['out'])
+        for s, r in enumerate(runs):
+            r['parameters'] = dict(
+                full_parameters('train', None, dict(light, seed=s)), out=r['out']
+            )
         with redirect_stdout(StringIO()) as told: train_runs(runs)
         return told.getvalue()
     def killed(folder, at): # number of the write
@@ -204,11 +295,20 @@ def test_runs_go_on_where_each_was(synthetic, tmp_path, monkeypatch):
         assert go(folder, True).count('continuing after epoch') == 2
         return was
     go('whole')
-    assert killed('even', 2) == [1, 1] and killed('uneven', 3) == [2, 1] and go('even', True) == ''          # all are through
+    # all are through
+    assert killed('even', 2) == [1, 1]
+    assert killed('uneven', 3) == [2, 1]
+    assert go('even', True) == ''
     for s in range(2):
         whole, even, uneven = (state(d, s) for d in ('whole', 'even', 'uneven'))
-        assert whole['epoch'] == even['epoch'] == uneven['epoch'] == 3 and whole['config'] == even['config']
+        assert whole['epoch'] == even['epoch'] == uneven['epoch'] == 3
+        assert whole['config'] == even['config']
         assert all(torch.equal(v, even['model'][k]) for k, v in whole['model'].items())
-        assert whole['recorder']['losses'].tolist() == pytest.approx(uneven['recorder']['losses'].tolist(), abs=1e-3)
-        assert all(v.untyped_storage().nbytes() == v.nbytes for v in whole['model'].values())                # its own part of the stack
-        assert (tmp_path/f'whole/{s}/history.csv').read_bytes() == (tmp_path/f'even/{s}/history.csv').read_bytes()
+        assert whole['recorder']['losses'].tolist() == pytest.approx(
+            uneven['recorder']['losses'].tolist(), abs=1e-3
+        )
+        # its own part of the stack
+        assert all(v.untyped_storage().nbytes() == v.nbytes for v in whole['model'].values())
+        assert (tmp_path/f'whole/{s}/history.csv').read_bytes() == (
+            tmp_path/f'even/{s}/history.csv'
+        ).read_bytes()

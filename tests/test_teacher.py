@@ -1,9 +1,6 @@
 """Teachers: shuffled files are refused every time, whatever the shuffle; predict.ipynb as a user starts it; the real corpus where it is."""
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,51 +9,71 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import launch
 from asc.model.classifier import create_classifier, save_model
 from asc.core import SCENES, InputError
 from asc.data.corpus import load_corpus
 from asc.data.choose import data_facts
 from asc.use.answers import load_teacher_model, predict_teacher, training_clips
 from asc.data.splits import carve_valid, read_split, read_test
-from asc.data.store import pack
 from asc.teach.logits import Teacher, read_published_logits, read_teacher, save_teacher
-from conftest import ROOT
 
 
 def listed(recordings=48, snippets=3):
     "Rows of a small list: recordings of ten scenes, four a place, in no particular order, the snippets of each together"
     order = np.random.default_rng(9).permutation(recordings)
     name = lambda r: f'{SCENES[r % 10]}-oslo-{r % 10 + 10 * (r // 40)}-{r}'
-    return pd.DataFrame([dict(scene=SCENES[r % 10], device='a', city='oslo', location=f'oslo-{r % 10 + 10 * (r // 40)}', recording=f'{name(r)}-a',
-                              filename=f'audio/{name(r)}-{k}-a.wav') for r in order for k in range(snippets)])
+    return pd.DataFrame(
+        [
+            dict(
+                scene=SCENES[r % 10],
+                device='a',
+                city='oslo',
+                location=f'oslo-{r % 10 + 10 * (r // 40)}',
+                recording=f'{name(r)}-a',
+                filename=f'audio/{name(r)}-{k}-a.wav',
+            )
+            for r in order
+            for k in range(snippets)
+        ]
+    )
 
 
 def weak(rows, seed=0, skill=2.3):
     "Logits right on 40 to 50 % of the clips, whose mistakes are shared within recordings, and a little within places"
     rng = np.random.default_rng(seed)
-    shared = lambda column: rng.normal(size=(rows[column].nunique(), 10))[pd.factorize(rows[column])[0]]
-    return shared('filename') + shared('recording') + .5 * shared('location') + skill * np.eye(10)[pd.Categorical(rows.scene, SCENES).codes]
+    shared = lambda column: rng.normal(
+        size=(rows[column].nunique(), 10)
+    )[pd.factorize(rows[column])[0]]
+    return shared('filename') + shared(
+        'recording'
+    ) + .5 * shared('location') + skill * np.eye(10)[pd.Categorical(rows.scene, SCENES).codes]
 
 
 def within_scenes(rows, rng):
     order = np.arange(len(rows))
-    for s in set(rows.scene): order[rows.scene == s] = rng.permutation(order[rows.scene == s])
+    for s in set(rows.scene):
+        order[rows.scene == s] = rng.permutation(order[rows.scene == s])
     return order
 
 
 def blocks(rows, rng, share):
     n, w = len(rows), int(share * len(rows))
-    order, a, b = np.arange(n), rng.integers(0, n // 2 - w + 1), rng.integers(n // 2, n - w + 1)
+    order = np.arange(n)
+    a = rng.integers(0, n // 2 - w + 1)
+    b = rng.integers(n // 2, n - w + 1)
     order[a:a + w], order[b:b + w] = np.arange(b, b + w), np.arange(a, a + w)
     return order
 
 
-SHUFFLES = dict(all=lambda rows, rng: rng.permutation(len(rows)),
-                rotated_by_one=lambda rows, rng: np.roll(np.arange(len(rows)), rng.choice([-1, 1])),
-                rotated=lambda rows, rng: np.roll(np.arange(len(rows)), rng.integers(2, len(rows) - 1)),
-                reversed=lambda rows, rng: np.arange(len(rows))[::-1],
-                halves=lambda rows, rng: np.roll(np.arange(len(rows)), len(rows) // 2),
-                within_scenes=within_scenes)
+SHUFFLES = dict(
+    all=lambda rows, rng: rng.permutation(len(rows)),
+    rotated_by_one=lambda rows, rng: np.roll(np.arange(len(rows)), rng.choice([-1, 1])),
+    rotated=lambda rows, rng: np.roll(np.arange(len(rows)), rng.integers(2, len(rows) - 1)),
+    reversed=lambda rows, rng: np.arange(len(rows))[::-1],
+    halves=lambda rows, rng: np.roll(np.arange(len(rows)), len(rows) // 2),
+    within_scenes=within_scenes,
+)
 
 
 def test_the_example_is_realistic():
@@ -71,8 +88,10 @@ def test_shuffled_files_are_refused_100_of_100(tmp_path):
     rows, rng = listed(47), np.random.default_rng(0)
     for i in range(100):
         teacher = Teacher(rows.filename, weak(rows, i)[rng.permutation(len(rows))], SCENES)
-        if i % 10 == 0: teacher = read_teacher(teacher.save(tmp_path/'t.safetensors'))
-        with pytest.raises(InputError, match='those of other clips'): teacher.check(rows)
+        if i % 10 == 0:
+            teacher = read_teacher(teacher.save(tmp_path/'t.safetensors'))
+        with pytest.raises(InputError, match='those of other clips'):
+            teacher.check(rows)
 
 
 @pytest.mark.parametrize('clips', [47, 160])
@@ -80,7 +99,9 @@ def test_honest_files_pass(clips):
     rows = listed(clips)
     for i in range(8):
         found = Teacher(rows.filename, weak(rows, i), SCENES).check(rows)
-        assert found['agreement'] > 8 and found['likeness'] > 4 and found['accuracy'] > 2 * found['chance']
+        assert found['agreement'] > 8
+        assert found['likeness'] > 4
+        assert found['accuracy'] > 2 * found['chance']
 
 
 @pytest.mark.parametrize('kind', SHUFFLES)
@@ -108,26 +129,36 @@ def test_any_change_to_a_written_file_is_refused(tmp_path):
     two, part = torch.arange(len(rows)), torch.arange(len(rows))
     two[[0, 1]], part[::10] = two[[1, 0]], part[::10].flip(0)
     renamed = dict(about, asc=about['asc'].replace('airport', 'harbour'))
-    for t, m in ((dict(tensors, logits=tensors['logits'][two]), about), (dict(tensors, logits=tensors['logits'][part]), about), (tensors, renamed),
-                 (dict(tensors, names=tensors['names'].roll(30)), about), (dict(tensors, seen=tensors['seen'] + 1), about)):
+    for t, m in (
+        (dict(tensors, logits=tensors['logits'][two]), about),
+        (dict(tensors, logits=tensors['logits'][part]), about),
+        (tensors, renamed),
+        (dict(tensors, names=tensors['names'].roll(30)), about),
+        (dict(tensors, seen=tensors['seen'] + 1), about),
+    ):
         save_file({k: v.contiguous() for k, v in t.items()}, path, m)
-        with pytest.raises(InputError, match='was changed after it was written'): read_teacher(path)
+        with pytest.raises(InputError, match='was changed after it was written'):
+            read_teacher(path)
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(InputError, match='no teacher file, or damaged'): read_teacher(path)
+    with pytest.raises(InputError, match='no teacher file, or damaged'):
+        read_teacher(path)
 
 
 def test_short_and_foreign_files_are_refused(tmp_path):
     rows = listed(47)
     short = Teacher(rows.filename[3:], weak(rows)[3:], SCENES, dict(model='short'))
-    with pytest.raises(InputError, match=r'no logits for 3 of 141 clips, such as audio/'): short.rows(rows.filename)
+    with pytest.raises(InputError, match=r'no logits for 3 of 141 clips, such as audio/'):
+        short.rows(rows.filename)
     with pytest.raises(InputError, match='no logits for 3'): short.check(rows)
     foreign = Teacher(rows.filename, weak(rows), [*SCENES[:9], 'ship'])
-    with pytest.raises(InputError, match='does not know tram'): foreign.rows(rows.filename, SCENES)
+    with pytest.raises(InputError, match='does not know tram'):
+        foreign.rows(rows.filename, SCENES)
     with pytest.raises(InputError, match='does not know tram'): foreign.check(rows)
     for place, value in ((5, float('nan')), (7, float('inf')), (9, 7e4)):
         z = weak(rows)
         z[place, 2] = value
-        with pytest.raises(InputError, match=f'such as {rows.filename[place]}'): save_teacher(tmp_path/'t.safetensors', rows.filename, z, SCENES)
+        with pytest.raises(InputError, match=f'such as {rows.filename[place]}'):
+            save_teacher(tmp_path/'t.safetensors', rows.filename, z, SCENES)
     assert not list(tmp_path.iterdir())
 
 
@@ -139,79 +170,107 @@ def test_published_orders(tmp_path):
     for right, wrong in ((meta, split), (split, meta)):
         torch.save(torch.tensor(np.stack([z[f] for f in right.filename])), tmp_path/'logits.pt')
         teacher = read_published_logits(tmp_path/'logits.pt', right)
-        assert teacher.rows(meta.filename[:2]).tolist() == torch.tensor(np.stack([z[f] for f in meta.filename[:2]])).half().float().tolist()
-        with pytest.raises(InputError, match='those of other clips'): read_published_logits(tmp_path/'logits.pt', wrong)
-        with pytest.raises(InputError, match='480 rows and the list 470'): read_published_logits(tmp_path/'logits.pt', right[:470])
+        assert teacher.rows(meta.filename[:2]).tolist() == torch.tensor(
+            np.stack([z[f] for f in meta.filename[:2]])
+        ).half().float().tolist()
+        with pytest.raises(InputError, match='those of other clips'):
+            read_published_logits(tmp_path/'logits.pt', wrong)
+        with pytest.raises(InputError, match='480 rows and the list 470'):
+            read_published_logits(tmp_path/'logits.pt', right[:470])
 
     class Evil:
-        def __reduce__(self): return os.system, (f'touch {tmp_path}/ran',)
+        def __reduce__(self):
+            return os.system, (f'touch {tmp_path}/ran',)
     torch.save(Evil(), tmp_path/'logits.pt')
-    with pytest.raises(InputError, match='needs unpickling'): read_published_logits(tmp_path/'logits.pt', meta)
+    with pytest.raises(InputError, match='needs unpickling'):
+        read_published_logits(tmp_path/'logits.pt', meta)
     assert not (tmp_path/'ran').exists()
 
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory, synthetic):
     "Two run folders as a training leaves them (weights as they were drawn)"
-    folder, corpus = tmp_path_factory.mktemp('teachers'), load_corpus(synthetic)
+    folder = tmp_path_factory.mktemp('teachers')
+    corpus = load_corpus(synthetic)
     train = carve_valid(read_split(corpus, 100), .2)[0]
     for i, name in enumerate(('one', 'two')):
         torch.manual_seed(i)
         save_model(create_classifier('cnn3', 'cnn3', 'none', 44100, corpus.scenes), folder/name)
-        (folder/name/'params.json').write_text(json.dumps(dict(parameters=dict(subset=100, valid=.2), data=data_facts(corpus, train=train))))
+        (folder/name/'params.json').write_text(
+            json.dumps(
+                dict(parameters=dict(subset=100, valid=.2), data=data_facts(corpus, train=train))
+            )
+        )
     return folder
 
 
-def predict(*args):
-    argv = [str(Path(sys.executable).with_name('papermill')), 'nbs/predict.ipynb', '--no-progress-bar', *map(str, args)]
-    return subprocess.run(argv, cwd=ROOT, env=dict(os.environ, OMP_NUM_THREADS='1'), capture_output=True, text=True, timeout=300)
-
-
-def test_predict_notebook(runs, synthetic, tmp_path):
+def test_predict_notebook(papermill, runs, synthetic, tmp_path):
     "Two runs and their ensemble over the training list: the files, what is known about them, the tables"
-    r = predict('-p', 'data_dir', synthetic, '-p', 'models', json.dumps([str(runs/'one'), str(runs/'two')]), '-p', 'valid', '0.2', '-p', 'weights',
-                'calibrated', '-p', 'out', tmp_path/'run')
-    assert r.returncode == 0, r.stderr[-3000:]
+    options = dict(models=[runs/'one', runs/'two'], valid=.2, weights='calibrated')
+    launch.check(papermill('predict', data_dir=synthetic, out=tmp_path/'run', **options))
     corpus = load_corpus(synthetic)
-    rows, (train, held) = read_split(corpus, 100), carve_valid(read_split(corpus, 100), .2)
-    one, two, both = (read_teacher(tmp_path/'run'/f'{n}.safetensors') for n in ('one', 'two', 'ensemble'))
+    rows = read_split(corpus, 100)
+    train, held = carve_valid(read_split(corpus, 100), .2)
+    one, two, both = (
+        read_teacher(tmp_path/'run'/f'{n}.safetensors') for n in ('one', 'two', 'ensemble')
+    )
     for t in (one, two, both):
-        assert len(t) == len(rows) and t.facts['test_clips'] == 0 and t.scenes == corpus.scenes
-        assert t.seen.sum() == len(train) and (t.seen[torch.from_numpy(t.find(held.filename))] == 0).all()
-    assert one.facts['fingerprint'] != two.facts['fingerprint'] and one.facts['trained_on']['clips'] == len(train)
+        assert len(t) == len(rows)
+        assert t.facts['test_clips'] == 0
+        assert t.scenes == corpus.scenes
+        assert t.seen.sum() == len(train)
+        assert (t.seen[torch.from_numpy(t.find(held.filename))] == 0).all()
+    assert one.facts['fingerprint'] != two.facts['fingerprint']
+    assert one.facts['trained_on']['clips'] == len(train)
     assert [m['model'] for m in both.facts['members']] == ['one', 'two']
     T = both.facts['weights']['all']['temperatures']
     mean = (one.rows(rows.filename) / T[0] + two.rows(rows.filename) / T[1]) / 2
     assert torch.allclose(both.rows(rows.filename), mean, atol=.02)
     assert list(pd.read_csv(tmp_path/'run'/'scores.csv').iloc[:, 0]) == ['one', 'two', 'ensemble']
     assert set(pd.read_csv(tmp_path/'run'/'scores_unseen.csv').clips) == {len(held)}
-    assert pd.read_csv(tmp_path/'run'/'alignment.csv').remark.str.contains('knows next to nothing').sum() >= 2       # nothing was learnt
+    # nothing was learnt
+    assert pd.read_csv(
+        tmp_path/'run'/'alignment.csv'
+    ).remark.str.contains('knows next to nothing').sum() >= 2
 
 
-def test_predict_notebook_keeps_off_the_test_list(runs, synthetic, tmp_path):
-    r = predict('-p', 'data_dir', synthetic, '-p', 'models', json.dumps([str(runs/'one')]), '-p', 'clips', 'test', '-p', 'out', tmp_path/'run')
-    assert r.returncode != 0 and 'nothing may be learnt from it' in r.stderr
+def test_predict_notebook_keeps_off_the_test_list(papermill, runs, synthetic, tmp_path):
+    "Logits of the test list are refused: a student would learn from it"
+    options = dict(models=[runs/'one'], clips='test', out=tmp_path/'run')
+    result = papermill('predict', data_dir=synthetic, **options)
+    assert result.returncode != 0
+    assert 'nothing may be learnt from it' in result.stderr
     assert not (tmp_path/'run'/'one.safetensors').exists()
 
 
-def test_windows_marks_and_what_was_seen(runs, synthetic):
-    corpus = load_corpus(synthetic)
-    store, test = pack(corpus, progress=False), read_test(corpus)
+def test_windows_marks_and_what_was_seen(runs, packed):
+    corpus, store = packed
+    test = read_test(corpus)
     model = load_teacher_model(runs/'one', store.rate, corpus.scenes, corpus.devices)
     some = test.head(20)
     clips = predict_teacher(model, store, some, corpus.scenes, corpus.devices, test=test.filename)
-    windows = predict_teacher(model, store, some, corpus.scenes, corpus.devices, hop=.5, test=test.filename)
+    windows = predict_teacher(
+        model, store, some, corpus.scenes, corpus.devices, hop=.5, test=test.filename
+    )
     assert clips.facts['test_clips'] == windows.facts['test_clips'] == 20
-    assert torch.allclose(windows.at(some.recording, some.snippet), clips.rows(some.filename), atol=.02)
-    assert len(training_clips(runs/'one', corpus)) == len(carve_valid(read_split(corpus, 100), .2)[0])
+    assert torch.allclose(
+        windows.at(some.recording, some.snippet), clips.rows(some.filename), atol=.02
+    )
+    assert len(training_clips(runs/'one', corpus)) == len(
+        carve_valid(read_split(corpus, 100), .2)[0]
+    )
 
 
-def test_published_checkpoint_needs_the_same_classes(shared, synthetic):
+def test_published_checkpoint_needs_the_same_classes(shared, packed):
     "cpjku23's student hears 44.1 kHz at its own 32 kHz and teaches the ten scenes; a corpus of other classes is refused"
-    corpus = load_corpus(synthetic)
-    store, rows = pack(corpus, progress=False), read_split(corpus, 5).head(8)
-    model = load_teacher_model(shared/'data/weights/cpjku23_c0a7nzin.ckpt', store.rate, corpus.scenes, corpus.devices)
+    corpus, store = packed
+    rows = read_split(corpus, 5).head(8)
+    model = load_teacher_model(
+        shared/'data/weights/cpjku23_c0a7nzin.ckpt', store.rate, corpus.scenes, corpus.devices
+    )
     teacher = predict_teacher(model, store, rows, corpus.scenes, corpus.devices)
-    assert teacher.logits.shape == (8, 10) and 'sample_rate=32000' in teacher.facts['frontend'] and (teacher.seen == -1).all()
+    assert teacher.logits.shape == (8, 10)
+    assert 'sample_rate=32000' in teacher.facts['frontend']
+    assert (teacher.seen == -1).all()
     with pytest.raises(InputError, match='does not know rain; not asked for are tram'):
         predict_teacher(model, store, rows, [*corpus.scenes[:9], 'rain'], corpus.devices)

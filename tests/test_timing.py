@@ -18,27 +18,40 @@ from asc.bench.timing import Elsewhere, Machine, against, forward_needs, kept_by
 def test_turns_are_fair():
     "Every rival once a round, the first one last in every other round, and one call of each that is not counted"
     calls = []
-    turns = take_turns(dict(a=lambda: calls.append('a'), b=lambda: calls.append('b'), c=lambda: calls.append('c')), 3)
+    turns = take_turns(
+        dict(a=lambda: calls.append('a'), b=lambda: calls.append('b'), c=lambda: calls.append('c')),
+        3,
+    )
     assert ''.join(calls) == 'abc' + 'abc' + 'cba' + 'abc'
-    assert turns.groupby('name').size().tolist() == [3, 3, 3] and against(turns).against.tolist() == ['b', 'c']
+    assert turns.groupby('name').size().tolist() == [3, 3, 3]
+    assert against(turns).against.tolist() == ['b', 'c']
 
 
 def test_ratios_are_formed_within_a_round():
     "A machine that slows down tenfold in the middle changes no ratio, and the quartiles tell the spread"
     slow = np.array([1, 10, 1, 10, 1.])
-    rows = [(k, n, t * s, 2 * t * s) for k, s in enumerate(slow) for n, t in (('us', 1.), ('them', 2. + k))]
+    rows = [
+        (k, n, t * s, 2 * t * s)
+        for k, s in enumerate(slow)
+        for n, t in (('us', 1.), ('them', 2. + k))
+    ]
     d = against(pd.DataFrame(rows, columns=['round', 'name', 'cpu', 'wall']), 10).iloc[0]
-    assert (d.cpu_low, d.cpu_ratio, d.cpu_high) == pytest.approx((3, 4, 5)) and d.wall_ratio == pytest.approx(4)
+    assert (d.cpu_low, d.cpu_ratio, d.cpu_high) == pytest.approx((3, 4, 5))
+    assert d.wall_ratio == pytest.approx(4)
     assert d.cpu_ms == pytest.approx(100)
 
 
 def test_the_other_process():
     "It is another one, it lives through an error, uses as many threads as are asked for, and its end is told in a sentence"
     with Elsewhere() as e:
-        with pytest.raises(RuntimeError, match='FileNotFoundError'): e.make(os.listdir, 'no such folder')
-        with pytest.raises(RuntimeError, match='unknown backbone'): e.make(make_prediction, [], 32000, 'no such network')
-        assert len(e.make(partial, os.getpid).clock()) == 2 and e.process.pid != os.getpid()
-        with pytest.raises(InputError, match='smaller batch'): e.make(partial, os._exit, 9).clock()
+        with pytest.raises(RuntimeError, match='FileNotFoundError'):
+            e.make(os.listdir, 'no such folder')
+        with pytest.raises(RuntimeError, match='unknown backbone'):
+            e.make(make_prediction, [], 32000, 'no such network')
+        assert len(e.make(partial, os.getpid).clock()) == 2
+        assert e.process.pid != os.getpid()
+        with pytest.raises(InputError, match='smaller batch'):
+            e.make(partial, os._exit, 9).clock()
     assert e.process.exitcode == 9
 
 
@@ -52,25 +65,29 @@ def test_the_rival_computes_the_same(name):
 
 def test_settings_are_those_of_the_frontend():
     "Read off without building it"
-    for name in ('cp', 'cnn3', 'beats'): assert settings(name) | dict(fmax=None) == create_frontend(name).kw | dict(fmax=None)
+    for name in ('cp', 'cnn3', 'beats'):
+        assert settings(name) | dict(fmax=None) == create_frontend(name).kw | dict(fmax=None)
 
 
 def test_kept_maps_grow_with_the_batch():
     "Twice the clips, twice the bytes; nothing is kept without gradients needed, and the floor triples the multiplications"
-    net, x = create_backbone('cp_mobile_24').train(), torch.randn(4, 1, 64, 32)
+    net = create_backbone('cp_mobile_24').train()
+    x = torch.randn(4, 1, 64, 32)
     assert kept_bytes(net, x) == pytest.approx(2 * kept_bytes(net, x[:2]), rel=.05)
     moved, macs = forward_needs(net.eval(), x[:1])
     more, thrice = training_needs(net, x[:1])
     assert more > moved and thrice == 3 * macs
     assert moved > sum(p.nbytes for p in net.parameters())
     m = Machine(1e9, 1e9)
-    assert m.floor(0, macs) == pytest.approx(macs / 1e6) and m.floor(2e6, 1) == pytest.approx(2)
+    assert m.floor(0, macs) == pytest.approx(macs / 1e6)
+    assert m.floor(2e6, 1) == pytest.approx(2)
 
 
 def _filling(most, times):
     "A function that makes and drops 40 MB so many `times`, and raises unless the last one caused at most so many page faults"
     import resource
-    def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    def faults():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     def call():
         for _ in range(times):
             before = faults()
@@ -84,4 +101,5 @@ def test_keeping_memory_is_ours_alone():
     if not keep_memory(): pytest.skip('no glibc')
     _filling(10, 4)()
     with Elsewhere() as e:
-        with pytest.raises(RuntimeError, match='AssertionError'): e.make(_filling, 10, 2).clock()
+        with pytest.raises(RuntimeError, match='AssertionError'):
+            e.make(_filling, 10, 2).clock()

@@ -16,28 +16,26 @@ from asc.backbone.zoo import backbones, create_backbone, list_backbones
 from asc.model.classifier import create_classifier
 from asc.train.compiled import Compiled
 from asc.core import InputError, seed_everything
-from asc.data.corpus import load_corpus
-from asc.train.finetune import head_of, layer_groups, layers_of
+from asc.model.body import head_of
+from asc.train.finetune import layer_groups, layers_of
 from asc.train.learner import ClipData, create_learner, fit, make_dls
 from asc.train.losses import create_loss
 from asc.train.precision import MixedPrecision, precision_of
 from asc.train.resume import Checkpoint
 from asc.train.schedules import create_schedule
-from asc.train.targets import MixUpLoss
 from asc.data.splits import read_split
-from asc.data.store import pack
 from asc.train.callbacks import create_callbacks
-from test_backbone import SHAPES, SMALL, need
+from networks import SHAPES, SMALL, need
 
 pytestmark = pytest.mark.usefixtures('one_thread')
-STEPS = ['resample', 'mel', {'freq_mask': {'size': 48}}, 'log', {'freq_mixstyle': {'p': .4, 'alpha': .3}}]
+STEPS = [
+    'resample',
+    'mel',
+    {'freq_mask': {'size': 48}},
+    'log',
+    {'freq_mixstyle': {'p': .4, 'alpha': .3}},
+]
 MIXUP = [*STEPS, {'mixup': {'alpha': .3}}]
-
-
-@pytest.fixture(scope='module')
-def packed(synthetic, tmp_path_factory):
-    corpus = load_corpus(synthetic)
-    return corpus, pack(corpus, tmp_path_factory.mktemp('store'), progress=False)
 
 
 @pytest.fixture
@@ -49,9 +47,18 @@ def learner(packed, tmp_path):
         seed_everything(0)
         data = lambda rows: ClipData(store, rows, corpus.scenes, corpus.devices)
         dls = make_dls(data(rows[:n]), data(rows[len(rows) - n_valid:]), bs, device='cpu')
-        model = create_classifier(pipeline=steps, rate=store.rate, scenes=corpus.scenes, backbone_args=dict(base=8))
+        model = create_classifier(
+            pipeline=steps, rate=store.rate, scenes=corpus.scenes, backbone_args=dict(base=8)
+        )
         more = {} if splitter is None else dict(splitter=splitter(model)[0])
-        return create_learner(dls, model, loss_func=create_loss(loss), cbs=[*create_callbacks(dls, **options), *cbs], path=tmp_path, **more)
+        return create_learner(
+            dls,
+            model,
+            loss_func=create_loss(loss),
+            cbs=[*create_callbacks(dls, **options), *cbs],
+            path=tmp_path,
+            **more,
+        )
     return make
 
 
@@ -60,7 +67,10 @@ def run(learn, epochs=2, lr=1e-2, **kw):
     return learn
 
 
-def state(learn): return {k: v.clone() for k, v in learn.model.state_dict().items()}
+def state(learn):
+    return {k: v.clone() for k, v in learn.model.state_dict().items()}
+
+
 def same(a, b): return all(torch.equal(a[k], b[k]) for k in a)
 
 
@@ -69,7 +79,9 @@ def same(a, b): return all(torch.equal(a[k], b[k]) for k in a)
 def rates(spec, epochs, batches):
     "The rates a fit really used, batch by batch"
     rows = [(torch.zeros(1), torch.tensor(0))] * batches
-    learn = create_learner(DataLoaders.from_dsets(rows, [], bs=1, num_workers=0, device='cpu'), nn.Linear(1, 1))
+    learn = create_learner(
+        DataLoaders.from_dsets(rows, [], bs=1, num_workers=0, device='cpu'), nn.Linear(1, 1)
+    )
     with learn.no_bar(): fit(learn, epochs, 1e-3, schedule=spec)
     return learn.recorder.lrs
 
@@ -79,16 +91,40 @@ def theirs(make, epochs, batches):
     sched, out = make(opt), []
     for _ in range(epochs):
         out += [opt.param_groups[0]['lr']] * batches
-        opt.step(); sched.step()
+        opt.step()
+        sched.step()
     return out
 
 
-@pytest.mark.parametrize('spec, torchs, epochs', [
-    ({'cosine': {'last': .01}}, lambda o: lr_scheduler.CosineAnnealingLR(o, 12, 1e-5), 12),
-    ({'cosine_restarts': {'t0': 2, 'last': .001, 'of': 14}}, lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 2, 2, 1e-6), 14),
-    ({'cosine_restarts': {'t0': 3, 'mult': 1, 'of': 7}}, lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3, 1), 7),
-    ({'chain': {'pieces': [[3, {'constant': {'factor': .1}}], [6, {'cosine': {'last': 0.}}]]}}, lambda o: lr_scheduler.SequentialLR(
-        o, [lr_scheduler.ConstantLR(o, .1, 99), lr_scheduler.CosineAnnealingLR(o, 6)], [3]), 9)])
+@pytest.mark.parametrize(
+    'spec, torchs, epochs',
+    [
+        ({'cosine': {'last': .01}}, lambda o: lr_scheduler.CosineAnnealingLR(o, 12, 1e-5), 12),
+        (
+            {'cosine_restarts': {'t0': 2, 'last': .001, 'of': 14}},
+            lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 2, 2, 1e-6),
+            14,
+        ),
+        (
+            {'cosine_restarts': {'t0': 3, 'mult': 1, 'of': 7}},
+            lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3, 1),
+            7,
+        ),
+        (
+            {
+                'chain': {
+                    'pieces': [[3, {'constant': {'factor': .1}}], [6, {'cosine': {'last': 0.}}]]
+                }
+            },
+            lambda o: lr_scheduler.SequentialLR(
+                o,
+                [lr_scheduler.ConstantLR(o, .1, 99), lr_scheduler.CosineAnnealingLR(o, 6)],
+                [3],
+            ),
+            9,
+        ),
+    ],
+)
 def test_schedules_equal_torchs(spec, torchs, epochs):
     "Per epoch, as fastai steps them in a fit, against torch's schedulers"
     ours, want = rates(spec, epochs, 3), theirs(torchs, epochs, 3)
@@ -103,14 +139,22 @@ def test_published_warm_up_of_every_split(clips):
     f = create_schedule({'warmup_cosine': {'warmup_steps': 2000}}, 1., 150, batches)
     pos = 0.
     for step in range(min(n, 5000)):
-        if step % batches == 0: pos = step // batches / 150                       # fastai's count
-        want = step / 2000 if step < 2000 else .5 * (1 + math.cos(math.pi * (step - 2000) / (n - 2000)))
+        if step % batches == 0:
+            pos = step // batches / 150  # fastai's count
+        want = step / 2000 if step < 2000 else .5 * (
+            1 + math.cos(math.pi * (step - 2000) / (n - 2000))
+        )
         assert f(pos) == pytest.approx(want, abs=1e-9)
         pos += 1 / n
 
 
-@pytest.mark.parametrize('W, s, L, last, E', [(14, 50, 84, .005, 150), (0, 1, 16, .1, 20), (15, 50, 85, .005, 150), (3, 3, 10, .01, 25),
-                                              (4, 4, 26, .005, 30)])
+@pytest.mark.parametrize(
+    'W, s, L, last, E',
+    [
+        (14, 50, 84, .005, 150), (0, 1, 16, .1, 20), (15, 50, 85, .005, 150),
+        (3, 3, 10, .01, 25), (4, 4, 26, .005, 30),
+    ],
+)
 def test_published_ramps(W, s, L, last, E):
     "S2 for the five published settings, at every epoch"
     f = create_schedule({'ramp': dict(warmup=W, start=s, length=L, last=last, of=E)}, 1., E, 7)
@@ -122,18 +166,30 @@ def test_published_ramps(W, s, L, last, E):
 
 # losses
 
-@pytest.mark.parametrize('spec', ['ce', {'ce': {'label_smoothing': .1}}, 'focal', {'focal': {'gamma': 2, 'label_smoothing': .1}},
-                                  {'focal': {'gamma': .5}}])
+@pytest.mark.parametrize(
+    'spec',
+    [
+        'ce',
+        {'ce': {'label_smoothing': .1}},
+        'focal',
+        {'focal': {'gamma': 2, 'label_smoothing': .1}},
+        {'focal': {'gamma': .5}},
+    ],
+)
 def test_losses_take_labels_and_mixtures(spec):
     torch.manual_seed(0)
-    pred, y, lam = torch.randn(8, 10, requires_grad=True), torch.randint(10, (8,)), torch.rand(8, 1)
+    pred = torch.randn(8, 10, requires_grad=True)
+    y = torch.randint(10, (8,))
+    lam = torch.rand(8, 1)
     loss = create_loss(spec)
     hard = F.one_hot(y, 10).float()
     mixed = lam * hard + (1 - lam) * hard.flip(0)
     loss.reduction = 'none'
-    assert loss(pred, y).shape == (8,) and torch.allclose(loss(pred, y), loss(pred, hard), atol=1e-6)
+    assert loss(pred, y).shape == (8,)
+    assert torch.allclose(loss(pred, y), loss(pred, hard), atol=1e-6)
     both = lam[:, 0] * loss(pred, hard) + (1 - lam[:, 0]) * loss(pred, hard.flip(0))
-    assert torch.allclose(loss(pred, mixed), both, atol=1e-5)                     # all of them are linear in the target
+    # all of them are linear in the target
+    assert torch.allclose(loss(pred, mixed), both, atol=1e-5)
     loss.reduction = 'mean'
     assert torch.allclose(loss(pred, mixed), both.mean(), atol=1e-5)
     loss(pred, mixed).backward()
@@ -144,7 +200,8 @@ class Targets(Callback):
     "What the loss is given, in training and in validation"
     order = 5
     def before_fit(self): self.seen = []
-    def after_pred(self): self.seen.append((self.training, tuple(self.y.shape)))
+    def after_pred(self):
+        self.seen.append((self.training, tuple(self.y.shape)))
 
 
 @pytest.mark.parametrize('loss', ['ce', '{"focal": {"gamma": 2, "label_smoothing": 0.1}}'])
@@ -153,8 +210,10 @@ def test_mixup_trains_on_mixtures_and_validates_on_labels(learner, loss):
     assert {s for t, s in learn.targets.seen if t} == {(8, 10), (4, 10)}
     assert {s for t, s in learn.targets.seen if not t} == {(8,), (2,)}
     wave, device, y = learn.dls.valid_ds.batch(range(10))
-    with torch.no_grad(): log_loss = F.cross_entropy(learn.model.eval()(wave, device), y).item()
-    assert learn.recorder.values[-1][1] == pytest.approx(log_loss, rel=1e-4)      # whatever it was trained with
+    with torch.no_grad():
+        log_loss = F.cross_entropy(learn.model.eval()(wave, device), y).item()
+    # whatever it was trained with
+    assert learn.recorder.values[-1][1] == pytest.approx(log_loss, rel=1e-4)
 
 
 # averages
@@ -162,10 +221,18 @@ def test_mixup_trains_on_mixtures_and_validates_on_labels(learner, loss):
 class Ends(Callback):
     "torch's averages beside ours: after every step, or after each of the last epochs"
     order, run_valid = -20, False
-    def __init__(self, fn=None, first=None): self.fn, self.first, self.twin = fn, first, None
+    def __init__(self, fn=None, first=None):
+        self.fn = fn
+        self.first = first
+        self.twin = None
     def update(self):
-        if self.twin is None: self.twin, self.n = AveragedModel(self.learn.model, avg_fn=self.fn and self.blend, use_buffers=True), 0
-        self.twin.update_parameters(self.learn.model); self.n += 1
+        if self.twin is None:
+            self.twin = AveragedModel(
+                self.learn.model, avg_fn=self.fn and self.blend, use_buffers=True
+            )
+            self.n = 0
+        self.twin.update_parameters(self.learn.model)
+        self.n += 1
     def blend(self, avg, now, n): return self.fn(avg, now, self.n)
     def after_step(self):
         if self.first is None: self.update()
@@ -178,16 +245,20 @@ def test_ema_equals_torchs(learner):
     learn = run(learner(ema=.9, cbs=[twin]), 3)
     mine = learn.model.state_dict()
     for k, v in twin.twin.module.state_dict().items():
-        if v.is_floating_point(): assert torch.allclose(v, mine[k], atol=1e-5), k  # weights and BatchNorm's buffers
+        if v.is_floating_point():
+            assert torch.allclose(v, mine[k], atol=1e-5), k  # weights and BatchNorm's buffers
 
 
 def test_swa_equals_torchs(learner):
     twin = Ends(first=2)
-    learn = run(learner(swa=.5, bs=20, steps=['resample', 'mel', 'log'], cbs=[twin]), 4)    # one batch: its order does not matter
-    for k, v in twin.twin.module.named_parameters(): assert torch.allclose(v, learn.model.get_parameter(k), atol=1e-6), k
+    # one batch: its order does not matter
+    learn = run(learner(swa=.5, bs=20, steps=['resample', 'mel', 'log'], cbs=[twin]), 4)
+    for k, v in twin.twin.module.named_parameters():
+        assert torch.allclose(v, learn.model.get_parameter(k), atol=1e-6), k
     model = copy.deepcopy(learn.model)
     update_bn([learn.dls.train_ds.batch(range(20))[0]], model)
-    for (k, a), (_, b) in zip(model.named_buffers(), learn.model.named_buffers()): assert torch.allclose(a, b, atol=1e-4), k
+    for (k, a), (_, b) in zip(model.named_buffers(), learn.model.named_buffers()):
+        assert torch.allclose(a, b, atol=1e-4), k
 
 
 def test_best_epoch_is_what_was_validated(learner):
@@ -195,16 +266,20 @@ def test_best_epoch_is_what_was_validated(learner):
     learn = run(learner(ema=.8, keep='best'), 4, lr=3e-2)
     losses = [v[1] for v in learn.recorder.values]
     assert learn.keep_best.best_epoch == 1 + losses.index(min(losses))
-    with learn.no_bar(): assert learn.validate()[0] == pytest.approx(min(losses), rel=1e-5)
+    with learn.no_bar():
+        assert learn.validate()[0] == pytest.approx(min(losses), rel=1e-5)
 
 
 def test_early_stop_logs_and_saves_the_last_epoch(learner, tmp_path):
     class Worse(Callback):
         order = 55
-        def after_epoch(self): self.recorder.values[-1][1] = float(self.epoch)
+        def after_epoch(self):
+            self.recorder.values[-1][1] = float(self.epoch)
     learn = run(learner(patience=2, cbs=[Worse(), Checkpoint(tmp_path)]), 9)
     assert len(learn.epoch_log.history) == 3
-    assert torch.load(tmp_path/'checkpoint.pt', weights_only=True)['callbacks']['early_stop'] == dict(best=0., wait=2, stopped=True)
+    assert torch.load(
+        tmp_path/'checkpoint.pt', weights_only=True
+    )['callbacks']['early_stop'] == dict(best=0., wait=2, stopped=True)
 
 
 # precision
@@ -214,10 +289,17 @@ def test_bf16_is_computed_on_this_device(learner):
     seen = {}
     learn = learner(precision='bf16')
     for name, m in learn.model.named_modules():
-        if isinstance(m, nn.Conv2d): m.register_forward_hook(lambda m, a, out, name=name: seen.setdefault(name, set()).add(out.dtype))
-    learn.model.backbone.register_forward_pre_hook(lambda m, a: seen.setdefault('spectrogram', set()).add(a[0].dtype))
+        if isinstance(m, nn.Conv2d):
+            m.register_forward_hook(
+                lambda m, a, out, name=name: seen.setdefault(name, set()).add(out.dtype)
+            )
+    learn.model.backbone.register_forward_pre_hook(
+        lambda m, a: seen.setdefault('spectrogram', set()).add(a[0].dtype)
+    )
     run(learn, 3)
-    assert seen.pop('spectrogram') == {torch.float32} and len(seen) > 10 and set.union(*seen.values()) == {torch.bfloat16}
+    assert seen.pop('spectrogram') == {torch.float32}
+    assert len(seen) > 10
+    assert set.union(*seen.values()) == {torch.bfloat16}
     assert {p.dtype for p in learn.model.parameters()} == {torch.float32}
     assert precision_of(learn) == 'bf16 on cpu'
     plain = run(learner(), 3)
@@ -229,11 +311,19 @@ def test_bf16_is_computed_on_this_device(learner):
 def test_mixed_on_cuda(precision):
     "On a GPU the layers compute in 16 bits, and the scaler of fp16 is saved"
     class Net(nn.Linear):
-        def forward(self, x): y = super().forward(x); self.seen = y.dtype; return y
+        def forward(self, x):
+            y = super().forward(x)
+            self.seen = y.dtype
+            return y
     rows = [(torch.randn(4), torch.tensor(i % 2)) for i in range(8)]
-    learn = create_learner(DataLoaders.from_dsets(rows, rows, bs=4, num_workers=0, device='cuda'), Net(4, 2), cbs=MixedPrecision(precision))
+    learn = create_learner(
+        DataLoaders.from_dsets(rows, rows, bs=4, num_workers=0, device='cuda'),
+        Net(4, 2),
+        cbs=MixedPrecision(precision),
+    )
     with learn.no_bar(): learn.fit(2)
-    assert learn.model.seen == dict(fp16=torch.float16, bf16=torch.bfloat16)[precision] and precision_of(learn) == f'{precision} on cuda'
+    assert learn.model.seen == dict(fp16=torch.float16, bf16=torch.bfloat16)[precision]
+    assert precision_of(learn) == f'{precision} on cuda'
 
 
 # freezing and rates
@@ -246,7 +336,9 @@ def test_frozen_encoder_is_untouched(learner):
     assert changed == {'feed_forward'}
     learn = learner(freeze='in_c, stages.s1', freeze_epochs=1)
     run(learn)
-    assert not any(torch.equal(v, before[k]) for k, v in state(learn).items() if k.endswith('running_mean'))
+    assert not any(
+        torch.equal(v, before[k]) for k, v in state(learn).items() if k.endswith('running_mean')
+    )
 
 
 @pytest.mark.parametrize('name', list_backbones())
@@ -257,9 +349,14 @@ def test_layers_of_every_network(name):
     split, rates = layer_groups(net, .75)
     groups = split(net)
     ids = [id(p) for g in groups for p in g]
-    assert len(ids) == len(set(ids)) and set(ids) == {id(p) for p in net.parameters() if p.requires_grad}
-    assert 3 <= len(groups) == len(rates) <= 20 and rates[-1] == 1 and rates == sorted(rates)
-    assert {id(p) for p in net.get_submodule(head_of(net)).parameters()} <= {id(p) for p in groups[-1]}
+    assert len(ids) == len(set(ids))
+    assert set(ids) == {id(p) for p in net.parameters() if p.requires_grad}
+    assert 3 <= len(groups) == len(rates) <= 20
+    assert rates[-1] == 1
+    assert rates == sorted(rates)
+    assert {id(p) for p in net.get_submodule(head_of(net)).parameters()} <= {
+        id(p) for p in groups[-1]
+    }
     assert layers_of(net)
 
 
@@ -268,7 +365,11 @@ def test_layer_wise_rates_move_layers_differently(learner):
     before = state(learn)
     _, shares = layer_groups(learn.model, 1e-6)
     run(learn, lr=[1e-2 * s for s in shares], schedule='constant')
-    move = {k: (v - before[k]).abs().max().item() for k, v in state(learn).items() if k in dict(learn.model.named_parameters())}
+    move = {
+        k: (v - before[k]).abs().max().item()
+        for k, v in state(learn).items()
+        if k in dict(learn.model.named_parameters())
+    }
     assert move['backbone.in_c.0.0.weight'] < 1e-7 < 1e-3 < move['backbone.feed_forward.0.weight']
     assert learn.epoch_log.history[-1]['lr'] == 1e-2
 
@@ -280,14 +381,20 @@ def test_every_network_trains_on_a_single_clip(name):
     need(name)
     torch.manual_seed(0)
     net = create_backbone(name, **SMALL.get(name, {})).train()
-    F.cross_entropy(net(torch.randn(1, 1, *SHAPES.get(name, backbones[name].shape))), torch.tensor([3])).backward()
+    F.cross_entropy(
+        net(torch.randn(1, 1, *SHAPES.get(name, backbones[name].shape))), torch.tensor([3])
+    ).backward()
     assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize('name', [n for n in list_backbones() if n not in ('passt_s', 'beats')])            # those have no ReLU
+# those have no ReLU
+@pytest.mark.parametrize('name', [n for n in list_backbones() if n not in ('passt_s', 'beats')])
 def test_relus_in_place_change_nothing(name):
     "The same loss and gradients when ReLUs write over their input"
-    net, x = create_backbone(name, **SMALL.get(name, {})), torch.randn(2, 1, *SHAPES.get(name, backbones[name].shape)).contiguous(memory_format=torch.channels_last)
+    net = create_backbone(name, **SMALL.get(name, {}))
+    x = torch.randn(
+        2, 1, *SHAPES.get(name, backbones[name].shape)
+    ).contiguous(memory_format=torch.channels_last)
     net.train().to(memory_format=torch.channels_last)
     def step(on):
         torch.manual_seed(0)
@@ -295,7 +402,8 @@ def test_relus_in_place_change_nothing(name):
         loss = F.cross_entropy(relus_in_place(net, on)(x), torch.tensor([3, 4]))
         loss.backward()
         return [loss.detach(), *(p.grad.clone() for p in net.parameters() if p.grad is not None)]
-    assert any(type(m) is nn.ReLU for m in net.modules()) and all(torch.equal(a, b) for a, b in zip(step(True), step(False)))
+    assert any(type(m) is nn.ReLU for m in net.modules())
+    assert all(torch.equal(a, b) for a, b in zip(step(True), step(False)))
 
 
 @pytest.mark.parametrize('heard', [False, True])
@@ -314,35 +422,57 @@ def test_relus_are_in_place_while_training(learner, heard):
 def test_an_error_leaves_the_model_as_it_was(learner, error):
     "In the middle of a step: no ReLU in place, no hook, no compiled call, nothing frozen"
     class Fails(Callback):
-        order = 130                                                                     # the last before the forward pass
+        # the last before the forward pass
+        order = 130
         def before_batch(self):
-            seen.append((relu.inplace, net._compiled_call_impl is not None, any(not p.requires_grad for p in net.parameters())))
+            seen.append(
+                (
+                    relu.inplace,
+                    net._compiled_call_impl is not None,
+                    any(not p.requires_grad for p in net.parameters()),
+                )
+            )
             raise error('no')
-    learn, seen = learner(n=18, bs=9, freeze='in_c', cbs=[Compiled('eager'), Fails()]), []
-    learn.dls.train.bs = 17                                                             # leaves a clip alone
-    net, relu = learn.model.backbone, next(m for m in learn.model.modules() if type(m) is nn.ReLU)
+    learn = learner(n=18, bs=9, freeze='in_c', cbs=[Compiled('eager'), Fails()])
+    seen = []
+    # leaves a clip alone
+    learn.dls.train.bs = 17
+    net = learn.model.backbone
+    relu = next(m for m in learn.model.modules() if type(m) is nn.ReLU)
     with pytest.raises(error, match='no'): run(learn, 1)
-    assert seen == [(True, True, True)] and not relu.inplace and net._compiled_call_impl is None
-    assert all(p.requires_grad for p in net.parameters()) and not any(m._forward_pre_hooks for m in net.modules())
+    assert seen == [(True, True, True)]
+    assert not relu.inplace
+    assert net._compiled_call_impl is None
+    assert all(p.requires_grad for p in net.parameters())
+    assert not any(m._forward_pre_hooks for m in net.modules())
     copy.deepcopy(learn.model)
 
 
 @pytest.mark.parametrize('n, bs, batches', [(3, 256, 1), (9, 8, 2), (1, 8, 1)])
 def test_fewer_clips_than_a_batch(learner, n, bs, batches):
     learn = run(learner(n=n, bs=bs), 2)
-    assert learn.train_iter == 2 * batches and math.isfinite(learn.recorder.values[-1][0])
+    assert learn.train_iter == 2 * batches
+    assert math.isfinite(learn.recorder.values[-1][0])
 
 
 def test_image_network_with_a_lone_clip(learner):
     "A BatchNorm that sees one value is told in words"
     learn = learner(n=9, bs=8)
-    learn.model.backbone = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 10), nn.BatchNorm1d(10))
-    with pytest.raises(InputError, match='9 training clips in batches of 8 leave one clip alone.*such as 9'): run(learn)
+    learn.model.backbone = nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 10), nn.BatchNorm1d(10)
+    )
+    with pytest.raises(
+        InputError, match='9 training clips in batches of 8 leave one clip alone.*such as 9'
+    ):
+        run(learn)
 
 
 # all together
 
-EVERYTHING = dict(steps=MIXUP, loss='focal', precision='bf16', clip=1., ema=.9, freeze='in_c', freeze_epochs=1, patience=5, keep='best')
+EVERYTHING = dict(
+    steps=MIXUP, loss='focal', precision='bf16', clip=1., ema=.9, freeze='in_c',
+    freeze_epochs=1, patience=5, keep='best',
+)
 
 
 def test_one_seed_one_result_with_everything_on(learner):
@@ -354,14 +484,22 @@ def test_lr_find_leaves_everything_alone(learner, tmp_path):
     learn = learner(**EVERYTHING, cbs=[Checkpoint(tmp_path/'c')])
     before = state(learn)
     with learn.no_bar(): found = learn.lr_find(num_it=10, show_plot=False)
-    assert 1e-7 <= found.valley <= 10 and same(before, state(learn)) and not (tmp_path/'c').exists()
+    assert 1e-7 <= found.valley <= 10
+    assert same(before, state(learn))
+    assert not (tmp_path/'c').exists()
     run(learn)
-    assert (tmp_path/'c'/'checkpoint.pt').exists() and len(learn.epoch_log.history) == 2
+    assert (tmp_path/'c'/'checkpoint.pt').exists()
+    assert len(learn.epoch_log.history) == 2
 
 
 def test_clipped_gradients(learner):
     class Norm(Callback):
         order, run_valid = 20, False
         def before_fit(self): self.seen = []
-        def before_step(self): self.seen.append(torch.stack([p.grad.norm() for p in self.learn.model.parameters()]).norm().item())
-    assert max(run(learner(clip=.05, cbs=[Norm()]), 1).norm.seen) <= .0501 < max(run(learner(cbs=[Norm()]), 1).norm.seen)
+        def before_step(self):
+            self.seen.append(
+                torch.stack([p.grad.norm() for p in self.learn.model.parameters()]).norm().item()
+            )
+    assert max(run(learner(clip=.05, cbs=[Norm()]), 1).norm.seen) <= .0501 < max(
+        run(learner(cbs=[Norm()]), 1).norm.seen
+    )

@@ -8,17 +8,30 @@ __all__ = ['stack_responses', 'load_bank', 'synthetic_gain', 'synthetic_bank', '
 # %% ../../nbs/augment/10_impulse.ipynb #451c6e3a
 import soundfile as sf
 import torch
+from fastcore.basics import patch
 from scipy.fft import next_fast_len
 from torch import nn
 from torchaudio.functional import resample
-from ..core import InputError, pick, resolve
+
 from .wave import check_p, clip_coin
+from ..core import InputError, pick, resolve
 
 # %% ../../nbs/augment/10_impulse.ipynb #374064db
 def stack_responses(responses, # list of 1-D tensors
                     ) -> tuple: # (float32 (K,M) padded with zeros at the end, int64 lengths (K,))
     "Responses of several lengths as one tensor"
-    return nn.utils.rnn.pad_sequence(responses, batch_first=True), torch.tensor([len(r) for r in responses])
+    stack = nn.utils.rnn.pad_sequence(responses, batch_first=True)
+    return stack, torch.tensor([len(r) for r in responses])
+
+# %% ../../nbs/augment/10_impulse.ipynb #e13bb9f3
+def _read_response(file, rate): # -> 1-D tensor at `rate` Hz, or as it is for None
+    try:
+        x, file_rate = sf.read(file, dtype='float32', always_2d=True)
+    except (OSError, sf.LibsndfileError) as e:
+        raise InputError(f'impulse response {file}: not readable as audio ({e}); remove it') from e
+    x = torch.from_numpy(x.mean(1))
+    if not x.any(): raise InputError(f'impulse response {file}: silent; remove it or name it in exclude')
+    return resample(x, file_rate, rate or file_rate)
 
 # %% ../../nbs/augment/10_impulse.ipynb #1bdc66f2
 def load_bank(folder,     # holds the .wav files; ~ and paths from the project root are understood
@@ -28,32 +41,45 @@ def load_bank(folder,     # holds the .wav files; ~ and paths from the project r
     "The impulse responses in a folder"
     files = {f.stem: f for f in sorted(resolve(folder).glob('*.wav'))}
     if unknown := set(exclude) - set(files):
-        raise InputError(f"impulse responses: {', '.join(sorted(unknown))} in exclude, but {folder} has no such .wav file")
-    responses = [_read(f, rate) for name, f in files.items() if name not in exclude]
-    if not responses: raise InputError(f'impulse responses: no .wav file to use in {folder}; give another folder, or none at all')
+        names = ', '.join(sorted(unknown))
+        raise InputError(f'impulse responses: {names} in exclude, but {folder} has no such .wav file')
+    responses = [_read_response(f, rate) for name, f in files.items() if name not in exclude]
+    if not responses:
+        raise InputError(f'impulse responses: no .wav file to use in {folder}; give another folder, or none at all')
     return stack_responses(responses)
 
-def _read(file, rate):
-    try: x, sr = sf.read(file, dtype='float32', always_2d=True)
-    except (OSError, sf.LibsndfileError) as e: raise InputError(f'impulse response {file}: not readable as audio ({e}); remove it') from e
-    x = torch.from_numpy(x.mean(1))
-    if not x.any(): raise InputError(f'impulse response {file}: silent; remove it or name it in exclude')
-    return resample(x, sr, rate or sr)
+# %% ../../nbs/augment/10_impulse.ipynb #556c53e2
+def _interpolate_knots(knots,    # values (n,K)
+                       position, # between 0 and K − 1, below the last, (M,)
+                       ):        # (n,M)
+    "Straight lines from knot to knot"
+    left = position.long()
+    return knots[:, left]*(1 - position + left) + knots[:, left + 1]*(position - left)
 
 # %% ../../nbs/augment/10_impulse.ipynb #c33f7662
 def synthetic_gain(freqs,   # Hz (M,)
-                   n, seed, # responses and the seed they come from
+                   n,       # responses
+                   seed,    # … that they come from
                    ) -> torch.Tensor: # magnitude (n,M)
     "Frequency responses of invented microphones"
     g = torch.Generator().manual_seed(seed)
-    knots = torch.randn(n, 12, generator=g)*3                          # dB, at twelve frequencies from 40 Hz to 16 kHz
-    at = (torch.log2(freqs.clamp(min=1)/40)*11/torch.log2(torch.tensor(400.))).clamp(0, 10.999)
-    k = at.long()
-    curve = knots[:, k]*(1 - at + k) + knots[:, k + 1]*(at - k)
-    low = 40*2**(3*torch.rand(n, 1, generator=g))                      # 40 … 320 Hz
-    high = 4000*2**(2*torch.rand(n, 1, generator=g))                   # 4 … 16 kHz
+    knots = torch.randn(n, 12, generator=g)*3      # dB, at twelve frequencies from 40 Hz to 16 kHz
+    position = torch.log2(freqs.clamp(min=1)/40)*11/torch.log2(torch.tensor(400.))
+    curve = _interpolate_knots(knots, position.clamp(0, 10.999))
+    low = 40*2**(3*torch.rand(n, 1, generator=g))      # 40 … 320 Hz
+    high = 4000*2**(2*torch.rand(n, 1, generator=g))   # 4 … 16 kHz
     r, s = (freqs/low)**2, (freqs/high)**2
     return 10**(curve/20)*(r + 1e-3)/(1 + r*r).sqrt()/(1 + s*s).sqrt()
+
+# %% ../../nbs/augment/10_impulse.ipynb #ce3ea614
+def _minimum_phase(gain, # magnitudes (n,m + 1)
+                   ):    # responses (n,m)
+    "The responses of least delay with such magnitudes, from the folded cepstrum"
+    m = gain.shape[1] - 1
+    cepstrum = torch.fft.irfft(gain.log())
+    cepstrum[:, 1:m] *= 2
+    cepstrum[:, m + 1:] = 0
+    return torch.fft.irfft(torch.fft.rfft(cepstrum).exp())[:, :m]
 
 # %% ../../nbs/augment/10_impulse.ipynb #d2be38f4
 def synthetic_bank(rate,    # Hz
@@ -62,34 +88,45 @@ def synthetic_bank(rate,    # Hz
                    ) -> tuple: # as `stack_responses`, each 4096 samples long
     "Minimum-phase responses of invented microphones, of unit energy"
     m = 4096
-    gain = synthetic_gain(torch.fft.rfftfreq(2*m, 1/rate), n, seed)
-    cepstrum = torch.fft.irfft(gain.log())
-    cepstrum[:, 1:m] *= 2
-    cepstrum[:, m + 1:] = 0
-    h = torch.fft.irfft(torch.fft.rfft(cepstrum).exp())[:, :m]
-    return h/h.norm(dim=1, keepdim=True), torch.full((n,), m)
+    freqs = torch.fft.rfftfreq(2*m, 1/rate)
+    responses = _minimum_phase(synthetic_gain(freqs, n, seed))
+    return responses/responses.norm(dim=1, keepdim=True), torch.full((n,), m)
 
 # %% ../../nbs/augment/10_impulse.ipynb #9dda3958
 class ImpulseBank(nn.Module):
     "Impulse responses, ready for a batch"
     def __init__(self, irs, lengths): # as `stack_responses` gives them
         super().__init__()
-        for name, x in dict(irs=irs, lengths=lengths, spectra=None).items(): self.register_buffer(name, x, persistent=False)
-        self.made_for = None                                 # (samples of a clip, same) for which `spectra` was computed
+        self.register_buffer('irs', irs, persistent=False)
+        self.register_buffer('lengths', lengths, persistent=False)
+        self.register_buffer('spectra', None, persistent=False)
+        self.made_for = None      # (samples of a clip, same) that `spectra` was computed for
 
     def __len__(self): return len(self.irs)
 
-    def convolve(self, x,    # waves (B,N)
-                 which,      # the response for each, int64 (B,)
-                 same=False, # True: the centre of the convolution instead of its beginning
-                 ) -> torch.Tensor: # (B,N)
-        "Each wave with its response"
-        n, m = x.shape[1], self.irs.shape[1] if same else min(x.shape[1], self.irs.shape[1])
-        size = next_fast_len(n + m - 1, real=True)
-        if self.made_for != (n, same): self.made_for, self.spectra = (n, same), torch.fft.rfft(self.irs[:, :m], size)
-        y = torch.fft.irfft(torch.fft.rfft(x, size)*self.spectra[which], size)
-        start = (self.lengths[which] - 1)//2 if same else torch.zeros_like(which)
-        return y.unfold(1, n, 1)[torch.arange(len(x), device=x.device), start]
+# %% ../../nbs/augment/10_impulse.ipynb #ae9d3fc9
+@patch
+def convolve(self:ImpulseBank,
+             x,          # waves (B,N)
+             which,      # the response for each, int64 (B,)
+             same=False, # True: the centre of the convolution instead of its beginning
+             ) -> torch.Tensor: # (B,N)
+    "Each wave with its response"
+    n, m = x.shape[1], self.irs.shape[1]
+    if not same: m = min(n, m)    # the rest would act on samples that are dropped
+    size = next_fast_len(n + m - 1, real=True)
+    if self.made_for != (n, same):
+        self.made_for = n, same
+        self.spectra = torch.fft.rfft(self.irs[:, :m], size)
+    y = torch.fft.irfft(torch.fft.rfft(x, size)*self.spectra[which], size)
+    start = (self.lengths[which] - 1)//2 if same else torch.zeros_like(which)
+    return y.unfold(1, n, 1)[torch.arange(len(x), device=x.device), start]
+
+# %% ../../nbs/augment/10_impulse.ipynb #af9f7746
+def _find_bank(folder, rate, exclude, bank_rate, seed): # as `DIR`
+    hz = bank_rate or rate
+    if folder: return load_bank(folder, None if bank_rate == 'native' else hz, exclude)
+    return synthetic_bank(rate if bank_rate == 'native' else hz, seed=seed)
 
 # %% ../../nbs/augment/10_impulse.ipynb #5f39a1b4
 class DIR(nn.Module):
@@ -98,31 +135,38 @@ class DIR(nn.Module):
     def __init__(self,
                  p=0.6,            # probability per clip (of the devices it applies to)
                  rate=32000,       # sample rate of the waves, Hz
-                 devices=None,     # indices of the devices it applies to, or None for all; TAU's a is 0
+                 devices=None,     # indices of the devices it applies to, None for all; TAU's a is 0
                  folder=None,      # folder of .wav responses; None for the synthetic bank
                  exclude=(),       # names in the folder to leave out
                  keep_level=False, # True: scale each result to the clip's own RMS
                  mode='full',      # 'full', or 'same' as dragonsearch had it
-                 bank_rate=None,   # Hz of the responses if not `rate` (easy-dcase: always 32000), or 'native' for the files'
+                 bank_rate=None,   # Hz of the responses if not `rate`; 'native' for the files' own
                  seed=0,           # of the synthetic bank
                  ):
         super().__init__()
-        self.p, self.devices, self.keep_level = check_p(p), None if devices is None else list(devices), keep_level
+        self.p, self.keep_level = check_p(p), keep_level
+        self.devices = None if devices is None else list(devices)
         self.same = pick({'full': False, 'same': True}, mode, 'convolution mode')
-        hz = None if bank_rate == 'native' else bank_rate or rate
-        self.bank = ImpulseBank(*(load_bank(folder, hz, exclude) if folder else synthetic_bank(hz or rate, seed=seed)))
+        self.bank = ImpulseBank(*_find_bank(folder, rate, exclude, bank_rate, seed))
 
     def forward(self, x, device=None): # x (B,N) -> (B,N)
         if not (self.training and self.p): return x
-        hit, which = clip_coin(x, self.p), torch.randint(len(self.bank), (len(x),), device=x.device)
+        hit = clip_coin(x, self.p)
+        response = torch.randint(len(self.bank), (len(x),), device=x.device)
         if self.devices is not None: hit &= self.applies(device)
         rows = hit.nonzero().squeeze(1)
         if not len(rows): return x
-        dry, wet = x[rows], self.bank.convolve(x[rows], which[rows], self.same)
-        if self.keep_level: wet = wet*(dry.norm(dim=1, keepdim=True)/wet.norm(dim=1, keepdim=True).clamp(min=1e-9))
+        wet = self.bank.convolve(x[rows], response[rows], self.same)
+        if self.keep_level: wet = _with_level_of(x[rows], wet)
         return x.index_copy(0, rows, wet)
 
-    def applies(self, device): # int64 (B,) -> bool (B,)
-        "Whether each clip is of one of the devices"
-        if device is None: raise InputError(f'dir: it applies to devices {self.devices} only, but the batch has no device indices')
-        return torch.isin(device, torch.tensor(self.devices, device=device.device))
+# %% ../../nbs/augment/10_impulse.ipynb #68920d30
+def _with_level_of(dry, wet): # waves (B,N) each
+    return wet*(dry.norm(dim=1, keepdim=True)/wet.norm(dim=1, keepdim=True).clamp(min=1e-9))
+
+@patch
+def applies(self:DIR, device): # int64 (B,) -> bool (B,)
+    "Whether each clip is of one of the devices"
+    if device is None:
+        raise InputError(f'dir: it applies to devices {self.devices} only, but the batch has no device indices')
+    return torch.isin(device, torch.tensor(self.devices, device=device.device))

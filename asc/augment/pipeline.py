@@ -10,11 +10,15 @@ __all__ = ['RESERVED', 'pipelines', 'parse_step', 'place_steps', 'place_augment'
 import inspect
 import json
 import os
+
 import torch
+from fastcore.basics import patch
 from torch import nn
+
 from .zoo import augment_class, create_augment
 from ..core import InputError, pick
-from ..frontend.logmel import Resample, create_frontend
+from ..frontend.logmel import create_frontend
+from ..frontend.mel import Resample
 
 # %% ../../nbs/augment/30_pipeline.ipynb #a41a57cb
 RESERVED = ('resample', 'mel', 'log')
@@ -28,28 +32,33 @@ def parse_step(step, # 'name' or {'name': {keyword: value}}
         if isinstance(name, str) and isinstance(kw or {}, dict): return name, dict(kw or {})
     raise InputError(f"pipeline: {step!r} is no step; write 'name' or {{'name': {{'keyword': value}}}}")
 
+# %% ../../nbs/augment/30_pipeline.ipynb #510a418e
+def _check_reserved(steps): # names in order
+    reserved = [s for s in steps if s in RESERVED]
+    if reserved not in (list(RESERVED), list(RESERVED[1:])):
+        named = ', '.join(reserved) or 'resample, mel, log (none)'
+        raise InputError(f'pipeline: the steps {named} were found; needed are one each of resample '
+                         '(not needed when the rates are equal), mel and log, in this order')
+
 # %% ../../nbs/augment/30_pipeline.ipynb #70a806ff
 def place_steps(steps, # names in order
-                ):     # the stage at which each stands: 'wave', 'mel' or 'spec'; None for the reserved ones
-    "Where each step stands; an InputError for reserved steps that are missing, twice or out of order"
-    found = [s for s in steps if s in RESERVED]
-    if found not in (list(RESERVED), list(RESERVED[1:])):
-        raise InputError(f"pipeline: the steps {', '.join(found) or 'resample, mel, log (none)'} were found; needed are one each of "
-                         "resample (not needed when the rates are equal), mel and log, in this order")
-    at, places = 'wave', []
-    for s in steps:
-        places.append(None if s in RESERVED else at)
-        at = {'mel': 'mel', 'log': 'spec'}.get(s, at)
+                ):     # the stage of each: 'wave', 'mel' or 'spec'; None for the reserved ones
+    "Where each step stands; reserved steps that are missing, twice or out of order are refused"
+    _check_reserved(steps)
+    stage, places = 'wave', []
+    for name in steps:
+        places.append(None if name in RESERVED else stage)
+        if name == 'mel': stage = 'mel'
+        if name == 'log': stage = 'spec'
     return places
 
 # %% ../../nbs/augment/30_pipeline.ipynb #f417eb22
 def place_augment(i, name, kw, at, rate) -> nn.Module:
     "The augmentation of step number `i` at stage `at`, where waves have `rate` Hz"
     cls = augment_class(name)
-    stage = cls.stage
-    if at not in stage:
-        raise InputError(f"pipeline step {i + 1} ({name}) works on {stage!r} but stands at {at!r}: 'wave' is before mel, 'mel' between "
-                         "mel and log, 'spec' after log")
+    if at not in cls.stage:
+        raise InputError(f'pipeline step {i + 1} ({name}) works on {cls.stage!r} but stands at '
+                         f"{at!r}: 'wave' is before mel, 'mel' between mel and log, 'spec' after log")
     if 'rate' in inspect.signature(cls).parameters: kw = {'rate': rate, **kw}
     return create_augment(name, **kw)
 
@@ -61,58 +70,66 @@ class Choice(nn.Module):
         self.ops, self.weights, self.first = nn.ModuleList(ops), weights, first
         self.drawn = None # which op each clip of the last batch got, int64 (B,)
 
-    def draw(self, n, at, device): # -> int64 (n,); len(ops) where no op with a weight applies
-        w = torch.tensor([*self.weights, 0.], device=at).repeat(n, 1)
-        for k, op in enumerate(self.ops):
-            if getattr(op, 'devices', None) is not None: w[:, k] *= op.applies(device)
-        w[:, -1] = w.sum(1) == 0
-        return torch.multinomial(w, 1).squeeze(1)
-
     def forward(self, x, device=None):
-        self.drawn = self.draw(len(x), x.device, device) if self.first is None else self.first.drawn
+        self.drawn = self.first.drawn if self.first else self.draw(len(x), x.device, device)
         for k, op in enumerate(self.ops):
             if isinstance(op, nn.Identity): continue
             rows = (self.drawn == k).nonzero().squeeze(1)
-            if len(rows): x = x.index_copy(0, rows, op(x[rows], None if device is None else device[rows]))
+            if not len(rows): continue
+            y = op(x[rows], None if device is None else device[rows])
+            x = x.index_copy(0, rows, y)
         return x
+
+# %% ../../nbs/augment/30_pipeline.ipynb #adde0d2e
+@patch
+def draw(self:Choice, n, at, device): # -> int64 (n,); len(ops) where no op with a weight applies
+    "Which op each of `n` clips gets, drawn on the torch device `at`"
+    weights = torch.tensor([*self.weights, 0.], device=at).repeat(n, 1)
+    for k, op in enumerate(self.ops):
+        if getattr(op, 'devices', None) is not None: weights[:, k] *= op.applies(device)
+    weights[:, -1] = weights.sum(1) == 0
+    return torch.multinomial(weights, 1).squeeze(1)
+
+# %% ../../nbs/augment/30_pipeline.ipynb #9e8cb5ce
+def _check_choice(title, steps, n, weights): # title for messages; steps and how many are needed
+    if len(steps) != n:
+        raise InputError(f'{title} has {len(steps)} steps for {n} weights: give one for each, or None')
+    if weights is not None and not (min(weights) >= 0 and sum(weights) > 0):
+        raise InputError(f'{title} has weights {weights}: give none below 0 and one above')
+    if 'mixup' in [parse_step(s)[0] for s in steps if s is not None]:
+        raise InputError(f'{title}: mixup needs whole batches, put it after the choice')
 
 # %% ../../nbs/augment/30_pipeline.ipynb #a7607a2d
 def place_choice(i, name, kw, at, rate, first) -> Choice:
     "Step number `i` as a `Choice`; `first` is the choice before it, or None"
-    here, want, steps = f'pipeline step {i + 1} ({name})', {'weights', 'steps'} if name == 'choice' else {'steps'}, kw.get('steps')
-    if set(kw) != want: raise InputError(f"{here} needs {' and '.join(sorted(want))}, given: {', '.join(kw) or 'nothing'}")
-    if name == 'chosen' and first is None: raise InputError(f'{here} follows no choice: put one before it')
-    n = len(kw['weights'] if name == 'choice' else first.ops)
-    if len(steps) != n: raise InputError(f'{here} has {len(steps)} steps for {n} weights: give one for each, or None')
-    if name == 'choice' and not (min(kw['weights']) >= 0 and sum(kw['weights']) > 0):
-        raise InputError(f"{here} has weights {kw['weights']}: give none below 0 and one above")
-    parsed = [None if s is None else parse_step(s) for s in steps]
-    if 'mixup' in [p[0] for p in parsed if p]: raise InputError(f'{here}: mixup needs whole batches, put it after the choice')
-    ops = [place_augment(i, *p, at, rate) if p else nn.Identity() for p in parsed]
-    return Choice(ops, kw.get('weights'), first if name == 'chosen' else None)
+    title = f'pipeline step {i + 1} ({name})'
+    keys = {'weights', 'steps'} if name == 'choice' else {'steps'}
+    if set(kw) != keys:
+        raise InputError(f"{title} needs {' and '.join(sorted(keys))}, "
+                         f"given: {', '.join(kw) or 'nothing'}")
+    if name == 'choice': first = None
+    elif first is None: raise InputError(f'{title} follows no choice: put one before it')
+    steps, weights = kw['steps'], kw.get('weights')
+    _check_choice(title, steps, len(first.ops if first else weights), weights)
+    ops = [nn.Identity() if s is None else place_augment(i, *parse_step(s), at, rate) for s in steps]
+    return Choice(ops, weights, first)
 
 # %% ../../nbs/augment/30_pipeline.ipynb #137a9dfa
 class Pipeline(nn.Module):
     "wave (B,N) at `rate` Hz -> (B,1,F,T) of the frontend; in eval() only resample, mel and log act"
     def __init__(self,
-                 frontend, # module with sample_rate, mel(wave) and log(mel), see asc.frontend.logmel
+                 frontend, # module with sample_rate, mel(wave) and log(mel): `create_frontend`
                  rate:int, # Hz of the waves that come in
                  steps,    # names or {name: keywords}, in order
                  ):
         super().__init__()
-        self.frontend, self.rate, self.steps = frontend, rate, json.loads(json.dumps(list(steps), default=os.fspath))
-        self.ops, self.plan, self.jitter, at_rate, first = nn.ModuleDict(), [], True, rate, None
-        parsed = [parse_step(s) for s in self.steps]
-        for i, ((name, kw), at) in enumerate(zip(parsed, place_steps([n for n, _ in parsed]))):
-            self.plan.append(f"{i}_{name.rpartition(':')[2]}" if at else name)
-            if name in ('choice', 'chosen'): self.ops[self.plan[-1]] = first = place_choice(i, name, kw, at, at_rate, first)
-            elif at: self.ops[self.plan[-1]] = place_augment(i, name, kw, at, at_rate)
-            elif set(kw) - ({'jitter'} if name == 'mel' else set()):
-                raise InputError(f'pipeline step {i + 1} ({name}) takes no keywords (mel: only jitter): the frontend has them')
-            elif name == 'mel': self.jitter = kw.get('jitter', True)
-            elif name == 'resample': at_rate, self.ops[name] = frontend.sample_rate, Resample(rate, frontend.sample_rate)
-        if at_rate != frontend.sample_rate:
-            raise InputError(f"pipeline: waves have {rate} Hz and the frontend needs {frontend.sample_rate}: add the step 'resample'")
+        self.frontend, self.rate = frontend, rate
+        self.steps = json.loads(json.dumps(list(steps), default=os.fspath))
+        self.ops, self.plan, self.jitter = nn.ModuleDict(), [], True
+        self._build_steps()
+        if rate != frontend.sample_rate and 'resample' not in self.plan:
+            raise InputError(f'pipeline: waves have {rate} Hz and the frontend needs '
+                             f"{frontend.sample_rate}: add the step 'resample'")
         self.train()
 
     def train(self, mode=True):
@@ -120,79 +137,150 @@ class Pipeline(nn.Module):
         self.frontend.train(mode and self.jitter)
         return self
 
-    def forward(self, x, device=None): # x: wave (B,N) float, or mel (B,F,T) of a cache; device int64 (B,) or None -> (B,1,F,T)
-        for name in self.plan[self.plan.index('mel') + 1 if x.ndim == 3 else 0:]:
+    def forward(self, x, device=None): # wave (B,N), or mel (B,F,T) of a cache -> (B,1,F,T)
+        start = self.plan.index('mel') + 1 if x.ndim == 3 else 0
+        for name in self.plan[start:]:
             if name == 'mel': x = self.frontend.mel(x)
             elif name == 'log': x = self.frontend.log(x)
             elif name == 'resample': x = self.ops[name](x)
             elif self.ops[name].training: x = self.ops[name](x, device)
         return x
 
+# %% ../../nbs/augment/30_pipeline.ipynb #1fb30413
+@patch
+def _build_steps(self:Pipeline):
+    "Fill `plan` and `ops`; `rate` is that of the waves which a step gets"
+    rate, choice = self.rate, None
+    parsed = [parse_step(s) for s in self.steps]
+    places = place_steps([name for name, _ in parsed])
+    for i, ((name, kw), stage) in enumerate(zip(parsed, places)):
+        key = f"{i}_{name.rpartition(':')[2]}" if stage else name
+        self.plan.append(key)
+        if name in ('choice', 'chosen'):
+            choice = self.ops[key] = place_choice(i, name, kw, stage, rate, choice)
+        elif stage:
+            self.ops[key] = place_augment(i, name, kw, stage, rate)
+        else:
+            self._add_reserved(i, name, kw)
+            if name == 'resample': rate = self.frontend.sample_rate
+
+# %% ../../nbs/augment/30_pipeline.ipynb #84e6f771
+@patch
+def _add_reserved(self:Pipeline, i, name, kw):
+    if set(kw) - ({'jitter'} if name == 'mel' else set()):
+        raise InputError(f'pipeline step {i + 1} ({name}) takes no keywords (mel: only jitter): '
+                         'the frontend has them')
+    if name == 'mel': self.jitter = kw.get('jitter', True)
+    if name == 'resample': self.ops[name] = Resample(self.rate, self.frontend.sample_rate)
+
 # %% ../../nbs/augment/30_pipeline.ipynb #4028966a
-_dir4, _dir6 = ({'dir': {'p': p, 'devices': [0]}} for p in (0.4, 0.6))
-_cp_mask, _cp_quirk, _at_32k = {'freq_mask': {'size': 48, 'fill': 0.9}}, {'freq_mask': {'per': 'batch'}}, {'dir': {'bank_rate': 32000}}
-_beats_masks = ({'freq_mask': {'size': 0.2}}, {'time_mask': {'size': 0.2}})
+_dir4 = {'dir': {'p': 0.4, 'devices': [0]}}
+_dir6 = {'dir': {'p': 0.6, 'devices': [0]}}
+_cp_mask = {'freq_mask': {'size': 48, 'fill': 0.9}}
+_cp_quirk = {'freq_mask': {'per': 'batch'}}
+_at_32k = {'dir': {'bank_rate': 32000}}
+_mixup = {'mixup': {'alpha': 0.3}}
+_easy_mixstyle = {'freq_mixstyle': {'p': 0.8, 'alpha': 0.4, 'lam': 'batch'}}
+
 pipelines = {
     'none': dict(frontend='dcase24', steps=['resample', {'mel': {'jitter': False}}, 'log']),
     'dcase24': dict(frontend='dcase24', steps=[
-        {'roll': {'seconds': 0.1}}, 'resample', 'mel', {'freq_mask': {'size': 48}}, 'log', {'freq_mixstyle': {'p': 0.4, 'alpha': 0.3}}]),
+        {'roll': {'seconds': 0.1}}, 'resample', 'mel', {'freq_mask': {'size': 48}}, 'log',
+        {'freq_mixstyle': {'p': 0.4, 'alpha': 0.3}}]),
     'cp': dict(frontend='cp', quirks=_cp_quirk, steps=[
-        'resample', _dir6, {'roll': {'seconds': 0.125}}, 'mel', 'log', _cp_mask, {'freq_mixstyle': {'p': 0.4, 'alpha': 0.3}}]),
+        'resample', _dir6, {'roll': {'seconds': 0.125}}, 'mel', 'log', _cp_mask,
+        {'freq_mixstyle': {'p': 0.4, 'alpha': 0.3}}]),
     'cp_resnet': dict(frontend='cp_resnet', quirks=_cp_quirk, steps=[
-        'resample', _dir4, {'roll': {'seconds': 0.125}}, 'mel', 'log', _cp_mask, {'freq_mixstyle': {'p': 0.8, 'alpha': 0.4}}]),
+        'resample', _dir4, {'roll': {'seconds': 0.125}}, 'mel', 'log', _cp_mask,
+        {'freq_mixstyle': {'p': 0.8, 'alpha': 0.4}}]),
     'passt': dict(frontend='passt', quirks={**_cp_quirk, 'time_mask': {'per': 'batch'}}, steps=[
-        'resample', _dir6, {'roll': {'seconds': 0.3125}}, 'mel', 'log', _cp_mask, {'time_mask': {'size': 20, 'fill': 0.9}},
-        {'freq_mixstyle': {'p': 0.4, 'alpha': 0.4}}]),
+        'resample', _dir6, {'roll': {'seconds': 0.3125}}, 'mel', 'log', _cp_mask,
+        {'time_mask': {'size': 20, 'fill': 0.9}}, {'freq_mixstyle': {'p': 0.4, 'alpha': 0.4}}]),
     'easy_tfsepnet': dict(frontend='cp512', quirks=_at_32k, steps=[
-        'resample', _dir4, 'mel', 'log', {'freq_mixstyle': {'p': 0.8, 'alpha': 0.4, 'lam': 'batch'}}, {'mixup': {'alpha': 0.3}}]),
-    'easy_beats_ssl': dict(frontend='beats', quirks={**_at_32k, 'freq_mixstyle': {'axis': 'time'}}, steps=[
-        'resample', _dir6, 'mel', 'log', {'freq_mixstyle': {'p': 0.4, 'alpha': 0.4, 'lam': 'batch'}}, *_beats_masks,
-        {'mixup': {'alpha': 0.3}}]),
-    'easy_beats_ssl_star': dict(frontend='beats', steps=['resample', 'mel', 'log', *_beats_masks, {'mixup': {'alpha': 0.3}}]),
+        'resample', _dir4, 'mel', 'log', _easy_mixstyle, _mixup]),
+}
+
+# %% ../../nbs/augment/30_pipeline.ipynb #04f9b763
+_beats_masks = [{'freq_mask': {'size': 0.2}}, {'time_mask': {'size': 0.2}}]
+_beats_quirks = _at_32k | {'freq_mixstyle': {'axis': 'time'}}
+_beats_mixstyle = {'freq_mixstyle': {'p': 0.4, 'alpha': 0.4, 'lam': 'batch'}}
+
+pipelines |= {
+    'easy_beats_ssl': dict(frontend='beats', quirks=_beats_quirks, steps=[
+        'resample', _dir6, 'mel', 'log', _beats_mixstyle, *_beats_masks, _mixup]),
+    'easy_beats_ssl_star': dict(frontend='beats', steps=[
+        'resample', 'mel', 'log', *_beats_masks, _mixup]),
     'easy_cnn3': dict(frontend='cnn3', steps=['resample', 'mel', 'log']),
-    'dragonsearch': dict(frontend='dragonsearch', quirks={'dir': {'bank_rate': 'native', 'mode': 'same'}}, steps=[
-        'resample', {'choice': {'weights': [0.4, 0., 0., 0., 0., 0., 0.6], 'steps': [
-            {'dir': {'p': 1., 'devices': [0]}}, None, None, {'pitch_shift': {'semitones': 2, 'p': 1.}},
-            {'gain': {'low': 0.5, 'high': 0.5}}, None, None]}},
-        'mel', {'chosen': {'steps': [None, {'freq_mask': {'size': 25}}, {'time_mask': {'size': 25}}, None, None, None, None]}},
-        'log', {'freq_mixstyle': {'p': 0.5, 'alpha': 0.2}}]),
+}
+
+# %% ../../nbs/augment/30_pipeline.ipynb #00dccfc6
+_dragon_choice = {'choice': {
+    'weights': [0.4, 0., 0., 0., 0., 0., 0.6],
+    'steps': [{'dir': {'p': 1., 'devices': [0]}}, None, None,
+              {'pitch_shift': {'semitones': 2, 'p': 1.}}, {'gain': {'low': 0.5, 'high': 0.5}},
+              None, None]}}
+_dragon_chosen = {'chosen': {
+    'steps': [None, {'freq_mask': {'size': 25}}, {'time_mask': {'size': 25}},
+              None, None, None, None]}}
+_dragon_quirks = {'dir': {'bank_rate': 'native', 'mode': 'same'}}
+_sp4asc_time = {'time_mask': {'size': 128, 'n': 2, 'fill': 'mean'}}
+
+pipelines |= {
+    'dragonsearch': dict(frontend='dragonsearch', quirks=_dragon_quirks, steps=[
+        'resample', _dragon_choice, 'mel', _dragon_chosen, 'log',
+        {'freq_mixstyle': {'p': 0.5, 'alpha': 0.2}}]),
     'sp4asc': dict(frontend='sp4asc', steps=[
-        'resample', 'mel', 'log',
-        {'time_mask': {'size': 128, 'n': 2, 'fill': 'mean'}}, {'freq_mask': {'size': 32, 'n': 2, 'fill': 'mean'}}]),
-    'sp4asc_mixup': dict(frontend='sp4asc', steps=['resample', 'mel', 'log', {'mixup': {'alpha': 0.2}},
-        {'time_mask': {'size': 128, 'n': 2, 'fill': 'mean'}}, {'freq_mask': {'size': 16, 'n': 2, 'fill': 'mean'}}]),
+        'resample', 'mel', 'log', _sp4asc_time,
+        {'freq_mask': {'size': 32, 'n': 2, 'fill': 'mean'}}]),
+    'sp4asc_mixup': dict(frontend='sp4asc', steps=[
+        'resample', 'mel', 'log', {'mixup': {'alpha': 0.2}}, _sp4asc_time,
+        {'freq_mask': {'size': 16, 'n': 2, 'fill': 'mean'}}]),
 }
 
 # %% ../../nbs/augment/30_pipeline.ipynb #bb5a3146
 def step_names(steps) -> list:
     "The names of the steps, also of those inside a choice"
-    named = [parse_step(s) for s in steps if s is not None]
-    return [m for n, kw in named for m in (n, *step_names(kw.get('steps', ())))]
+    names = []
+    for step in steps:
+        if step is None: continue
+        name, kw = parse_step(step)
+        names += [name, *step_names(kw.get('steps', ()))]
+    return names
 
+# %% ../../nbs/augment/30_pipeline.ipynb #e16948e6
+def _revise_step(step, changes): # -> the step, or None where it is left out
+    name, kw = parse_step(step)
+    change = changes.get(name)
+    if change is False: return None
+    if 'steps' in kw: kw['steps'] = [s and _revise_step(s, changes) for s in kw['steps']]
+    kw.update(change or {})
+    return {name: kw} if kw else name
+
+# %% ../../nbs/augment/30_pipeline.ipynb #5d12471a
 def revise(steps,   # steps of a pipeline
            changes, # step name -> keywords to change, or False to leave the step out
            ) -> list:
     "The steps with some keywords changed or steps left out, inside choices too"
-    if wrong := set(changes) - set(step_names(steps)):
-        raise InputError(f"pipeline: no step {', '.join(sorted(wrong))} to change; its steps are {', '.join(step_names(steps))}")
-    def one(step):
-        name, kw = parse_step(step)
-        if 'steps' in kw: kw['steps'] = [s and one(s) for s in kw['steps']]
-        kw.update(changes.get(name) or {})
-        return None if changes.get(name) is False else {name: kw} if kw else name
-    return [s for s in map(one, steps) if s]
+    names = step_names(steps)
+    if wrong := set(changes) - set(names):
+        raise InputError(f"pipeline: no step {', '.join(sorted(wrong))} to change; "
+                         f"its steps are {', '.join(names)}")
+    return [revised for s in steps if (revised := _revise_step(s, changes))]
 
 # %% ../../nbs/augment/30_pipeline.ipynb #a44cbb86
 def create_pipeline(name='dcase24',     # name of a preset, or a list of steps
                     rate:int=44100,     # Hz of the waves that come in
-                    frontend=None,      # name in `list_frontends()`; default: the preset's own (dcase24 for a list)
+                    frontend=None,      # name in `list_frontends()`; None: the preset's (dcase24 for a list)
                     frontend_args=None, # keywords for the frontend, a dict
                     augment=True,       # False: only resample, mel and log, as for prediction
-                    quirks=False,       # True: also repeat the known mistakes of the published pipeline
-                    **changes,          # step=dict(keyword=value) to change a step, step=False to leave it out
+                    quirks=False,       # True: repeat the known mistakes of the published pipeline
+                    **changes,          # step=dict(keyword=value) changes a step, step=False omits it
                     ) -> Pipeline:
     "A pipeline from a name or a list of steps"
-    preset = dict(frontend='dcase24', steps=name) if isinstance(name, (list, tuple)) else pick(pipelines, name, 'pipeline')
-    steps = revise(preset['steps'], preset.get('quirks', {})) if quirks else preset['steps']
+    is_list = isinstance(name, (list, tuple))
+    preset = dict(frontend='dcase24', steps=name) if is_list else pick(pipelines, name, 'pipeline')
+    steps = preset['steps']
+    if quirks: steps = revise(steps, preset.get('quirks', {}))
     steps = revise(steps, changes) if augment else pipelines['none']['steps']
-    return Pipeline(create_frontend(frontend or preset['frontend'], **(frontend_args or {})), rate, steps)
+    frontend = create_frontend(frontend or preset['frontend'], **(frontend_args or {}))
+    return Pipeline(frontend, rate, steps)

@@ -8,43 +8,60 @@ __all__ = ['Mask', 'FreqMask', 'TimeMask', 'draw_beta', 'check_alpha', 'partners
 
 # %% ../../nbs/augment/15_spec.ipynb #d34dda00
 import torch
+import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
-from ..core import InputError, pick
+
 from .wave import batch_coin, check_p, clip_coin
+from ..core import InputError, pick
+
+# %% ../../nbs/augment/15_spec.ipynb #ef45bf40
+def _check_fill(fill): # -> the value, or 'mean'
+    return pick(('mean',), fill, 'mask fill') if isinstance(fill, str) else fill
 
 # %% ../../nbs/augment/15_spec.ipynb #2731b252
 class Mask(nn.Module):
     "Hide `n` stripes along `axis`; the base of `FreqMask` and `TimeMask`"
     stage, axis = ('mel', 'spec'), -2
     def __init__(self,
-                 size=48,      # a stripe is narrower than this: bins (int >= 1), or a part of the axis (float < 1)
+                 size=48,      # a stripe is narrower: bins (int >= 1) or a part of the axis (float < 1)
                  n=1,          # stripes
                  fill=0.,      # value put in, or 'mean': of each frequency, over the batch
-                 per='sample', # a mask of its own for each 'sample', or one for the 'batch' (cpjku23 under torchaudio 0.11)
+                 per='sample', # a mask for each 'sample', or one for the 'batch'
                  p=1.,         # probability per clip (or batch)
                  ):
         super().__init__()
-        if size < 0 or n < 1: raise InputError(f'mask: size {size} and n {n} given, needed are size >= 0 and n >= 1')
+        if size < 0 or n < 1:
+            raise InputError(f'mask: size {size} and n {n} given, needed are size >= 0 and n >= 1')
         self.per = pick(('sample', 'batch'), per, 'mask per')
-        self.fill = fill if not isinstance(fill, str) else pick(('mean',), fill, 'mask fill')
+        self.fill = _check_fill(fill)
         self.size, self.n, self.p = size, n, check_p(p)
 
     def forward(self, x, device=None): # x (B,F,T) or (B,1,F,T) -> same
         if not (self.training and self.p and self.size): return x
-        length, b = x.shape[self.axis], len(x) if self.per == 'sample' else 1
-        size = min(length, self.size if self.size >= 1 else round(self.size*length))
-        width = torch.rand(b, self.n, 1, device=x.device)*size
-        start = (torch.rand(b, self.n, 1, device=x.device)*(length - width)).long()
-        at = torch.arange(length, device=x.device)
-        hit = ((at >= start) & (at < start + width.long())).any(1) & clip_coin(width, self.p)[:, None]
-        hit = hit.view(b, *[1]*(x.ndim - 3), *((length, 1) if self.axis == -2 else (1, length)))
-        return torch.where(hit, x.mean((0, -1), keepdim=True) if isinstance(self.fill, str) else self.fill, x)
+        hidden = self.draw(len(x) if self.per == 'sample' else 1, x.shape[self.axis], x.device)
+        along = (-1, 1) if self.axis == -2 else (1, -1)
+        hidden = hidden.view(len(hidden), *[1]*(x.ndim - 3), *along)
+        fill = x.mean((0, -1), keepdim=True) if self.fill == 'mean' else self.fill
+        return torch.where(hidden, fill, x)
+
+# %% ../../nbs/augment/15_spec.ipynb #da8ce849
+@patch
+def draw(self:Mask, b, length, device): # -> bool (b, length)
+    "Which places of the axis are hidden in each of `b` clips"
+    size = min(length, self.size if self.size >= 1 else round(self.size*length))
+    width = torch.rand(b, self.n, 1, device=device)*size
+    start = (torch.rand(b, self.n, 1, device=device)*(length - width)).long()
+    place = torch.arange(length, device=device)
+    inside = (place >= start) & (place < start + width.long())
+    return inside.any(1) & clip_coin(width, self.p)[:, None]
 
 # %% ../../nbs/augment/15_spec.ipynb #d664f53d
 class FreqMask(Mask):
     "Hide bands of frequency bins"
     axis = -2
 
+# %% ../../nbs/augment/15_spec.ipynb #33200835
 class TimeMask(Mask):
     "Hide spans of frames"
     axis = -1
@@ -57,22 +74,33 @@ def draw_beta(alpha,  # both parameters of the Beta distribution, > 0
     a = torch.full((n,), float(alpha), device=device)
     return torch.distributions.Beta(a, a, validate_args=False).sample()
 
+# %% ../../nbs/augment/15_spec.ipynb #8dce486a
 def check_alpha(alpha) -> float:
     "`alpha` if it can be a parameter of a Beta distribution"
-    if not alpha > 0: raise InputError(f'alpha is {alpha}: more than 0 is needed (leave the step out to switch it off)')
+    if not alpha > 0:
+        raise InputError(f'alpha is {alpha}: more than 0 is needed (leave the step out to switch it off)')
     return alpha
 
 # %% ../../nbs/augment/15_spec.ipynb #bbba3407
 def partners(n, at, device=None, cross=False) -> torch.Tensor: # int64 (n,)
-    "A partner for each clip: a permutation, or with `cross` any clip of another device (itself if there is none)"
+    "A partner for each clip: a permutation, or with `cross` a clip of another device (itself if there is none)"
     if not cross: return torch.randperm(n, device=at)
     if device is None: raise InputError('mixstyle: cross needs the device of each clip, and the batch has none')
     other = (device[:, None] != device[None]).float()
-    return torch.multinomial(other + torch.eye(n, device=at)*(other.sum(1, keepdim=True) == 0), 1).squeeze(1)
+    alone = other.sum(1, keepdim=True) == 0
+    return torch.multinomial(other + torch.eye(n, device=at)*alone, 1).squeeze(1)
+
+# %% ../../nbs/augment/15_spec.ipynb #85780f95
+def _centre(x, dims): # -> the mean, x without it, and the (unbiased) deviation
+    mean = x.detach().mean(dims, keepdim=True)
+    centred = x - mean
+    n = x.numel()//mean.numel()
+    variance = centred.detach().square().sum(dims, keepdim=True)/(n - 1)  # torch.var takes 10 times as long
+    return mean, centred, (variance + 1e-6).sqrt()
 
 # %% ../../nbs/augment/15_spec.ipynb #018661e2
 class MixStyle(nn.Module):
-    "Blend each clip's statistics over `dims` with a partner's; the base of `FreqMixStyle` and `ChannelMixStyle`"
+    "Blend each clip's statistics over `dims` with a partner's; the base of the two below"
     stage, dims = 'spec', (1, 3)
     def __init__(self,
                  p=0.4,        # probability, one decision per batch
@@ -86,18 +114,17 @@ class MixStyle(nn.Module):
 
     def forward(self, x, device=None): # x (B,C,F,T) -> same
         if not (self.training and batch_coin(self.p)): return x
-        mu = x.detach().mean(self.dims, keepdim=True)
-        c = x - mu
-        var = c.detach().square().sum(self.dims, keepdim=True)/(x.numel()//mu.numel() - 1)  # unbiased; torch.var takes 10 times as long
-        sd, perm = (var + 1e-6).sqrt(), partners(len(x), x.device, device, self.cross)
-        lam = draw_beta(self.alpha, len(x) if self.lam == 'sample' else 1, x.device)[:, None, None, None]
-        return torch.addcmul(torch.lerp(mu[perm], mu, lam), c, torch.lerp(sd[perm], sd, lam)/sd)
+        mean, centred, sd = _centre(x, self.dims)
+        partner = partners(len(x), x.device, device, self.cross)
+        lam = draw_beta(self.alpha, len(x) if self.lam == 'sample' else 1, x.device).view(-1, 1, 1, 1)
+        new_mean, new_sd = torch.lerp(mean[partner], mean, lam), torch.lerp(sd[partner], sd, lam)
+        return torch.addcmul(new_mean, centred, new_sd/sd)
 
 # %% ../../nbs/augment/15_spec.ipynb #13154cf4
 class FreqMixStyle(MixStyle):
     "MixStyle with the statistics of each frequency bin (or of each frame: `axis='time'`)"
     def __init__(self, p=0.4, alpha=0.3, lam='sample', cross=False,
-                 axis='freq', # 'freq', or 'time' to repeat easy-dcase's BEATs recipe, which normalised the wrong axis
+                 axis='freq', # 'freq', or 'time', the wrong axis of easy-dcase's BEATs recipe
                  ):
         super().__init__(p, alpha, lam, cross)
         self.dims = pick({'freq': (1, 3), 'time': (1, 2)}, axis, 'mixstyle axis')
@@ -106,7 +133,16 @@ class FreqMixStyle(MixStyle):
 class ChannelMixStyle(MixStyle):
     "MixStyle with the statistics of each channel"
     dims = (2, 3)
-    def __init__(self, p=0.5, alpha=0.1, lam='sample', cross=False): super().__init__(p, alpha, lam, cross)
+    def __init__(self, p=0.5, alpha=0.1, lam='sample', cross=False):
+        super().__init__(p, alpha, lam, cross)
+
+# %% ../../nbs/augment/15_spec.ipynb #023a0b96
+def _scale_bands(x,     # linear mel (B,F,T)
+                 curve, # gains, dB (B,F)
+                 p,     # probability per clip
+                 ):
+    "Multiply by a gain per frequency, in some of the clips"
+    return x*10**(curve*clip_coin(x, p)[:, None]/10)[..., None]
 
 # %% ../../nbs/augment/15_spec.ipynb #78c6ed94
 class FilterAugment(nn.Module):
@@ -121,26 +157,38 @@ class FilterAugment(nn.Module):
                  ):
         super().__init__()
         if not (1 <= bands[0] <= bands[1] and width >= 1):
-            raise InputError(f'filter_augment: bands {bands}, width {width} given, needed is 1 <= fewest <= most and width >= 1')
+            raise InputError(f'filter_augment: bands {bands}, width {width} given, '
+                             'needed is 1 <= fewest <= most and width >= 1')
         self.step = pick({'linear': False, 'step': True}, kind, 'filter kind')
         self.db, self.bands, self.width, self.p = db, tuple(bands), width, check_p(p)
 
-    def curve(self, b, f, at=None): # -> gains in dB (b,f)
-        "Random filters of `b` clips and `f` bins"
-        k = min(int(torch.randint(self.bands[0], self.bands[1] + 1, ())), max(1, f//self.width))
-        free = max(f - k*self.width, 0)
-        inner = (torch.rand(b, k - 1, device=at)*(free + 1)).long().sort().values + self.width*torch.arange(1, k, device=at)
-        ends = nn.functional.pad(nn.functional.pad(inner, (1, 0)), (0, 1), value=f)          # 0 … f, (b,k+1)
-        gain = (2*torch.rand(b, k + 1, device=at) - 1)*self.db
-        bins = torch.arange(f, device=at).expand(b, f).contiguous()
-        band = torch.searchsorted(ends, bins, right=True) - 1
-        left, right = ends.gather(1, band), ends.gather(1, band + 1)
-        part = 0. if self.step else (bins - left)/(right - left)
-        return torch.lerp(gain.gather(1, band), gain.gather(1, band + 1), torch.as_tensor(part, device=at))
-
     def forward(self, x, device=None): # x (B,F,T) linear -> same
         if not (self.training and self.p): return x
-        return x*10**(self.curve(*x.shape[:2], x.device)*clip_coin(x, self.p)[:, None]/10)[..., None]
+        return _scale_bands(x, self.curve(*x.shape[:2], x.device), self.p)
+
+# %% ../../nbs/augment/15_spec.ipynb #195f7119
+@patch
+def draw_ends(self:FilterAugment, b, f, at=None): # -> int64 (b,k + 1), from 0 to f
+    "Where the bands of `b` filters of `f` bins end; their number k is drawn once"
+    drawn = int(torch.randint(self.bands[0], self.bands[1] + 1, ()))
+    k = min(drawn, max(1, f//self.width))
+    free = max(f - k*self.width, 0)
+    inner = (torch.rand(b, k - 1, device=at)*(free + 1)).long().sort().values
+    inner = inner + self.width*torch.arange(1, k, device=at)
+    return F.pad(F.pad(inner, (1, 0)), (0, 1), value=f)
+
+# %% ../../nbs/augment/15_spec.ipynb #89171155
+@patch
+def curve(self:FilterAugment, b, f, at=None): # -> gains in dB (b,f)
+    "Random filters of `b` clips and `f` bins"
+    ends = self.draw_ends(b, f, at)
+    gain = (2*torch.rand(*ends.shape, device=at) - 1)*self.db
+    bins = torch.arange(f, device=at).expand(b, f).contiguous()
+    band = torch.searchsorted(ends, bins, right=True) - 1
+    if self.step: return gain.gather(1, band)
+    left, right = ends.gather(1, band), ends.gather(1, band + 1)
+    part = (bins - left)/(right - left)
+    return torch.lerp(gain.gather(1, band), gain.gather(1, band + 1), part)
 
 # %% ../../nbs/augment/15_spec.ipynb #b676e998
 class FreqGain(nn.Module):
@@ -158,6 +206,7 @@ class FreqGain(nn.Module):
     def forward(self, x, device=None): # x (B,F,T) linear -> same
         if not (self.training and self.p): return x
         b, f = x.shape[:2]
-        knots = self.db*torch.randn(b, 1, (f - 1)//self.width + 2, device=x.device)
-        curve = nn.functional.interpolate(knots, size=(knots.shape[-1] - 1)*self.width + 1, mode='linear', align_corners=True)[:, 0, :f]
-        return x*10**(curve*clip_coin(x, self.p)[:, None]/10)[..., None]
+        gaps = (f - 1)//self.width + 1
+        knots = self.db*torch.randn(b, 1, gaps + 1, device=x.device)
+        curve = F.interpolate(knots, size=gaps*self.width + 1, mode='linear', align_corners=True)
+        return _scale_bands(x, curve[:, 0, :f], self.p)

@@ -7,38 +7,60 @@ __all__ = ['augments', 'augment_class', 'create_augment']
 
 # %% ../../nbs/augment/25_zoo.ipynb #1d09993a
 import inspect
+
 from torch import nn
-from ..core import InputError, pick
+
 from .impulse import DIR
 from .mixup import MixUp
-from ..run.plugin import is_own, own_class
 from .spec import ChannelMixStyle, FilterAugment, FreqGain, FreqMask, FreqMixStyle, TimeMask
 from .wave import Gain, PitchShift, TimeRoll
+from ..core import InputError, pick
+from ..run.plugin import is_own, own_class
 
 # %% ../../nbs/augment/25_zoo.ipynb #6b2c9c7e
 augments = {
-    'roll': TimeRoll, 'gain': Gain, 'pitch_shift': PitchShift, 'dir': DIR,                             # waveform
-    'filter_augment': FilterAugment, 'freq_gain': FreqGain,                                           # linear mel
-    'freq_mask': FreqMask, 'time_mask': TimeMask,                                                     # before or after the log
-    'freq_mixstyle': FreqMixStyle, 'channel_mixstyle': ChannelMixStyle,                               # after the log
-    'mixup': MixUp}                                                                                   # anywhere
+    # waveform
+    'roll': TimeRoll,
+    'gain': Gain,
+    'pitch_shift': PitchShift,
+    'dir': DIR,
+    # linear mel
+    'filter_augment': FilterAugment,
+    'freq_gain': FreqGain,
+    # before or after the log
+    'freq_mask': FreqMask,
+    'time_mask': TimeMask,
+    # after the log
+    'freq_mixstyle': FreqMixStyle,
+    'channel_mixstyle': ChannelMixStyle,
+    # anywhere
+    'mixup': MixUp}
 
 # %% ../../nbs/augment/25_zoo.ipynb #0e77ce0e
+def _check_stage(cls, name):
+    stages = 'wave', 'mel', 'spec'
+    stage = getattr(cls, 'stage', ())
+    named = [stage] if isinstance(stage, str) else stage
+    if not named or any(s not in stages for s in named):
+        raise InputError(f'augmentation {name}: the class needs `stage`, one or more of '
+                         f"{', '.join(stages)}; found {stage!r}")
+
+# %% ../../nbs/augment/25_zoo.ipynb #21d960ad
 def augment_class(name): # a key of `augments`, or a class of your own, 'file.py:Class'
     "The class of an augmentation"
     if not is_own(name): return pick(augments, name, 'augmentation')
-    cls, stages = own_class(name, 'augmentation'), ('wave', 'mel', 'spec')
-    stage = getattr(cls, 'stage', ())
-    if not stage or any(s not in stages for s in ([stage] if isinstance(stage, str) else stage)):
-        raise InputError(f"augmentation {name}: the class needs `stage`, one or more of {', '.join(stages)}; found {stage!r}")
+    cls = own_class(name, 'augmentation')
+    _check_stage(cls, name)
     return cls
 
+# %% ../../nbs/augment/25_zoo.ipynb #916ae6ca
 def create_augment(name:str, # a key of `augments`, or a class of your own, 'file.py:Class'
                    **kw,     # its keywords
                    ) -> nn.Module: # identity in eval(); `stage` says where it may stand
     "The augmentation called `name`"
     cls = augment_class(name)
-    known = inspect.signature(cls).parameters
-    if wrong := set(kw) - set(known):
-        raise InputError(f"augmentation {name!r} has no keyword {', '.join(sorted(wrong))}: it has {', '.join(known)}")
+    allowed = inspect.signature(cls).parameters
+    if wrong := set(kw) - set(allowed):
+        raise InputError(f"augmentation {name!r} has no keyword {', '.join(sorted(wrong))}: "
+                         f"it has {', '.join(allowed)}")
     return cls(**kw)

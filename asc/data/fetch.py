@@ -25,7 +25,7 @@ with warnings.catch_warnings():
 
 # %% ../../nbs/data/10_fetch.ipynb #e4014dff
 class Resume:
-    "A pooch downloader that goes on from `part`, retries, and runs `check` on the finished file before handing it over"
+    "A pooch downloader that goes on from `part`, retries, and checks the finished file before handing it over"
     def __init__(self, part,         # where the beginning is kept between attempts
                  check=None,         # called with the path of the whole file; raises if the content is wrong
                  progress=True,      # show a bar
@@ -34,30 +34,71 @@ class Resume:
         self.part, self.check, self.progress, self.tries = Path(part), check, progress, tries
 
     def __call__(self, url, output_file, pooch, check_only=False):
-        for left in reversed(range(self.tries)):
-            try: self._go_on(url); break
-            except requests.HTTPError: raise
-            except requests.RequestException:
-                if not left: raise
-                time.sleep(.5)
-        if self.check:
-            try: self.check(self.part)
-            except InputError: self.part.unlink(); raise
+        self._complete(url)
+        if self.check: self._verify()
         os.replace(self.part, output_file)
+
+# %% ../../nbs/data/10_fetch.ipynb #0f9b3399
+@patch
+def _complete(self:Resume, url):
+    "Go on with the download until `part` is whole"
+    for attempt in range(1, self.tries + 1):
+        try: return self._go_on(url)
+        except requests.HTTPError: raise                  # the server's answer will be the same next time
+        except requests.RequestException:
+            if attempt == self.tries: raise
+            time.sleep(.5)
+
+# %% ../../nbs/data/10_fetch.ipynb #6a9d79f9
+@patch
+def _verify(self:Resume):
+    "Remove `part` if its content is wrong"
+    try: self.check(self.part)
+    except InputError:
+        self.part.unlink()
+        raise
 
 # %% ../../nbs/data/10_fetch.ipynb #0659df34
 @patch
 def _go_on(self:Resume, url):
     "Fetch what is missing of `part`"
     have = self.part.stat().st_size if self.part.exists() else 0
-    with requests.get(url, stream=True, timeout=30, headers={'Accept-Encoding': 'identity'} | ({'Range': f'bytes={have}-'} if have else {})) as r:
-        if r.status_code == 416 and r.headers.get('Content-Range') == f'bytes */{have}': return     # it was all there
-        if r.status_code == 416: self.part.unlink(); return self._go_on(url)                        # more than all: start again
-        r.raise_for_status()
-        if r.status_code != 206: have = 0                                                           # the server sends everything
-        rest, block = int(r.headers.get('Content-Length', 0)), 1 << 16
-        with open(self.part, 'ab' if have else 'wb') as f:
-            for data in bar(r.iter_content(block), -(-rest//block), self.progress and rest > 0): f.write(data)
+    headers = {'Accept-Encoding': 'identity'}
+    if have: headers['Range'] = f'bytes={have}-'
+    with requests.get(url, stream=True, timeout=30, headers=headers) as response:
+        if response.status_code == 416:
+            if response.headers.get('Content-Range') == f'bytes */{have}': return
+            self.part.unlink()
+            return self._go_on(url)
+        response.raise_for_status()
+        self._save(response, 'ab' if have and response.status_code == 206 else 'wb')
+
+# %% ../../nbs/data/10_fetch.ipynb #9c2870ce
+@patch
+def _save(self:Resume, response, mode):
+    "Write what a server sends to `part`"
+    size, block = int(response.headers.get('Content-Length', 0)), 1 << 16
+    with open(self.part, mode) as f:
+        for data in bar(response.iter_content(block), -(-size//block), self.progress and size > 0):
+            f.write(data)
+
+# %% ../../nbs/data/10_fetch.ipynb #cdb727c0
+def _no_answer(e):
+    "Why a request came to nothing"
+    if isinstance(e, requests.HTTPError): return f'the server answered {e.response.status_code} {e.response.reason}'
+    if isinstance(e, requests.Timeout): return 'the server did not answer in time'
+    if isinstance(e, requests.ConnectionError): return 'no connection to the server'
+    return type(e).__name__
+
+# %% ../../nbs/data/10_fetch.ipynb #689d839a
+def _why_not(e, url, path, md5):
+    "Why a file could not be fetched and what to do"
+    if isinstance(e, requests.RequestException):
+        return (f'could not fetch {path.name} from {url}: {_no_answer(e)}. Check the connection and run again '
+                f'(it continues where it stopped), or put the file at {path} by hand')
+    if isinstance(e, ValueError):
+        return f'{url} did not give the expected {path.name}: its MD5 is not {md5}. Nothing was kept; run again'
+    return f'could not write {path}: {e.strerror or e}. Free some space or choose another folder'
 
 # %% ../../nbs/data/10_fetch.ipynb #ea21c193
 pooch.get_logger().setLevel('WARNING')
@@ -70,28 +111,45 @@ def fetch(url,           # where it is
           ) -> Path:     # `path`
     "Fetch one file, or say why it could not be had and what to do"
     path = Path(path)
-    hand = f'Check the connection and run again (it continues where it stopped), or put the file at {path} by hand'
+    download = Resume(path.with_name(path.name + '.part'), check, progress)
+    known_hash = md5 and f'md5:{md5}'
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pooch.retrieve(url, known_hash=md5 and f'md5:{md5}', fname=path.name, path=path.parent,
-                       downloader=Resume(path.with_name(path.name + '.part'), check, progress))
+        pooch.retrieve(url, known_hash=known_hash, fname=path.name, path=path.parent, downloader=download)
     except InputError: raise
-    except requests.RequestException as e: raise InputError(f'could not fetch {path.name} from {url}: {_why(e)}. {hand}') from e
-    except ValueError as e: raise InputError(f'{url} did not give the expected {path.name}: its MD5 is not {md5}. Nothing was kept; run again') from e
-    except OSError as e: raise InputError(f'could not write {path}: {e.strerror or e}. Free some space or choose another folder') from e
+    except (ValueError, OSError) as e: raise InputError(_why_not(e, url, path, md5)) from e
     return path
-
-# %% ../../nbs/data/10_fetch.ipynb #cdb727c0
-def _why(e):
-    if isinstance(e, requests.HTTPError): return f'the server answered {e.response.status_code} {e.response.reason}'
-    if isinstance(e, requests.Timeout): return 'the server did not answer in time'
-    return 'no connection to the server' if isinstance(e, requests.ConnectionError) else f'{type(e).__name__}'
 
 # %% ../../nbs/data/10_fetch.ipynb #98bfb5c4
 def _open_zip(archive):
     try: return zipfile.ZipFile(archive)
-    except (zipfile.BadZipFile, FileNotFoundError) as e: raise InputError(f'{archive} cannot be unpacked: {e}. Remove it and fetch it again') from e
+    except (zipfile.BadZipFile, FileNotFoundError) as e:
+        raise InputError(f'{archive} cannot be unpacked: {e}. Remove it and fetch it again') from e
 
+# %% ../../nbs/data/10_fetch.ipynb #cd77da37
+def _check_inside(members, out, archive):
+    "InputError if a member of an archive would be written outside a folder"
+    folder = Path(out).resolve()
+    for member in members:
+        if not Path(out, member.filename).resolve().is_relative_to(folder):
+            raise InputError(f'{archive} would write outside {out}: {member.filename!r}')
+
+# %% ../../nbs/data/10_fetch.ipynb #73190a6c
+def _unpack_member(zf, member, out):
+    "Write one file of an open archive, unless it is there"
+    path = Path(out, member.filename)
+    if path.is_file() and path.stat().st_size == member.file_size: return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + '.part')
+    try:
+        with zf.open(member) as source, open(part, 'wb') as target: shutil.copyfileobj(source, target, 1 << 20)
+        os.replace(part, path)
+    except (zipfile.BadZipFile, OSError) as e:
+        part.unlink(missing_ok=True)
+        reason = getattr(e, 'strerror', None) or e
+        raise InputError(f'{member.filename} of {zf.filename} cannot be unpacked: {reason}') from e
+
+# %% ../../nbs/data/10_fetch.ipynb #e86cfc72
 def unpack(archive,       # zip file
            out,           # folder to unpack into
            progress=True, # show a bar
@@ -99,20 +157,32 @@ def unpack(archive,       # zip file
     "Unpack a zip; members that are there in their full size are kept"
     with _open_zip(archive) as zf:
         members = [m for m in zf.infolist() if not m.is_dir()]
-        for m in members:
-            if not Path(out, m.filename).resolve().is_relative_to(Path(out).resolve()):
-                raise InputError(f'{archive} would write outside {out}: {m.filename!r}')
-        for m in bar(members, len(members), progress):
-            to = Path(out, m.filename)
-            if to.is_file() and to.stat().st_size == m.file_size: continue
-            to.parent.mkdir(parents=True, exist_ok=True)
-            part = to.with_name(to.name + '.part')
-            try:
-                with zf.open(m) as src, open(part, 'wb') as dst: shutil.copyfileobj(src, dst, 1 << 20)
-                os.replace(part, to)
-            except (zipfile.BadZipFile, OSError) as e:
-                part.unlink(missing_ok=True)
-                raise InputError(f'{m.filename} of {archive} cannot be unpacked: {getattr(e, "strerror", None) or e}') from e
+        _check_inside(members, out, archive)
+        for member in bar(members, len(members), progress): _unpack_member(zf, member, out)
+
+# %% ../../nbs/data/10_fetch.ipynb #b776a9fb
+def _record(url):
+    "The files of a Zenodo record that have an MD5 sum"
+    try:
+        response = requests.get(url, timeout=30)
+        response.raise_for_status()
+        files = [f for f in response.json()['files'] if f['checksum'].startswith('md5:')]
+        return [dict(name=f['key'], size=f['size'], md5=f['checksum'][4:], url=f['links']['self']) for f in files]
+    except requests.RequestException as e:
+        raise InputError(f'could not ask {url} for its files ({type(e).__name__}): check the connection, '
+                         'or download by hand and unpack into one folder') from e
+    except (KeyError, ValueError) as e:
+        raise InputError(f'{url} is not a record with files and MD5 sums: check the number') from e
+
+# %% ../../nbs/data/10_fetch.ipynb #367be7b1
+def _check_room(files, out, name):
+    "InputError if a disk has no room for archives and sound"
+    need = 2*sum(f['size'] for f in files)
+    free = shutil.disk_usage(out if out.exists() else out.parent).free
+    have = sum(p.stat().st_size for f in files for p in (out/'archives').glob(f['name'] + '*'))
+    if free + have < need:
+        raise InputError(f'{out} has {free/1e9:.0f} GB free; {name} needs about {need/1e9:.0f} GB '
+                         'for archives and sound')
 
 # %% ../../nbs/data/10_fetch.ipynb #e03df6d9
 CORPORA = {'tau2020': 3819968, 'tau2022': 6337421, 'tau2023-evaluation': 7870258}
@@ -125,22 +195,11 @@ def download_corpus(name,          # one of CORPORA, or the number of any Zenodo
                     ) -> list:     # folders of the unpacked corpus (one)
     "Fetch, check and unpack a published corpus; TAU's development sets need about twice their 35 GB"
     record = int(name) if str(name).isdigit() else pick(CORPORA, name, 'corpus')
-    out, url = resolve(out), f'{base_url}/{record}'
-    files = _record(url)
-    need, free = 2*sum(f['size'] for f in files), shutil.disk_usage(out if out.exists() else out.parent).free
-    have = sum(p.stat().st_size for f in files for p in (out/'archives').glob(f['key'] + '*'))
-    if free + have < need: raise InputError(f'{out} has {free/1e9:.0f} GB free; {name} needs about {need/1e9:.0f} GB for archives and sound')
+    out = resolve(out)
+    files = _record(f'{base_url}/{record}')
+    _check_room(files, out, name)
     for f in files:
-        path = fetch(f['links']['self'], out/'archives'/f['key'], md5=f['checksum'].removeprefix('md5:'), progress=progress)
+        path = fetch(f['url'], out/'archives'/f['name'], md5=f['md5'], progress=progress)
         if path.suffix == '.zip': unpack(path, out, progress)
-    return sorted({out/f['key'].split('.')[0] for f in files if (out/f['key'].split('.')[0]).is_dir()})
-
-# %% ../../nbs/data/10_fetch.ipynb #b776a9fb
-def _record(url):
-    try:
-        r = requests.get(url, timeout=30)
-        r.raise_for_status()
-        return [dict(f, links=f['links']) for f in r.json()['files'] if f['checksum'].startswith('md5:')]
-    except requests.RequestException as e: raise InputError(f'could not ask {url} for its files ({type(e).__name__}): check the connection, '
-                                                            'or download by hand and unpack into one folder') from e
-    except (KeyError, ValueError) as e: raise InputError(f'{url} is not a record with files and MD5 sums: check the number') from e
+    folders = {out/f['name'].split('.')[0] for f in files}
+    return sorted(folder for folder in folders if folder.is_dir())

@@ -13,7 +13,8 @@ import os
 import pandas as pd
 
 from ..core import SUBSETS, InputError, fingerprint, pick, project_root
-from .corpus import FINGERPRINTS, find_list, leaks, read_list
+from .check import find_list, leaks
+from .corpus import FINGERPRINTS, read_list
 from .fetch import fetch
 
 # %% ../../nbs/data/20_splits.ipynb #08504102

@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
 from ..core import InputError, project_root, resolve, write_json, write_text
-from .corpus import scan_audio
+from .check import scan_audio
 from .pcm import Samples
 from .sound import FAULTS, bar, fault_of, read_int16, to_int16, wav_info
 

@@ -9,19 +9,26 @@ __all__ = ['scales', 'windows', 'logs', 'pads', 'Float32', 'SparseRows', 'in_pie
 
 # %% ../../nbs/frontend/05_mel.ipynb #c4abbcb2
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 
 from ..core import InputError, pick
 
 # %% ../../nbs/frontend/05_mel.ipynb #cf0c8a83
+def _keep_dtype(fn, tensor):
+    "`fn(tensor)`, or where that has another dtype the tensor as it was, on the device `fn` chose"
+    moved = fn(tensor)
+    return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+# %% ../../nbs/frontend/05_mel.ipynb #ed07655e
 class Float32(nn.Module):
-    "A module whose constants stay as they are under `.half()`, `.bfloat16()` and `.to(dtype)`, and still move between devices"
+    "A module whose constants keep their dtype under `.half()` and `.to(dtype)`, yet move between devices"
     def _apply(self, fn, recurse=True):
-        def keep(t): return y if (y := fn(t)).dtype == t.dtype else t.to(y.device)
-        return super()._apply(keep, recurse)
+        return super()._apply(partial(_keep_dtype, fn), recurse)
 
 # %% ../../nbs/frontend/05_mel.ipynb #3cede61c
 class SparseRows(Float32):
@@ -32,15 +39,26 @@ class SparseRows(Float32):
                  weight, # (nnz,), kept in float32
                 ):
         super().__init__()
-        for name, v in dict(col=col, start=start, weight=weight.float()).items(): self.register_buffer(name, v, persistent=False)
-    @classmethod
-    def of(cls, dense):
-        "From the matrix itself"
-        row, col = dense.nonzero(as_tuple=True)
-        return cls(col, torch.searchsorted(row, torch.arange(len(dense) + 1)), dense[row, col])
+        self.register_buffer('col', col, persistent=False)
+        self.register_buffer('start', start, persistent=False)
+        self.register_buffer('weight', weight.float(), persistent=False)
+
     def forward(self, x):
-        return F.embedding_bag(self.col, x.contiguous(), self.start, mode='sum', per_sample_weights=self.weight, include_last_offset=True)
-    def extra_repr(self): return f'{len(self.start) - 1} rows, {len(self.col)} weights'
+        return F.embedding_bag(self.col, x.contiguous(), self.start, mode='sum',
+                               per_sample_weights=self.weight, include_last_offset=True)
+
+# %% ../../nbs/frontend/05_mel.ipynb #ad791726
+@patch(cls_method=True)
+def of(cls:SparseRows, dense):
+    "From the matrix itself"
+    row, col = dense.nonzero(as_tuple=True)
+    start = torch.searchsorted(row, torch.arange(len(dense) + 1))
+    return cls(col, start, dense[row, col])
+
+# %% ../../nbs/frontend/05_mel.ipynb #f6def596
+@patch
+def extra_repr(self:SparseRows):
+    return f'{len(self.start) - 1} rows, {len(self.col)} weights'
 
 # %% ../../nbs/frontend/05_mel.ipynb #a342dfff
 def in_pieces(fn,        # function of a tensor, item by item along `dim`
@@ -51,8 +69,10 @@ def in_pieces(fn,        # function of a tensor, item by item along `dim`
               ):
     "`fn(x)`, computed in pieces of 0.6 million floats on a CPU (they fit its cache) and 100 million on a GPU"
     if torch.compiler.is_compiling(): return fn(x)
-    n = max(1, (600_000 if x.device.type == 'cpu' else 100_000_000) // size)
-    return fn(x) if n >= x.shape[dim] else torch.cat([fn(p) for p in x.split(n, dim)], out)
+    budget = 600_000 if x.device.type == 'cpu' else 100_000_000
+    items = max(1, budget // size)
+    if items >= x.shape[dim]: return fn(x)
+    return torch.cat([fn(piece) for piece in x.split(items, dim)], out)
 
 # %% ../../nbs/frontend/05_mel.ipynb #c3357899
 def warm_allocator():
@@ -65,11 +85,15 @@ def check_wave(wave,        # (B, N) floating point
                ):           # the same in float32
     "Refuse what is not a batch of waveforms; half precision becomes float32"
     if not torch.is_tensor(wave) or not wave.is_floating_point():
-        raise InputError(f"wave: found {getattr(wave, 'dtype', type(wave).__name__)}; give a float tensor in [-1, 1), e.g. int16 / 32768")
-    if wave.ndim != 2: raise InputError(f'wave: found shape {tuple(wave.shape)}; give (batch, samples), e.g. wave[None] for one clip')
-    if not wave.shape[0]: raise InputError(f'wave: found an empty batch, shape {tuple(wave.shape)}; give one clip or more')
-    if wave.shape[1] < shortest:
-        raise InputError(f'wave: {wave.shape[1]} samples are too few, at least {shortest} are needed; pad or join clips')
+        kind = getattr(wave, 'dtype', type(wave).__name__)
+        raise InputError(f'wave: found {kind}; give a float tensor in [-1, 1), e.g. int16 / 32768')
+    shape = tuple(wave.shape)
+    if len(shape) != 2:
+        raise InputError(f'wave: found shape {shape}; give (batch, samples), e.g. wave[None] for one clip')
+    if not shape[0]:
+        raise InputError(f'wave: found an empty batch, shape {shape}; give one clip or more')
+    if shape[1] < shortest:
+        raise InputError(f'wave: {shape[1]} samples are too few, at least {shortest} are needed; pad or join clips')
     return wave.float()
 
 # %% ../../nbs/frontend/05_mel.ipynb #bf345189
@@ -82,71 +106,123 @@ def sinc_kernel(orig:int,    # input rate over the common divisor
     base = min(orig, new) * rolloff
     reach = math.ceil(width * orig / base)
     phase = (torch.arange(0, -new, -1) / new).double()           # rounded to float32, as published
-    t = (phase[:, None] + torch.arange(-reach, reach + orig).double() / orig) * base         # in zero crossings
-    kernel = torch.sinc(t) * torch.cos(t * math.pi / width / 2) ** 2 * base / orig
-    return torch.where(t.abs() < width, kernel, 0).float(), reach
+    tap = torch.arange(-reach, reach + orig).double() / orig
+    crossings = (phase[:, None] + tap) * base
+    window = torch.cos(crossings * math.pi / width / 2) ** 2
+    kernel = torch.sinc(crossings) * window * base / orig
+    return torch.where(crossings.abs() < width, kernel, 0).float(), reach
 
 # %% ../../nbs/frontend/05_mel.ipynb #c14d0493
 class Resample(nn.Module):
-    "Waveform (B, N) at `orig` Hz -> float32 (B, ceil(N new / orig)) at `new` Hz; the identity when the rates are equal"
+    "Waveform (B, N) at `orig` Hz -> float32 (B, ceil(N new / orig)) at `new` Hz; the identity at equal rates"
     def __init__(self,
                  orig:int, # rate of the input, Hz
                  new:int,  # rate of the output, Hz
                 ):
         super().__init__()
-        for r in (orig, new):
-            if r != int(r) or r < 1: raise InputError(f'sample rate {r!r}: give a positive whole number of Hz')
-        gcd = math.gcd(int(orig), int(new))
-        self.orig, self.new, self.o, self.n = int(orig), int(new), int(orig) // gcd, int(new) // gcd
-        if self.o * self.n > 10_000_000: raise InputError(f'cannot resample {orig} to {new} Hz: their common divisor is only {gcd}')
+        for rate in (orig, new):
+            if rate != int(rate) or rate < 1:
+                raise InputError(f'sample rate {rate!r}: give a positive whole number of Hz')
+        self.orig, self.new = int(orig), int(new)
+        gcd = math.gcd(self.orig, self.new)
+        self.o, self.n = self.orig // gcd, self.new // gcd
+        if self.o * self.n > 10_000_000:
+            raise InputError(f'cannot resample {orig} to {new} Hz: their common divisor is only {gcd}')
         if self.o == self.n: return
         kernel, self.reach = sinc_kernel(self.o, self.n)
         self.rows = SparseRows.of(kernel)
+
     def forward(self, wave):
         wave = check_wave(wave)
         return wave if self.o == self.n else in_pieces(self._resample, wave, 3 * wave.shape[1])
-    def _resample(self, wave):
-        (B, N), r = wave.shape, self.reach
-        x = F.pad(wave, (r, r + self.o)).unfold(1, 2 * r + self.o, self.o)              # (B, S, K)
-        S, K = x.shape[1:]
-        y = self.rows(x.permute(2, 0, 1).reshape(K, B * S)).view(self.n, B, S)
-        return y.permute(1, 2, 0).reshape(B, S * self.n)[:, :math.ceil(self.n * N / self.o)]
-    def extra_repr(self): return f'{self.orig} -> {self.new} Hz'
+
+# %% ../../nbs/frontend/05_mel.ipynb #ed3e7000
+@patch
+def _resample(self:Resample, wave):
+    samples = wave.shape[1]
+    padded = F.pad(wave, (self.reach, self.reach + self.o))
+    stretches = padded.unfold(1, 2 * self.reach + self.o, self.o)
+    B, S, K = stretches.shape
+    y = self.rows(stretches.permute(2, 0, 1).reshape(K, B * S)).view(self.n, B, S)
+    return y.permute(1, 2, 0).reshape(B, S * self.n)[:, :math.ceil(self.n * samples / self.o)]
+
+# %% ../../nbs/frontend/05_mel.ipynb #bb0ecaf9
+@patch
+def extra_repr(self:Resample):
+    return f'{self.orig} -> {self.new} Hz'
 
 # %% ../../nbs/frontend/05_mel.ipynb #a208da3c
-def htk_mel(f): return 2595 * torch.log10(1 + f / 700)
-def htk_hz(m): return 700 * (10 ** (m / 2595) - 1)
-def kaldi_mel(f): return 1127 * torch.log(1 + f / 700)
-def slaney_mel(f): return torch.where(f < 1000, f * .015, 15 + 27 * torch.log(f.clamp(min=1000) / 1000) / math.log(6.4))
-def slaney_hz(m): return torch.where(m < 15, m / .015, 1000 * 6.4 ** ((m - 15) / 27))
+def htk_mel(f):
+    "HTK's mel of a frequency in Hz"
+    return 2595 * torch.log10(1 + f / 700)
 
-scales = dict(          # Hz -> mel, corners in mel -> where triangles are straight, precision of the published computation
+def htk_hz(m):
+    "The frequency of an HTK mel"
+    return 700 * (10 ** (m / 2595) - 1)
+
+# %% ../../nbs/frontend/05_mel.ipynb #f7876e02
+def kaldi_mel(f):
+    "Kaldi's mel of a frequency in Hz"
+    return 1127 * torch.log(1 + f / 700)
+
+# %% ../../nbs/frontend/05_mel.ipynb #c92532c9
+def slaney_mel(f):
+    "Slaney's mel of a frequency in Hz"
+    above = 15 + 27 * torch.log(f.clamp(min=1000) / 1000) / math.log(6.4)
+    return torch.where(f < 1000, f * .015, above)
+
+# %% ../../nbs/frontend/05_mel.ipynb #fad240a8
+def slaney_hz(m):
+    "The frequency of a Slaney mel"
+    return torch.where(m < 15, m / .015, 1000 * 6.4 ** ((m - 15) / 27))
+
+# %% ../../nbs/frontend/05_mel.ipynb #f180dbdf
+# Hz -> mel, corners in mel -> where the triangles are straight, precision of the published computation
+scales = dict(
     htk=(htk_mel, htk_hz, torch.float32),
     kaldi=(kaldi_mel, None, torch.float32),
     slaney=(slaney_mel, slaney_hz, torch.float64))
 
 # %% ../../nbs/frontend/05_mel.ipynb #6bafaf44
-def mel_bank(sample_rate:int,        # Hz
-             n_fft:int,              # FFT length in samples; the bank has n_fft // 2 + 1 columns
-             n_mels:int,             # bands
-             fmin=0.,                # lower corner of the first band, Hz
-             fmax=None,              # upper corner of the last band, Hz; None is half the sample rate
-             scale='htk',            # htk, slaney or kaldi
-             norm=None,              # None: peak 1; 'slaney': area 1 over Hz
-             ) -> SparseRows:        # (n_mels, n_fft // 2 + 1)
+def _bins_and_corners(sample_rate, n_fft, n_mels, fmin, fmax, scale): # as `mel_bank`
+    "FFT bins and corners of the bands, both on the axis on which the triangles are straight"
+    to_mel, to_hz, dtype = pick(scales, scale, 'mel scale')
+    top = sample_rate / 2 if fmax is None else fmax
+    low, high = to_mel(torch.tensor([fmin, top], dtype=torch.float64)).tolist()
+    n_bins = n_fft // 2 + 1 if to_hz else n_fft // 2              # Kaldi leaves the Nyquist bin out
+    bins = torch.arange(n_bins, dtype=dtype) * (sample_rate / n_fft)
+    if to_hz: return bins, to_hz(torch.linspace(low, high, n_mels + 2, dtype=dtype))
+    step = (high - low) / (n_mels + 1)
+    return to_mel(bins), low + torch.arange(n_mels + 2, dtype=dtype) * step
+
+# %% ../../nbs/frontend/05_mel.ipynb #4f0f625d
+def _triangle_heights(bins,   # (nnz,): position of each bin
+                      corner, # (n_mels + 2,)
+                      row,    # (nnz,): the band the bin is weighted for
+                      ):      # (nnz,), 1 at the peak
+    "How high the triangle of a band is at a bin"
+    width = corner.diff()
+    rising = (bins - corner[row]) / width[row]
+    falling = (corner[row + 2] - bins) / width[row + 1]
+    return torch.minimum(rising, falling)
+
+# %% ../../nbs/frontend/05_mel.ipynb #9ad149bb
+def mel_bank(sample_rate:int, # Hz
+             n_fft:int,       # FFT length in samples; the bank has n_fft // 2 + 1 columns
+             n_mels:int,      # bands
+             fmin=0.,         # lower corner of the first band, Hz
+             fmax=None,       # upper corner of the last band, Hz; None is half the sample rate
+             scale='htk',     # htk, slaney or kaldi
+             norm=None,       # None: peak 1; 'slaney': area 1 over Hz
+             ) -> SparseRows: # (n_mels, n_fft // 2 + 1)
     "A triangular mel filter bank"
-    mel, hz, dtype = pick(scales, scale, 'mel scale')
-    lo, hi = mel(torch.tensor([fmin, sample_rate / 2 if fmax is None else fmax], dtype=torch.float64)).tolist()
-    x = torch.arange(n_fft // 2 + (hz is not None), dtype=dtype) * (sample_rate / n_fft)
-    if hz: corner = hz(torch.linspace(lo, hi, n_mels + 2, dtype=dtype))
-    else: x, corner = mel(x), lo + torch.arange(n_mels + 2, dtype=dtype) * ((hi - lo) / (n_mels + 1))
-    first = torch.searchsorted(x, corner)                      # first bin at or above each corner
-    count = first[2:] - first[:-2]
+    bins, corner = _bins_and_corners(sample_rate, n_fft, n_mels, fmin, fmax, scale)
+    first = torch.searchsorted(bins, corner)                   # first bin at or above each corner
+    count = first[2:] - first[:-2]                             # bins under each triangle
     start = F.pad(count.cumsum(0), (1, 0))
     row = torch.arange(n_mels).repeat_interleave(count)
     col = torch.arange(len(row)) - (start[:-1] - first[:-2])[row]
-    width = corner.diff()
-    weight = torch.minimum((x[col] - corner[row]) / width[row], (corner[row + 2] - x[col]) / width[row + 1])
+    weight = _triangle_heights(bins[col], corner, row)
     if norm == 'slaney': weight = weight * (2 / (corner[2:] - corner[:-2]))[row]
     return SparseRows(col, start, weight)
 
@@ -167,6 +243,7 @@ def reflect(x, n):
     "Mirror `n` samples at both ends of (B, N), the end sample not repeated"
     return torch.cat([x[:, 1:n + 1].flip(1), x, x[:, -n - 1:-1].flip(1)], 1)
 
+# %% ../../nbs/frontend/05_mel.ipynb #3b322fe3
 def zeros(x, n):
     "Put `n` zeros at both ends of (B, N)"
     return F.pad(x, (n, n))
@@ -177,7 +254,9 @@ pads = {'reflect': reflect, 'zero': zeros, None: lambda x, n: x}
 def squared_magnitude(X,  # complex (B, T, K); may be overwritten
                       ):  # (K, B, T), contiguous
     "|X|^2, bins first"
-    x = torch.view_as_real(X)
-    keep = x.requires_grad or torch.compiler.is_compiling()
-    re, im = (x.square() if keep else x.square_()).permute(2, 0, 1, 3).unbind(-1)
-    return (re + im).contiguous() if keep else torch.add(re, im, out=re.new_empty(re.shape))
+    parts = torch.view_as_real(X)
+    keep = parts.requires_grad or torch.compiler.is_compiling()
+    squares = parts.square() if keep else parts.square_()
+    re, im = squares.permute(2, 0, 1, 3).unbind(-1)
+    if keep: return (re + im).contiguous()
+    return torch.add(re, im, out=re.new_empty(re.shape))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import pandas as pd
+from fastcore.basics import patch
 
 from ..core import InputError, pick
 
@@ -22,7 +23,13 @@ class Rules(NamedTuple):
     bits: int = None            # the precision every parameter must have; None: free
     per_device: bool = False    # the limits hold for the network of each device by itself
 
-RULES = {'2021': Rules(macs=None, nonzero=True), '2022': Rules(bits=8), '2023': Rules(), '2024': Rules(), '2025': Rules(per_device=True)}
+# %% ../../nbs/size/10_rules.ipynb #1c04165d
+RULES = {
+    '2021': Rules(macs=None, nonzero=True),
+    '2022': Rules(bits=8),
+    '2023': Rules(),
+    '2024': Rules(),
+    '2025': Rules(per_device=True)}
 
 # %% ../../nbs/size/10_rules.ipynb #209ffe09
 @dataclass(repr=False)
@@ -31,30 +38,48 @@ class Verdict:
     year: str
     checks: pd.DataFrame
     notes: tuple = ()           # sentences for the reason
+
     @property
     def passed(self) -> bool: return bool(self.checks['passed'].all())
-    @property
-    def reason(self) -> str:
-        told = [f"{i} {r.found:,} {'of' if r.passed else 'exceed'} {r.limit:,} ({abs(r.margin):,} {'left' if r.passed else 'too many'})"
-                if r.limit != r.found or i != 'bits' else f'parameters are int{r.found}, as required' for i, r in self.checks.iterrows()]
-        return '; '.join([*told, *self.notes])
+
     def __bool__(self): return self.passed
     def __repr__(self): return f"DCASE {self.year}: {'pass' if self.passed else 'FAIL'}. {self.reason}."
 
+# %% ../../nbs/size/10_rules.ipynb #2d4f0e81
+def _check_text(name, check):
+    "A row of `Verdict.checks` in words"
+    if name == 'bits' and check.found == check.limit:
+        return f'parameters are int{check.found}, as required'
+    verb = 'of' if check.passed else 'exceed'
+    rest = 'left' if check.passed else 'too many'
+    return f'{name} {check.found:,} {verb} {check.limit:,} ({abs(check.margin):,} {rest})'
+
+# %% ../../nbs/size/10_rules.ipynb #4e40cf59
+@patch(as_prop=True)
+def reason(self:Verdict) -> str:
+    "Every check in words, then the notes"
+    texts = [_check_text(name, check) for name, check in self.checks.iterrows()]
+    return '; '.join([*texts, *self.notes])
+
+# %% ../../nbs/size/10_rules.ipynb #e5ee7d7d
+def _check_row(found, limit):
+    return dict(found=found, limit=limit, margin=limit - found, passed=found <= limit)
+
 # %% ../../nbs/size/10_rules.ipynb #d03c38fb
-def judge(params:int,       # parameters, all of them
-          macs:int,         # official MACs for one second
-          year='2024',      # a key of RULES
-          bits:int=16,      # bits a parameter is stored with
-          nonzero=None,     # parameters that are not zero; read in 2021
-          notes=(),         # sentences that the reason repeats
+def judge(params:int,   # parameters, all of them
+          macs:int,     # official MACs for one second
+          year='2024',  # a key of RULES
+          bits:int=16,  # bits a parameter is stored with
+          nonzero=None, # parameters that are not zero; read in 2021
+          notes=(),     # sentences that the reason repeats
           ) -> Verdict:
-    "Hold a network against the limits of a year"
-    r = pick(RULES, str(year), 'year')
-    if r.nonzero and nonzero is None: raise InputError(f'nonzero: the rules of {year} count the parameters that are not zero; give their number')
-    rows = {}
-    def check(name, found, limit): rows[name] = dict(found=found, limit=limit, margin=limit - found, passed=found <= limit)
-    if r.bits: check('bits', bits, r.bits)
-    check('bytes', -(-(nonzero if r.nonzero else params) * bits // 8), r.size)
-    if r.macs: check('MACs', macs, r.macs)
-    return Verdict(str(year), pd.DataFrame(rows).T.astype({'passed': bool}), tuple(notes))
+    "Compare a network with the limits of a year"
+    rules = pick(RULES, str(year), 'year')
+    if rules.nonzero and nonzero is None:
+        raise InputError(f'nonzero: the rules of {year} count the parameters that are not zero; give their number')
+    counted = nonzero if rules.nonzero else params
+    checks = {}
+    if rules.bits: checks['bits'] = _check_row(bits, rules.bits)
+    checks['bytes'] = _check_row(-(-counted * bits // 8), rules.size)
+    if rules.macs: checks['MACs'] = _check_row(macs, rules.macs)
+    return Verdict(str(year), pd.DataFrame(checks).T.astype({'passed': bool}), tuple(notes))

@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 
 from ..core import DEVICES, InputError, pick, vocab_of
 from ..score.metrics import metrics
-from ..score.stats import fit_temperature
+from ..score.temperature import fit_temperature
 from .logits import Teacher
 
 # %% ../../nbs/teach/25_ensemble.ipynb #3133c7cf

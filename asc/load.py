@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'OpenModel', 'open_model', 'opened', 'Hearing']
 
-# %% ../nbs/50_load.ipynb #df757de6
+# %% ../nbs/50_load.ipynb #fa393258
 import inspect
 import json
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ from .frontend.logmel import create_frontend
 from .frontend.mel import Resample
 from .model.body import DeviceWise, body_of
 from .model.classifier import Classifier, create_classifier, load_model
-from .model.per_device import load_devices
+from .model.per_device import DeviceAware, load_devices
 from .model.published import PublishedClassifier, as_classifier, load_published
 from .size.prune import reshape
 from .size.qat import load_quantised
 from .size.qdq import quantisers
 
-# %% ../nbs/50_load.ipynb #7014ddeb
+# %% ../nbs/50_load.ipynb #53cd7c1f
 KINDS = {
     'float': 'a float network',
     'pruned': 'a pruned network',
@@ -39,7 +39,7 @@ KINDS = {
     'module': 'a module of your own',
 }
 
-# %% ../nbs/50_load.ipynb #c5661dcd
+# %% ../nbs/50_load.ipynb #acbf9866
 @dataclass
 class OpenModel:
     "An opened model: `model(wave, device)` gives probabilities float32 (B, classes)"
@@ -57,14 +57,14 @@ class OpenModel:
     def __call__(self, wave, device=None):
         return self.logits(wave, device).float().softmax(1)
 
-# %% ../nbs/50_load.ipynb #6465bd6a
+# %% ../nbs/50_load.ipynb #1784e6e5
 @patch
 def logits(self:OpenModel, wave, device=None):
     "(B, classes); of an exported file, which ends in probabilities, their logarithm"
     if self.file is None: return self.network(wave, device)
     return torch.from_numpy(self.file.probabilities(wave)).clamp_min(1e-30).log()
 
-# %% ../nbs/50_load.ipynb #0fa1f1db
+# %% ../nbs/50_load.ipynb #c2a8a84e
 @patch(as_prop=True)
 def label(self:OpenModel) -> str:
     "A short name: of the folder, the file or the public checkpoint"
@@ -72,13 +72,13 @@ def label(self:OpenModel) -> str:
     if path.name == 'model.json': path = path.parent
     return path.name if path.is_dir() or not path.is_file() else path.stem
 
-# %% ../nbs/50_load.ipynb #e2e7c67f
+# %% ../nbs/50_load.ipynb #10052dd4
 @patch(as_prop=True)
 def fingerprint(self:OpenModel) -> str:
     "Of the weights of the network, the same wherever it is named"
     return self.file.facts['fingerprint'] if self.network is None else weights_fingerprint(body_of(self.network))
 
-# %% ../nbs/50_load.ipynb #92c11fb2
+# %% ../nbs/50_load.ipynb #401c43d4
 @patch(as_prop=True)
 def frontend(self:OpenModel) -> str:
     "What the network sees, in words"
@@ -86,13 +86,13 @@ def frontend(self:OpenModel) -> str:
     owner = getattr(self.network, 'pipeline', self.network)
     return ' '.join(repr(getattr(owner, 'frontend', '')).split())
 
-# %% ../nbs/50_load.ipynb #47b8d220
+# %% ../nbs/50_load.ipynb #60bea44e
 @patch
 def device_number(self:OpenModel, name) -> int:
     "The index of a recording device, -1 for one it does not know"
     return list(self.devices).index(name) if name in self.devices else -1
 
-# %% ../nbs/50_load.ipynb #6097c083
+# %% ../nbs/50_load.ipynb #8bdf9f69
 @patch
 def classifier(self:OpenModel,
                consumer:str,   # who asks, for the message
@@ -104,48 +104,56 @@ def classifier(self:OpenModel,
         raise InputError(f'{consumer} cannot use {self.source}, which is {KINDS[self.kind]} ({self.kind}): give one of {usable}')
     return self.network
 
-# %% ../nbs/50_load.ipynb #e1f1b365
-def open_model(source, # run folder, exported .onnx, published checkpoint or its public name; see also `opened`
+# %% ../nbs/50_load.ipynb #3b7e6b63
+def open_model(source,    # run folder, exported .onnx, published checkpoint or its public name; see also `opened`
+               rate=None, # Hz of the waves a published system will be given; default: its own; a run knows its rate
                ) -> OpenModel: # in eval mode, on the CPU
     "A model by what it was saved as"
-    if not isinstance(source, (str, Path)): return opened(source)
+    if not isinstance(source, (str, Path)): return opened(source, rate=rate)
     path = resolve(source)
     if path.name == 'model.json': path = path.parent
     if path.is_dir(): return opened(_read_folder(path), source)
     if path.suffix == '.onnx': return _open_export(path, source)
-    return opened(load_published(path if path.is_file() else source), source)
+    return opened(load_published(path if path.is_file() else source), source, rate)
 
-# %% ../nbs/50_load.ipynb #5d204291
+# %% ../nbs/50_load.ipynb #cdb123b7
 def opened(model,          # Classifier, PublishedClassifier, another module with `scenes`, keywords of
                            # `create_classifier`, or an OpenModel
            source='',      # where it came from
+           rate=None,      # see `open_model`
            ) -> OpenModel: # in eval mode
     "A model that is at hand, as if it had been opened"
     if isinstance(model, OpenModel): return model
     if isinstance(model, dict): return _from_keywords(model)
-    if isinstance(model, PublishedClassifier):
-        classifier = as_classifier(model)
-        kind = 'device-wise' if isinstance(model.network, DeviceWise) else 'published'
-        return _from_classifier(classifier, source or model.name, kind)
+    if isinstance(model, PublishedClassifier): return _from_published(model, source, rate)
     if isinstance(model, Classifier):
         return _from_classifier(model, source or model.spec['backbone'], _kind(model))
     if isinstance(model, nn.Module): return _from_module(model, source)
     raise InputError(f'model: found {type(model).__name__}; give a path, a classifier or a module')
 
-# %% ../nbs/50_load.ipynb #9a8520e4
+# %% ../nbs/50_load.ipynb #19ee9187
+def _from_published(published, source, rate):
+    "A published system behind our own pipeline"
+    model = as_classifier(published, rate)
+    body, source = model.backbone, source or published.name
+    if not isinstance(body, DeviceWise): return _from_classifier(model, source, 'published')
+    model.backbone = body.base_model
+    return _from_classifier(DeviceAware(model, dict(body.device_models), body.devices), source, 'device-wise')
+
+# %% ../nbs/50_load.ipynb #7f86582f
 def _kind(model):
     "What sort of classifier it is"
     if isinstance(model.backbone, DeviceWise): return 'device-wise'
     if quantisers(model.backbone): return 'quantised'
     return 'pruned' if model.spec.get('pruned') else 'float'
 
-# %% ../nbs/50_load.ipynb #ebc6879f
+# %% ../nbs/50_load.ipynb #12f879ee
 def _from_classifier(model, source, kind):
     "A classifier as an opened model"
     devices = model.backbone.devices if isinstance(model.backbone, DeviceWise) else DEVICES
     return OpenModel(str(source), kind, list(model.scenes), model.spec['rate'], list(devices), model.eval())
 
-# %% ../nbs/50_load.ipynb #dc1ac357
+# %% ../nbs/50_load.ipynb #2389efb0
 def _from_keywords(keywords):
     "A classifier by name, with weights of its own: `create_classifier`'s keywords"
     options = dict(pipeline='none', scenes=SCENES, augment=False) | keywords
@@ -156,7 +164,7 @@ def _from_keywords(keywords):
     weights = options.get('backbone_args', {}).get('weights', model.spec['backbone'])
     return _from_classifier(model, weights, 'float')
 
-# %% ../nbs/50_load.ipynb #bf86e3d6
+# %% ../nbs/50_load.ipynb #79d43e64
 class _WaveOnly(nn.Module):
     "A module of the user's that hears waves alone, and may answer with a tuple whose first part are the logits"
     def __init__(self, module):
@@ -168,7 +176,7 @@ class _WaveOnly(nn.Module):
         answer = self.module(wave, device) if self.takes_device else self.module(wave)
         return answer[0] if isinstance(answer, (tuple, list)) else answer
 
-# %% ../nbs/50_load.ipynb #6a99664d
+# %% ../nbs/50_load.ipynb #12dc0f38
 def _from_module(module, source):
     "A module of the user's: it needs `scenes` (names of its outputs) and `sample_rate` (Hz)"
     for name, meaning in (('scenes', 'the names of its outputs, in order'), ('sample_rate', 'the Hz of its waves')):
@@ -178,19 +186,19 @@ def _from_module(module, source):
     source = source or getattr(module, 'label', type(module).__name__)
     return OpenModel(str(source), 'module', list(module.scenes), module.sample_rate, list(DEVICES), _WaveOnly(module).eval())
 
-# %% ../nbs/50_load.ipynb #bca5b50c
+# %% ../nbs/50_load.ipynb #6b5df719
 def _read_folder(folder):
     "The classifier of a run folder, of whatever form"
     if (folder/'devices.safetensors').is_file(): return load_devices(folder, _reshape)
     if _saved_format(folder) == 'asc-quantised-1': return load_quantised(folder)
     return load_model(folder, _reshape)
 
-# %% ../nbs/50_load.ipynb #b6de52a9
+# %% ../nbs/50_load.ipynb #2a903617
 def _reshape(network, tensors):
     "Give a network the widths of a pruned one"
     reshape(network, {name: tensor.shape for name, tensor in tensors.items()})
 
-# %% ../nbs/50_load.ipynb #d4024908
+# %% ../nbs/50_load.ipynb #181598e0
 def _saved_format(folder):
     "The format that a folder's model.json states; '' where it states none (the reader then says what is wrong)"
     try:
@@ -199,7 +207,7 @@ def _saved_format(folder):
         return ''
     return content.get('format', '') if isinstance(content, dict) else ''
 
-# %% ../nbs/50_load.ipynb #acc5adfe
+# %% ../nbs/50_load.ipynb #8517395a
 def _open_export(path, source):
     "An exported file, run by ONNX Runtime"
     from asc.export.onnx import load_exported              # an extra: onnxruntime
@@ -207,7 +215,7 @@ def _open_export(path, source):
     seconds = file.samples / file.rate
     return OpenModel(str(source), 'exported', list(file.classes), file.rate, list(DEVICES), None, file, seconds, fixed=True)
 
-# %% ../nbs/50_load.ipynb #0da8d267
+# %% ../nbs/50_load.ipynb #2a23bb33
 class Hearing(nn.Module):
     "wave (B, N) at `rate`, index (B,) into `devices` or None -> logits (B, classes) of an opened model"
     def __init__(self, model, # OpenModel
@@ -226,25 +234,25 @@ class Hearing(nn.Module):
     def forward(self, wave, device=None):
         return self.model.logits(self.resample(wave), self.translate(device))
 
-# %% ../nbs/50_load.ipynb #42ee5c05
+# %% ../nbs/50_load.ipynb #a03f18af
 @patch
 def translate(self:Hearing, device):
     "Numbers of the model's devices for numbers of the corpus' devices"
     return None if device is None else self.numbers[device]
 
-# %% ../nbs/50_load.ipynb #f99fd3ab
+# %% ../nbs/50_load.ipynb #dff93fa3
 @patch(as_prop=True)
 def pipeline(self:Hearing):
     "Of the model; None where there is no PyTorch network"
     return getattr(self.network, 'pipeline', None)
 
-# %% ../nbs/50_load.ipynb #6181b55c
+# %% ../nbs/50_load.ipynb #6a4388c7
 @patch(as_prop=True)
 def backbone(self:Hearing):
     "The network that hears spectrograms; None where there is none"
     return getattr(self.network, 'backbone', None)
 
-# %% ../nbs/50_load.ipynb #8c3d9bda
+# %% ../nbs/50_load.ipynb #185f8a03
 @patch
 def input_shape(self:Hearing, seconds:float=1.) -> tuple: # (1, 1, F, T)
     "Shape of the spectrogram that the model's network sees"

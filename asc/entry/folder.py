@@ -17,7 +17,7 @@ import torch
 
 from ..core import InputError, atomic, fingerprint, resolve, write_json
 from ..train.learner import ClipData, predict_logits
-from ..score.paper import read_run
+from ..score.runs import read_run
 from ..size.rules import judge
 from ..data.store import pack
 from .files import (LABEL, check_meta, check_output, describe_system, results_of, write_meta,

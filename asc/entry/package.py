@@ -19,9 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import asc
-from ..model.classifier import load_model, save_model
+from ..model.classifier import save_model
 from ..core import InputError, resolve, write_text
-from ..model.per_device import from_published, load_devices, save_devices
+from ..load import open_model
+from ..model.per_device import save_devices
 from .files import LABEL
 
 # %% ../../nbs/entry/15_package.ipynb #ed0b7ce6
@@ -164,11 +165,8 @@ def halve(folder):
 
 # %% ../../nbs/entry/15_package.ipynb #a517ab2a
 def open_source(source):
-    "A run folder, a folder of device models or a published device-wise checkpoint as a model of ours"
-    path = resolve(source)
-    if (path/'devices.safetensors').is_file(): return load_devices(path)
-    if path.is_dir(): return load_model(path)
-    return from_published(path if path.is_file() else source)
+    "A run folder, a folder of device models or a published device-wise checkpoint, which hears 44.1 kHz"
+    return open_model(source, 44100).classifier('submit', ('float', 'device-wise'))
 
 # %% ../../nbs/entry/15_package.ipynb #a493cd58
 def _copy_library(root):

@@ -16,7 +16,7 @@ from ..backbone.zoo import create_backbone
 from ..size.cost import complexity
 from ..size.fold import half_weights
 from ..size.qdq import quantisers
-from ..use.predict import load_any
+from ..load import open_model
 
 # %% ../../nbs/entry/07_weights.ipynb #84ebbd0b
 def networks_of(model) -> dict: # '' or 'base_model', 'device_models.a' … -> network
@@ -28,8 +28,9 @@ def networks_of(model) -> dict: # '' or 'base_model', 'device_models.a' … -> n
 # %% ../../nbs/entry/07_weights.ipynb #442d87b7
 def load_entrant(folder) -> tuple: # model, bits of a parameter
     "The model of a run as it is handed in: half precision, or int8 as it is"
-    model = load_any(Path(folder))
-    if hasattr(model, 'backbone') and quantisers(model.backbone): return model, 8
+    opened = open_model(folder)
+    model = opened.classifier('submit', ('float', 'pruned', 'quantised', 'device-wise'))
+    if opened.kind == 'quantised': return model, 8
     return half_weights(model), 16
 
 # %% ../../nbs/entry/07_weights.ipynb #6bfc9be2

@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 
 from ..core import InputError
-from ..run.process import full_parameters
+from ..run.parameters import full_parameters
 
 # %% ../../nbs/experiment/17_cells.ipynb #40fa63a4
 @dataclass(frozen=True)

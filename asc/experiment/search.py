@@ -9,17 +9,18 @@ __all__ = ['monitors', 'pruners', 'need_optuna', 'create_pruner', 'open_study', 
 # %% ../../nbs/experiment/25_search.ipynb #f989c54b
 import json
 import warnings
+from dataclasses import fields
 from functools import partial
 
 import pandas as pd
 from fastai.callback.core import Callback
 from fastai.learner import CancelFitException
 
-from .recipe import training_options
 from .space import proposed_values, set_parameters, suggest
 from ..core import InputError, pick, resolve, write_text
-from ..run.process import declared_parameters, find_notebook
+from ..run.parameters import declared_parameters, find_notebook
 from ..train.learner import fitting
+from ..train.options import TrainingOptions
 from ..train.resume import check_config
 
 # %% ../../nbs/experiment/25_search.ipynb #d5251005
@@ -121,7 +122,7 @@ def _kept_epoch(history, keep, monitor):
 # %% ../../nbs/experiment/25_search.ipynb #1b7e809f
 def run_trial(
     trial,  # of Optuna
-    make,   # (options of `create_training`, cbs=…) -> (learner, function that trains it)
+    make,   # (TrainingOptions, cbs=…) -> (learner, function that trains it)
     space,  # as `read_space` returns it
     params, # of train.ipynb
     monitor='valid_loss',
@@ -132,7 +133,7 @@ def run_trial(
     watch = Prune(trial, monitor)
     try:
         changed = set_parameters(params, suggest(trial, space))
-        learn, train = make(cbs=[watch], **training_options(changed))
+        learn, train = make(TrainingOptions.of(changed), cbs=[watch])
         _announce(trial)
         train()
     except (InputError, RuntimeError) as e:
@@ -271,7 +272,7 @@ def best_recipe(study, params) -> dict: # parameters of train.ipynb that are not
     stated = {'epochs', 'seed', *(name.split('.')[0] for name in space)}
     declared = declared_parameters(find_notebook('train'))
     defaults = {name: default for name, (_, default) in declared.items()}
-    allowed = {*training_options(), 'valid'}
+    allowed = {entry.name for entry in fields(TrainingOptions)} - {'data', 'data_dir', 'subset'}
     return {name: value for name, value in changed.items()
             if name in allowed and (name in stated or value != defaults[name])}
 

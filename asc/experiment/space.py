@@ -7,14 +7,18 @@ __all__ = ['set_parameter', 'set_parameters', 'read_range', 'read_entry', 'read_
 
 # %% ../../nbs/experiment/22_space.ipynb #49460673
 import json
+from dataclasses import fields
 
-from .recipe import check_training, training_options
+from .recipe import check_training
 from ..core import InputError, pick
-from ..run.process import declared_parameters, find_notebook
+from ..run.parameters import declared_parameters, find_notebook
 from ..augment.pipeline import pipelines, revise
 from ..run.folder import check_type
+from ..train.options import TrainingOptions
 
 # %% ../../nbs/experiment/22_space.ipynb #2b5478d9
+_MEASURED = 'data', 'data_dir', 'subset', 'valid', 'join', 'target', 'seed'
+
 def _declared(): return declared_parameters(find_notebook('train'))
 
 # %% ../../nbs/experiment/22_space.ipynb #b7465faa
@@ -118,7 +122,7 @@ def read_entry(name, entry, params):
     "What is searched of one parameter: a list of choices, or a dict with low, high, log and step"
     head = name.split('.')[0]
     pick(_declared(), head, 'parameter of train')
-    if head not in training_options() or head in ('seed', 'target'):
+    if head in _MEASURED or head not in {entry.name for entry in fields(TrainingOptions)}:
         raise InputError(f'space: {head} is not searched, it says what is measured; '
                          'give it as a parameter of the search')
     if isinstance(entry, list) and entry:
@@ -146,7 +150,7 @@ def _check_value(params, name, value, clips):
     kind, _ = _declared()[head]
     changed = set_parameter(params, name, value)
     changed[head] = check_type(head, changed[head], kind)
-    check_training(*clips, **training_options(changed))
+    check_training(TrainingOptions.of(changed), *clips)
 
 # %% ../../nbs/experiment/22_space.ipynb #0accf345
 def read_space(

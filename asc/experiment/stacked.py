@@ -23,7 +23,7 @@ from ..core import InputError
 from ..augment.pipeline import create_pipeline
 from ..train.ddp import rank_and_world
 from ..train.resume import random_states, set_random_states
-from ..teach.setup import Distillation
+from .distillation import Distillation
 
 # %% ../../nbs/experiment/10_stacked.ipynb #9fc88abf
 class _Ended(Exception): "Another thread has failed"

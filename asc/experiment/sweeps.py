@@ -16,7 +16,8 @@ from fastcore.basics import patch
 from ..core import InputError, check_range, pick, resolve, write_text
 from .cells import seed_groups
 from .engines import engines
-from ..run.process import declared_parameters, find_notebook, is_held, job_state, run_record
+from ..run.parameters import declared_parameters, find_notebook
+from ..run.process import is_held, job_state, run_record
 
 # %% ../../nbs/experiment/20_sweeps.ipynb #5c5f54ac
 class Sweep:

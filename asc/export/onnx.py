@@ -28,7 +28,8 @@ from ..frontend.logmel import LogMel
 from ..frontend.matmul import graph_frontend
 from ..frontend.mel import Resample
 from ..model.classifier import Classifier
-from ..model.published import DeviceWise, PublishedClassifier, as_wave
+from ..model.body import DeviceWise
+from ..model.published import as_wave, PublishedClassifier
 
 # %% ../../nbs/export/10_onnx.ipynb #1e147b70
 class Parts(NamedTuple):

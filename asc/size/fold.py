@@ -18,7 +18,8 @@ from ..backbone.cnn6 import Cnn6, fold_cnn6
 from ..backbone.zoo import backbones, swap
 from ..core import InputError
 from ..model.classifier import Classifier
-from ..model.published import DeviceWise, PublishedClassifier
+from ..model.body import DeviceWise
+from ..model.published import PublishedClassifier
 from .dataflow import dataflow
 
 # %% ../../nbs/size/25_fold.ipynb #bd796cc7

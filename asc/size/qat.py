@@ -24,6 +24,7 @@ from .qdq import is_calibrated, quantised_classifier, quantisers
 from ..teach.distill import DistillLoss, LiveTeacher
 from ..train.callbacks import create_callbacks
 from ..train.learner import create_learner, fit
+from ..train.options import TrainingOptions
 
 # %% ../../nbs/size/45_qat.ipynb #24b6273a
 class QuantisedTraining(Callback):
@@ -68,10 +69,10 @@ def create_qat_learner(dls, model,            # DataLoaders; calibrated quantise
                        ranges:bool=True,      # learn the ranges before
                        history=None,          # path of history.csv
                        cbs=(),                # further callbacks
-                       **options):            # of `asc.train.callbacks.create_callbacks`
+                       **options):            # of `asc.train.options.TrainingOptions`
     "A Learner for quantisation-aware training; train with `fit_qat`"
     mixing_temperature = 1. if teacher is None else temperature
-    callbacks = create_callbacks(dls, temperature=mixing_temperature, **options)
+    callbacks = create_callbacks(dls, TrainingOptions(**options), mixing_temperature)
     callbacks = [*callbacks, QuantisedTraining(frozen, ranges), *cbs]
     if teacher is not None:
         if quantisers(teacher):

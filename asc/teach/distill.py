@@ -13,7 +13,7 @@ from fastai.callback.core import Callback
 from torch import nn
 
 from ..core import InputError, check_range, pick
-from ..train.finetune import body_of
+from ..model.body import body_of
 
 # %% ../../nbs/teach/15_distill.ipynb #fdca6f74
 reductions = dict(element_mean=lambda kl: kl.mean(1), batchmean=lambda kl: kl.sum(1))    # (B, K) -> (B,)

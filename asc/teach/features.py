@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..core import InputError, check_range, pick
 from .distill import LiveTeacher
-from ..train.finetune import body_of
+from ..model.body import body_of
 from ..augment.mixup import MixUp
 
 # %% ../../nbs/teach/20_features.ipynb #c6ddcf5f

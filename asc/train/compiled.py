@@ -17,7 +17,7 @@ import torch
 from fastai.callback.core import Callback
 
 from ..core import InputError
-from .finetune import body_of
+from ..model.body import body_of
 from .learner import fitting
 
 # %% ../../nbs/train/70_compiled.ipynb #486a81e2

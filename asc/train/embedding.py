@@ -16,7 +16,7 @@ from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 
 from ..core import InputError
-from .finetune import body_of, head_of
+from ..model.body import body_of, head_of
 
 # %% ../../nbs/train/97_embedding.ipynb #408e682b
 @contextmanager

@@ -12,7 +12,8 @@ from fastai.callback.core import Callback
 from torch import nn
 
 from ..core import InputError, check_range, pick, seed_everything
-from .finetune import head_of, within
+from ..model.body import head_of
+from .finetune import within
 from .learner import create_learner, fit, make_dls
 from .losses import PlainValidation
 from .targets import MixUpLoss

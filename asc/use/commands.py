@@ -58,7 +58,8 @@ def listen(
     hop,     # seconds
 ):
     "Print a line for every answer to what a microphone hears"
-    from asc.use.predict import microphone, open_model, predict_stream
+    from asc.use.predict import microphone, predict_stream
+    from asc.load import open_model
     rate = 44100
     source = int(source) if source.isdigit() else source or None
     blocks = microphone(rate, None if seconds < 0 else seconds, source)

@@ -20,7 +20,8 @@ from ..core import InputError, check_range
 from ..data.choose import find_corpus
 from .microphones import RECORDED, coloured, compare_devices, device_names, explain, read_start, through_device
 from ..train.learner import ClipData
-from .predict import Predictor, open_model
+from .predict import Predictor
+from ..load import open_model
 from ..size.ptq import ptq
 from ..size.qdq import calibration_batches
 from ..run.folder import fresh_folder

@@ -22,7 +22,8 @@ from ..core import InputError, check_range, pick, resolve
 from ..frontend.logmel import create_frontend
 from ..augment.impulse import ImpulseBank, load_bank, synthetic_bank
 from ..frontend.mel import htk_hz, htk_mel
-from .predict import open_model, read_window, resampler, window_of, window_starts
+from ..load import open_model
+from .predict import read_window, resampler, window_of, window_starts
 from ..data.sound import FAULTS, fault_of
 
 # %% ../../nbs/use/15_microphones.ipynb #ee0cc5b8

@@ -17,13 +17,15 @@ import soundfile as sf
 import torch
 import torchaudio
 
+import asc.data.packing
 import asc.data.pcm
 import asc.data.store
 from asc.core import InputError, project_root
 from asc.data.check import check_corpus
 from asc.data.corpus import META, ClipName, load_corpus
 from asc.data.sound import read_int16, scan_wavs, to_int16
-from asc.data.store import Store, chunks, store_layout, pack
+from asc.data.packing import chunks
+from asc.data.store import Store, pack
 
 SAMPLES = Path(os.environ.get('ASC_SHARED', project_root()/'..'/'shared'))/'data'/'tau-samples'
 RATE = 800
@@ -50,7 +52,7 @@ def corpus(tmp_path): return make(tmp_path/'c')
 @pytest.fixture
 def store(corpus, tmp_path): return pack(corpus, tmp_path/'s', progress=False)
 
-def small_chunks(monkeypatch, clips=4): monkeypatch.setattr(asc.data.store, 'CHUNK', clips*RATE)
+def small_chunks(monkeypatch, clips=4): monkeypatch.setattr(asc.data.packing, 'CHUNK', clips*RATE)
 
 
 # ---------------------------------------------------------------- samples
@@ -152,7 +154,7 @@ def test_chunks_cover_and_keep_stretches_whole():
     rng = np.random.default_rng(0)
     for _ in range(50):
         stretch = np.repeat(np.arange(30), rng.integers(1, 12, 30))
-        got = chunks(stretch, asc.data.store.CHUNK//rng.integers(1, 30))
+        got = chunks(stretch, asc.data.packing.CHUNK//rng.integers(1, 30))
         assert [a for a, _ in got] == [0, *(b for _, b in got[:-1])] and got[-1][1] == len(stretch)
         assert all(stretch[b - 1] != stretch[b] for _, b in got[:-1])
 
@@ -241,12 +243,12 @@ def tree(folder): return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 SCRIPT = '''
     import sys, time
-    import asc.data.store, asc.data.sound
+    import asc.data.packing, asc.data.store
     from asc.data.corpus import load_corpus
-    asc.data.store.CHUNK = 4*800
-    read = asc.data.store.read_int16
+    asc.data.packing.CHUNK = 4*800
+    read = asc.data.packing.read_int16
     def slow(*a): time.sleep(.008); return read(*a)
-    asc.data.store.read_int16 = slow
+    asc.data.packing.read_int16 = slow
     corpus = load_corpus(sys.argv[1])
     print('go', flush=True)
     print(asc.data.store.pack(corpus, sys.argv[2], progress=False).folder)
@@ -302,8 +304,8 @@ def test_resume_from_any_state(how, corpus, tmp_path, monkeypatch):
     if how == 'nonsense': log.write_text('0 4 17\n99 120 5\n' + log.read_text())
     if how == 'rows written': (f/'audio.part').rename(f/'audio.i16'); (f/'rows.csv').write_text('half')
     decoded = []
-    read = asc.data.store.read_int16
-    monkeypatch.setattr(asc.data.store, 'read_int16', lambda p, *a: (decoded.append(p), read(p, *a))[1])
+    read = asc.data.packing.read_int16
+    monkeypatch.setattr(asc.data.packing, 'read_int16', lambda p, *a: (decoded.append(p), read(p, *a))[1])
     assert tree(pack(corpus, tmp_path/'s', progress=False).folder) == good
     assert len(decoded) == {'torn line': 4, 'lost bytes': 8, 'no part': 24}.get(how, 0)  # only what was lost is done again
 

@@ -18,6 +18,7 @@ import torch
 import torchaudio
 
 import asc.data.pcm
+import asc.data.packing
 import asc.data.store
 from asc.core import InputError, project_root
 from asc.data.check import check_corpus
@@ -42,7 +43,7 @@ def store(corpus, tmp_path):
 
 
 def small_chunks(monkeypatch, clips=4):
-    monkeypatch.setattr(asc.data.store, 'CHUNK', clips*RATE)
+    monkeypatch.setattr(asc.data.packing, 'CHUNK', clips*RATE)
 
 
 # ---------------------------------------------------------------- samples
@@ -169,7 +170,7 @@ def test_chunks_cover_and_keep_stretches_whole():
     rng = np.random.default_rng(0)
     for _ in range(50):
         stretch = np.repeat(np.arange(30), rng.integers(1, 12, 30))
-        got = chunks(stretch, asc.data.store.CHUNK//rng.integers(1, 30))
+        got = chunks(stretch, asc.data.packing.CHUNK//rng.integers(1, 30))
         assert [a for a, _ in got] == [0, *(b for _, b in got[:-1])]
         assert got[-1][1] == len(stretch)
         assert all(stretch[b - 1] != stretch[b] for _, b in got[:-1])
@@ -295,10 +296,10 @@ SCRIPT = '''
     import sys, time
     import asc.data.store, asc.data.sound
     from asc.data.corpus import load_corpus
-    asc.data.store.CHUNK = 4*800
-    read = asc.data.store.read_int16
+    asc.data.packing.CHUNK = 4*800
+    read = asc.data.packing.read_int16
     def slow(*a): time.sleep(.008); return read(*a)
-    asc.data.store.read_int16 = slow
+    asc.data.packing.read_int16 = slow
     corpus = load_corpus(sys.argv[1])
     print('go', flush=True)
     print(asc.data.store.pack(corpus, sys.argv[2], progress=False).folder)
@@ -357,7 +358,7 @@ def test_resume_from_any_state(how, corpus, tmp_path, monkeypatch):
     good = tree(pack(corpus, tmp_path/'good', progress=False).folder)
     def die(*_): raise KeyboardInterrupt
     with monkeypatch.context() as m:
-        m.setattr(asc.data.store.Packing, 'finish', die)
+        m.setattr(asc.data.packing.Packing, 'finish', die)
         with pytest.raises(KeyboardInterrupt):
             pack(corpus, tmp_path/'s', progress=False)
     f = next((tmp_path/'s').glob('c-*'))
@@ -375,9 +376,9 @@ def test_resume_from_any_state(how, corpus, tmp_path, monkeypatch):
         (f/'audio.part').rename(f/'audio.i16')
         (f/'rows.csv').write_text('half')
     decoded = []
-    read = asc.data.store.read_int16
+    read = asc.data.packing.read_int16
     monkeypatch.setattr(
-        asc.data.store, 'read_int16', lambda p, *a: (decoded.append(p), read(p, *a))[1]
+        asc.data.packing, 'read_int16', lambda p, *a: (decoded.append(p), read(p, *a))[1]
     )
     assert tree(pack(corpus, tmp_path/'s', progress=False).folder) == good
     # only what was lost is done again

@@ -14,7 +14,8 @@ from torch import nn
 
 from conftest import ROOT
 
-from asc.backbone.zoo import backbones, create_backbone, shaken
+from asc.backbone.contract import shaken
+from asc.backbone.zoo import backbones, create_backbone
 from asc.export.card import card_text, model_card, parity, sizes
 from asc.model.classifier import create_classifier
 from asc.core import SCENES, InputError

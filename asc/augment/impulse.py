@@ -17,8 +17,9 @@ from .wave import check_p, clip_coin
 from ..core import InputError, pick, resolve
 
 # %% ../../nbs/augment/10_impulse.ipynb #374064db
-def stack_responses(responses, # list of 1-D tensors
-                    ) -> tuple: # (float32 (K,M) padded with zeros at the end, int64 lengths (K,))
+def stack_responses(
+    responses, # list of 1-D tensors
+) -> tuple: # (float32 (K,M) padded with zeros at the end, int64 lengths (K,))
     "Responses of several lengths as one tensor"
     stack = nn.utils.rnn.pad_sequence(responses, batch_first=True)
     return stack, torch.tensor([len(r) for r in responses])
@@ -34,10 +35,11 @@ def _read_response(file, rate): # -> 1-D tensor at `rate` Hz, or as it is for No
     return resample(x, file_rate, rate or file_rate)
 
 # %% ../../nbs/augment/10_impulse.ipynb #1bdc66f2
-def load_bank(folder,     # holds the .wav files; ~ and paths from the project root are understood
-              rate,       # Hz they are resampled to; None leaves each as it is
-              exclude=(), # names without .wav to leave out
-              ) -> tuple: # as `stack_responses`, in the order of the names
+def load_bank(
+    folder,     # holds the .wav files; ~ and paths from the project root are understood
+    rate,       # Hz they are resampled to; None leaves each as it is
+    exclude=(), # names without .wav to leave out
+) -> tuple: # as `stack_responses`, in the order of the names
     "The impulse responses in a folder"
     files = {f.stem: f for f in sorted(resolve(folder).glob('*.wav'))}
     if unknown := set(exclude) - set(files):
@@ -49,18 +51,20 @@ def load_bank(folder,     # holds the .wav files; ~ and paths from the project r
     return stack_responses(responses)
 
 # %% ../../nbs/augment/10_impulse.ipynb #556c53e2
-def _interpolate_knots(knots,    # values (n,K)
-                       position, # between 0 and K − 1, below the last, (M,)
-                       ):        # (n,M)
+def _interpolate_knots(
+    knots,    # values (n,K)
+    position, # between 0 and K − 1, below the last, (M,)
+): # (n,M)
     "Straight lines from knot to knot"
     left = position.long()
     return knots[:, left]*(1 - position + left) + knots[:, left + 1]*(position - left)
 
 # %% ../../nbs/augment/10_impulse.ipynb #c33f7662
-def synthetic_gain(freqs,   # Hz (M,)
-                   n,       # responses
-                   seed,    # … that they come from
-                   ) -> torch.Tensor: # magnitude (n,M)
+def synthetic_gain(
+    freqs,   # Hz (M,)
+    n,       # responses
+    seed,    # … that they come from
+) -> torch.Tensor: # magnitude (n,M)
     "Frequency responses of invented microphones"
     g = torch.Generator().manual_seed(seed)
     knots = torch.randn(n, 12, generator=g)*3      # dB, at twelve frequencies from 40 Hz to 16 kHz
@@ -72,8 +76,9 @@ def synthetic_gain(freqs,   # Hz (M,)
     return 10**(curve/20)*(r + 1e-3)/(1 + r*r).sqrt()/(1 + s*s).sqrt()
 
 # %% ../../nbs/augment/10_impulse.ipynb #ce3ea614
-def _minimum_phase(gain, # magnitudes (n,m + 1)
-                   ):    # responses (n,m)
+def _minimum_phase(
+    gain, # magnitudes (n,m + 1)
+): # responses (n,m)
     "The responses of least delay with such magnitudes, from the folded cepstrum"
     m = gain.shape[1] - 1
     cepstrum = torch.fft.irfft(gain.log())
@@ -82,10 +87,11 @@ def _minimum_phase(gain, # magnitudes (n,m + 1)
     return torch.fft.irfft(torch.fft.rfft(cepstrum).exp())[:, :m]
 
 # %% ../../nbs/augment/10_impulse.ipynb #d2be38f4
-def synthetic_bank(rate,    # Hz
-                   n=48,    # responses
-                   seed=0,
-                   ) -> tuple: # as `stack_responses`, each 4096 samples long
+def synthetic_bank(
+    rate,    # Hz
+    n=48,    # responses
+    seed=0,
+) -> tuple: # as `stack_responses`, each 4096 samples long
     "Minimum-phase responses of invented microphones, of unit energy"
     m = 4096
     freqs = torch.fft.rfftfreq(2*m, 1/rate)
@@ -107,10 +113,10 @@ class ImpulseBank(nn.Module):
 # %% ../../nbs/augment/10_impulse.ipynb #ae9d3fc9
 @patch
 def convolve(self:ImpulseBank,
-             x,          # waves (B,N)
-             which,      # the response for each, int64 (B,)
-             same=False, # True: the centre of the convolution instead of its beginning
-             ) -> torch.Tensor: # (B,N)
+    x,          # waves (B,N)
+    which,      # the response for each, int64 (B,)
+    same=False, # True: the centre of the convolution instead of its beginning
+) -> torch.Tensor: # (B,N)
     "Each wave with its response"
     n, m = x.shape[1], self.irs.shape[1]
     if not same: m = min(n, m)    # the rest would act on samples that are dropped
@@ -133,16 +139,16 @@ class DIR(nn.Module):
     "Convolve clips with device impulse responses drawn from a bank"
     stage = 'wave'
     def __init__(self,
-                 p=0.6,            # probability per clip (of the devices it applies to)
-                 rate=32000,       # sample rate of the waves, Hz
-                 devices=None,     # indices of the devices it applies to, None for all; TAU's a is 0
-                 folder=None,      # folder of .wav responses; None for the synthetic bank
-                 exclude=(),       # names in the folder to leave out
-                 keep_level=False, # True: scale each result to the clip's own RMS
-                 mode='full',      # 'full', or 'same' as dragonsearch had it
-                 bank_rate=None,   # Hz of the responses if not `rate`; 'native' for the files' own
-                 seed=0,           # of the synthetic bank
-                 ):
+        p=0.6,            # probability per clip (of the devices it applies to)
+        rate=32000,       # sample rate of the waves, Hz
+        devices=None,     # indices of the devices it applies to, None for all; TAU's a is 0
+        folder=None,      # folder of .wav responses; None for the synthetic bank
+        exclude=(),       # names in the folder to leave out
+        keep_level=False, # True: scale each result to the clip's own RMS
+        mode='full',      # 'full', or 'same' as dragonsearch had it
+        bank_rate=None,   # Hz of the responses if not `rate`; 'native' for the files' own
+        seed=0,           # of the synthetic bank
+    ):
         super().__init__()
         self.p, self.keep_level = check_p(p), keep_level
         self.devices = None if devices is None else list(devices)

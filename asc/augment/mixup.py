@@ -18,10 +18,10 @@ class MixUp(nn.Module):
     "λ·x + (1 − λ)·x[perm]; `lam` (B,) and `perm` (B,) of the last forward are kept, None where nothing was mixed"
     stage = ('wave', 'mel', 'spec')
     def __init__(self,
-                 alpha=0.3,   # λ ~ Beta(alpha, alpha)
-                 p=1.,        # probability, one decision per batch
-                 lam='batch', # one λ per 'batch' or per 'sample'
-                 ):
+        alpha=0.3,   # λ ~ Beta(alpha, alpha)
+        p=1.,        # probability, one decision per batch
+        lam='batch', # one λ per 'batch' or per 'sample'
+    ):
         super().__init__()
         self.alpha, self.p = check_alpha(alpha), check_p(p)
         self.per = pick(('batch', 'sample'), lam, 'mixup lam')
@@ -37,19 +37,21 @@ class MixUp(nn.Module):
         return torch.lerp(x[self.perm], x, lam)
 
 # %% ../../nbs/augment/20_mixup.ipynb #8db74de1
-def mix_rows(rows, # (B,C)
-             lam,  # (B,)
-             perm, # int64 (B,)
-             ) -> torch.Tensor: # (B,C)
+def mix_rows(
+    rows, # (B,C)
+    lam,  # (B,)
+    perm, # int64 (B,)
+) -> torch.Tensor: # (B,C)
     "λ·row + (1 − λ)·partner's row"
     return torch.lerp(rows[perm], rows, lam[:, None].to(rows.dtype))
 
 # %% ../../nbs/augment/20_mixup.ipynb #b9344f89
-def mix_teacher(logits,         # a teacher's logits (B,C)
-                lam,            # as `mix_rows`
-                perm,           # as `mix_rows`
-                temperature=1., # with which the loss softens them
-                ) -> torch.Tensor: # logits (B,C)
+def mix_teacher(
+    logits,         # a teacher's logits (B,C)
+    lam,            # as `mix_rows`
+    perm,           # as `mix_rows`
+    temperature=1., # with which the loss softens them
+) -> torch.Tensor: # logits (B,C)
     "Logits whose softened probabilities are the mixture of the softened probabilities"
     mixture = mix_rows((logits.float()/temperature).softmax(1), lam, perm)
     return mixture.clamp(min=1e-30).log()*temperature

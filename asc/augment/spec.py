@@ -24,12 +24,12 @@ class Mask(nn.Module):
     "Hide `n` stripes along `axis`; the base of `FreqMask` and `TimeMask`"
     stage, axis = ('mel', 'spec'), -2
     def __init__(self,
-                 size=48,      # a stripe is narrower: bins (int >= 1) or a part of the axis (float < 1)
-                 n=1,          # stripes
-                 fill=0.,      # value put in, or 'mean': of each frequency, over the batch
-                 per='sample', # a mask for each 'sample', or one for the 'batch'
-                 p=1.,         # probability per clip (or batch)
-                 ):
+        size=48,      # a stripe is narrower: bins (int >= 1) or a part of the axis (float < 1)
+        n=1,          # stripes
+        fill=0.,      # value put in, or 'mean': of each frequency, over the batch
+        per='sample', # a mask for each 'sample', or one for the 'batch'
+        p=1.,         # probability per clip (or batch)
+    ):
         super().__init__()
         if size < 0 or n < 1:
             raise InputError(f'mask: size {size} and n {n} given, needed are size >= 0 and n >= 1')
@@ -67,9 +67,10 @@ class TimeMask(Mask):
     axis = -1
 
 # %% ../../nbs/augment/15_spec.ipynb #636ad3d3
-def draw_beta(alpha,  # both parameters of the Beta distribution, > 0
-              n,      # how many
-              device=None) -> torch.Tensor: # (n,) in [0, 1]
+def draw_beta(
+    alpha,  # both parameters of the Beta distribution, > 0
+    n,      # how many
+    device=None) -> torch.Tensor: # (n,) in [0, 1]
     "λ ~ Beta(α, α) from the default generator of `device`"
     a = torch.full((n,), float(alpha), device=device)
     return torch.distributions.Beta(a, a, validate_args=False).sample()
@@ -103,11 +104,11 @@ class MixStyle(nn.Module):
     "Blend each clip's statistics over `dims` with a partner's; the base of the two below"
     stage, dims = 'spec', (1, 3)
     def __init__(self,
-                 p=0.4,        # probability, one decision per batch
-                 alpha=0.3,    # λ ~ Beta(alpha, alpha); λ is the part of the clip's own statistics
-                 lam='sample', # one λ per 'sample' or per 'batch'
-                 cross=False,  # partner from another device only
-                 ):
+        p=0.4,        # probability, one decision per batch
+        alpha=0.3,    # λ ~ Beta(alpha, alpha); λ is the part of the clip's own statistics
+        lam='sample', # one λ per 'sample' or per 'batch'
+        cross=False,  # partner from another device only
+    ):
         super().__init__()
         self.p, self.alpha, self.cross = check_p(p), check_alpha(alpha), cross
         self.lam = pick(('sample', 'batch'), lam, 'mixstyle lam')
@@ -123,9 +124,10 @@ class MixStyle(nn.Module):
 # %% ../../nbs/augment/15_spec.ipynb #13154cf4
 class FreqMixStyle(MixStyle):
     "MixStyle with the statistics of each frequency bin (or of each frame: `axis='time'`)"
-    def __init__(self, p=0.4, alpha=0.3, lam='sample', cross=False,
-                 axis='freq', # 'freq', or 'time', the wrong axis of easy-dcase's BEATs recipe
-                 ):
+    def __init__(
+        self, p=0.4, alpha=0.3, lam='sample', cross=False,
+        axis='freq', # 'freq', or 'time', the wrong axis of easy-dcase's BEATs recipe
+    ):
         super().__init__(p, alpha, lam, cross)
         self.dims = pick({'freq': (1, 3), 'time': (1, 2)}, axis, 'mixstyle axis')
 
@@ -137,10 +139,11 @@ class ChannelMixStyle(MixStyle):
         super().__init__(p, alpha, lam, cross)
 
 # %% ../../nbs/augment/15_spec.ipynb #023a0b96
-def _scale_bands(x,     # linear mel (B,F,T)
-                 curve, # gains, dB (B,F)
-                 p,     # probability per clip
-                 ):
+def _scale_bands(
+    x,     # linear mel (B,F,T)
+    curve, # gains, dB (B,F)
+    p,     # probability per clip
+):
     "Multiply by a gain per frequency, in some of the clips"
     return x*10**(curve*clip_coin(x, p)[:, None]/10)[..., None]
 
@@ -149,12 +152,12 @@ class FilterAugment(nn.Module):
     "Multiply the linear mel by a random curve of `bands` bands, ±`db`"
     stage = 'mel'
     def __init__(self,
-                 db=6.,         # largest gain or loss, dB
-                 bands=(3, 6),  # fewest and most bands
-                 width=6,       # no band is narrower, mel bins
-                 kind='linear', # 'linear' or 'step'
-                 p=1.,          # probability per clip
-                 ):
+        db=6.,         # largest gain or loss, dB
+        bands=(3, 6),  # fewest and most bands
+        width=6,       # no band is narrower, mel bins
+        kind='linear', # 'linear' or 'step'
+        p=1.,          # probability per clip
+    ):
         super().__init__()
         if not (1 <= bands[0] <= bands[1] and width >= 1):
             raise InputError(f'filter_augment: bands {bands}, width {width} given, '
@@ -195,10 +198,10 @@ class FreqGain(nn.Module):
     "Multiply the linear mel by a normally distributed gain per frequency"
     stage = 'mel'
     def __init__(self,
-                 db=3.,   # standard deviation of the gains, dB
-                 width=8, # bins from one drawn gain to the next; 1: every bin for itself
-                 p=1.,    # probability per clip
-                 ):
+        db=3.,   # standard deviation of the gains, dB
+        width=8, # bins from one drawn gain to the next; 1: every bin for itself
+        p=1.,    # probability per clip
+    ):
         super().__init__()
         if width < 1: raise InputError(f'freq_gain: width is {width} bins, give 1 or more')
         self.db, self.width, self.p = db, width, check_p(p)

@@ -20,9 +20,10 @@ def check_p(p) -> float:
     return p
 
 # %% ../../nbs/augment/05_wave.ipynb #1c128a5f
-def clip_coin(x, # a batch; its first axis counts the clips
-              p, # probability of True
-              ) -> torch.Tensor: # bool (B,), on the batch's device
+def clip_coin(
+    x, # a batch; its first axis counts the clips
+    p, # probability of True
+) -> torch.Tensor: # bool (B,), on the batch's device
     "One decision per clip"
     return torch.rand(len(x), device=x.device) < p
 
@@ -32,10 +33,11 @@ def batch_coin(p) -> bool:
     return bool(p) and torch.rand(()).item() < p
 
 # %% ../../nbs/augment/05_wave.ipynb #12752e2c
-def _roll_clips(x,     # waves (B,N)
-                shift, # samples to the right, int64 (B,), at most `reach` either way
-                reach, # samples, at most N
-                ):
+def _roll_clips(
+    x,     # waves (B,N)
+    shift, # samples to the right, int64 (B,), at most `reach` either way
+    reach, # samples, at most N
+):
     "Each wave shifted in a circle"
     n, rows = x.shape[1], torch.arange(len(x), device=x.device)
     circle = torch.cat([x[:, -reach:], x, x[:, :reach]], 1)
@@ -46,10 +48,10 @@ class TimeRoll(nn.Module):
     "Circular shift of every clip by a uniform number of samples in ±`seconds`"
     stage = 'wave'
     def __init__(self,
-                 seconds=0.1, # largest shift, s; at most the clip's length is used
-                 rate=44100,  # sample rate of the waveform, Hz
-                 p=1.,        # probability per clip
-                 ):
+        seconds=0.1, # largest shift, s; at most the clip's length is used
+        rate=44100,  # sample rate of the waveform, Hz
+        p=1.,        # probability per clip
+    ):
         super().__init__()
         if seconds < 0: raise InputError(f'roll: seconds is {seconds}, give 0 or more')
         self.reach = round(seconds*rate)
@@ -66,10 +68,10 @@ class Gain(nn.Module):
     "Multiply every clip by a factor of its own, log-uniform in [low, high]"
     stage = 'wave'
     def __init__(self,
-                 low=0.5,  # smallest factor on the amplitude, > 0
-                 high=2.,  # largest factor
-                 p=1.,     # probability per clip
-                 ):
+        low=0.5,  # smallest factor on the amplitude, > 0
+        high=2.,  # largest factor
+        p=1.,     # probability per clip
+    ):
         super().__init__()
         if not 0 < low <= high:
             raise InputError(f'gain: low {low} and high {high} given, needed is 0 < low <= high')
@@ -81,10 +83,11 @@ class Gain(nn.Module):
         return x*torch.where(clip_coin(x, self.p)[:, None], factor, 1.)
 
 # %% ../../nbs/augment/05_wave.ipynb #94fd10ed
-def _stretch(x,      # waves (B,N)
-             factor, # how many times as long
-             n_fft,  # window, samples
-             ):
+def _stretch(
+    x,      # waves (B,N)
+    factor, # how many times as long
+    n_fft,  # window, samples
+):
     "Waves of another length and the same pitch, by a phase vocoder"
     hop, window = n_fft//4, torch.hann_window(n_fft, device=x.device)
     spec = torch.stft(x, n_fft, hop, window=window, return_complex=True)
@@ -92,10 +95,11 @@ def _stretch(x,      # waves (B,N)
     return torch.istft(phase_vocoder(spec, 1/factor, advance), n_fft, hop, window=window)
 
 # %% ../../nbs/augment/05_wave.ipynb #546409a4
-def shift_pitch(x,          # waves (B,N)
-                semitones,  # up (> 0) or down
-                n_fft=1024, # window of the phase vocoder, samples
-                ) -> torch.Tensor: # (B,N)
+def shift_pitch(
+    x,          # waves (B,N)
+    semitones,  # up (> 0) or down
+    n_fft=1024, # window of the phase vocoder, samples
+) -> torch.Tensor: # (B,N)
     "Waves moved by `semitones` at unchanged length"
     n = x.shape[1]
     ratio = Fraction(2**(semitones/12)).limit_denominator(63)
@@ -107,9 +111,9 @@ class PitchShift(nn.Module):
     "Move the pitch of clips by one of `semitones`, drawn per clip"
     stage = 'wave'
     def __init__(self,
-                 semitones=(-2, -1, 1, 2), # what to draw from; a single number is always used
-                 p=0.5,                    # probability per clip
-                 ):
+        semitones=(-2, -1, 1, 2), # what to draw from; a single number is always used
+        p=0.5,                    # probability per clip
+    ):
         super().__init__()
         self.semitones = tuple(semitones) if isinstance(semitones, (list, tuple)) else (semitones,)
         self.p = check_p(p)
@@ -124,10 +128,11 @@ class PitchShift(nn.Module):
         return x
 
 # %% ../../nbs/augment/05_wave.ipynb #0a163004
-def random_windows(frames,         # samples in each clip's recording, int64 (B,)
-                   n,              # samples of a window
-                   generator=None, # torch.Generator; default: torch's
-                   ) -> torch.Tensor: # first sample of each window, int64 (B,), uniform in 0 … frames - n
+def random_windows(
+    frames,         # samples in each clip's recording, int64 (B,)
+    n,              # samples of a window
+    generator=None, # torch.Generator; default: torch's
+) -> torch.Tensor: # first sample of each window, int64 (B,), uniform in 0 … frames - n
     "A random window in each recording"
     frames = torch.as_tensor(frames)
     if (frames < n).any():
@@ -136,29 +141,32 @@ def random_windows(frames,         # samples in each clip's recording, int64 (B,
     return (u*(frames - n + 1)).long()
 
 # %% ../../nbs/augment/05_wave.ipynb #b65acabf
-def draw_shifts(size,           # how many clips
-                rate,           # sample rate of the recordings, Hz
-                seconds=tuple(i/10 for i in range(1, 10)), # shifts to draw from, s
-                generator=None, # torch.Generator; default: torch's
-                ) -> torch.Tensor: # samples, int64 (size,)
+def draw_shifts(
+    size,           # how many clips
+    rate,           # sample rate of the recordings, Hz
+    seconds=tuple(i/10 for i in range(1, 10)), # shifts to draw from, s
+    generator=None, # torch.Generator; default: torch's
+) -> torch.Tensor: # samples, int64 (size,)
     "A shift for each clip, in samples"
     shifts = torch.tensor([round(s*rate) for s in seconds])
     return shifts[torch.randint(len(shifts), (size,), generator=generator)]
 
 # %% ../../nbs/augment/05_wave.ipynb #d9bd141d
-def shifted_starts(piece,  # which piece of its recording each clip is: 0, 1, …, int64 (B,)
-                   frames, # samples in each clip's recording, int64 (B,) or int
-                   n,      # samples of a piece
-                   shift,  # samples by which the recording is turned, int64 (B,) or int
-                   ) -> torch.Tensor: # first sample of each piece in the recording as it is, int64 (B,)
+def shifted_starts(
+    piece,  # which piece of its recording each clip is: 0, 1, …, int64 (B,)
+    frames, # samples in each clip's recording, int64 (B,) or int
+    n,      # samples of a piece
+    shift,  # samples by which the recording is turned, int64 (B,) or int
+) -> torch.Tensor: # first sample of each piece in the recording as it is, int64 (B,)
     "Where the pieces of a circularly shifted recording begin"
     return (torch.as_tensor(piece)*n - shift) % frames
 
 # %% ../../nbs/augment/05_wave.ipynb #77e25706
-def wrapped(start, # first samples, int64 (B,)
-            n,     # samples of a window
-            frames, # samples in each recording, int64 (B,) or int
-            ) -> torch.Tensor: # index of every sample of every window, int64 (B,n)
+def wrapped(
+    start, # first samples, int64 (B,)
+    n,     # samples of a window
+    frames, # samples in each recording, int64 (B,) or int
+) -> torch.Tensor: # index of every sample of every window, int64 (B,n)
     "Indices of windows that run on from a recording's end to its beginning"
     frames = torch.as_tensor(frames).reshape(-1, 1)
     return (start[:, None] + torch.arange(n, device=start.device)) % frames

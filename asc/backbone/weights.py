@@ -19,94 +19,173 @@ from ..core import InputError, project_root, resolve
 # %% ../../nbs/backbone/05_weights.ipynb #73235b82
 _cpjku = 'https://github.com/fschmid56/cpjku_dcase23/releases/download/ensemble_logits/'
 _passt = 'https://github.com/kkoutini/PaSST/releases/download/v0.0.1-audioset/'
-_teachers = [f'{kind}_{how}_{i}' for kind in ('passt', 'cpr_128k') for how in ('dirfms', 'fms') for i in (1, 2, 3)]
-PUBLISHED_WEIGHTS = {n: f'{base}{n}.pt' for base, names in ((_passt, ['passt-s-f128-p16-s10-ap.476-swa']), (_cpjku, _teachers)) for n in names}
+_teachers = [f'{network}_{training}_{i}' for network in ('passt', 'cpr_128k')
+             for training in ('dirfms', 'fms') for i in (1, 2, 3)]
 
-def weights_file(path,     # path of a checkpoint, or a name in `PUBLISHED_WEIGHTS`
-                 ) -> Path:  # of a file that exists
-    "Where a checkpoint is; one known by name is fetched on first use"
-    found, here = resolve(path), project_root()/'data'/'weights'/f'{path}.pt'
-    if found.is_file() or here.is_file(): return found if found.is_file() else here
-    if (name := Path(path).stem).startswith(('BEATs_iter', 'Tokenizer_iter')):
-        raise InputError(f'{path}: no such file; download it by hand from the UniLM BEATs page (github.com/microsoft/unilm/tree/master/beats) '
+PUBLISHED_WEIGHTS = {
+    'passt-s-f128-p16-s10-ap.476-swa': f'{_passt}passt-s-f128-p16-s10-ap.476-swa.pt',
+    **{name: f'{_cpjku}{name}.pt' for name in _teachers}}
+
+# %% ../../nbs/backbone/05_weights.ipynb #ce9e46da
+def _check_published(path):
+    "Refuse what can neither be found nor fetched"
+    if str(path) in PUBLISHED_WEIGHTS: return
+    name = Path(path).stem
+    if name.startswith(('BEATs_iter', 'Tokenizer_iter')):
+        raise InputError(f'{path}: no such file; download it by hand from the UniLM BEATs page '
+                         '(github.com/microsoft/unilm/tree/master/beats) '
                          f'to data/weights/{name}.pt, or pass its path')
-    if str(path) not in PUBLISHED_WEIGHTS:
-        raise InputError(f"{path}: no such file; give the path of a downloaded checkpoint, or one of {', '.join(PUBLISHED_WEIGHTS)}")
-    from asc.data.fetch import fetch
-    return fetch(PUBLISHED_WEIGHTS[str(path)], here)
+    raise InputError(f'{path}: no such file; give the path of a downloaded checkpoint, or one of '
+                     f"{', '.join(PUBLISHED_WEIGHTS)}")
 
-# %% ../../nbs/backbone/05_weights.ipynb #7eb3f522
-def read_weights(path,     # .safetensors, or what torch.save wrote (.pt, .pth, .ckpt), or a name in `PUBLISHED_WEIGHTS`
-                    ) -> dict:  # as it was saved, tensors on the CPU
-    "Open a checkpoint; a file that is something else, or needs unpickling, is an InputError"
-    path = weights_file(path)
+# %% ../../nbs/backbone/05_weights.ipynb #79289226
+def weights_file(
+    path,     # path of a checkpoint, or a name in `PUBLISHED_WEIGHTS`
+) -> Path: # of a file that exists
+    "Where a checkpoint is; one known by name is fetched on first use"
+    fetched = project_root()/'data'/'weights'/f'{path}.pt'
+    for file in (resolve(path), fetched):
+        if file.is_file(): return file
+    _check_published(path)
+    from asc.data.fetch import fetch
+    return fetch(PUBLISHED_WEIGHTS[str(path)], fetched)
+
+# %% ../../nbs/backbone/05_weights.ipynb #df11afc0
+def _looks_like(head): # the first bytes of a file -> what it may be, in words
+    kinds = {b'<': 'a web page', b'RIFF': 'a wav file',
+             b'version': 'a Git LFS pointer', b'PK': 'a zip archive'}
+    for start, kind in kinds.items():
+        if head.startswith(start): return kind
+    return f'it begins with {head!r}' if head else 'an empty file'
+
+# %% ../../nbs/backbone/05_weights.ipynb #bf4c6840
+def _load_checkpoint(path):
+    "What the file holds, read without unpickling objects"
     with open(path, 'rb') as f: head = f.read(9)
     try:
-        if head[8:] == b'{': return load_file(path)
-        found = torch.load(path, map_location='cpu', weights_only=True)
+        if head[8:] == b'{': return load_file(path)           # safetensors
+        return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as e:
-        if head[:2] not in (b'PK', b'\x80\x02'):
-            raise InputError(f'{path}: not a checkpoint ({_looks_like(head)}); download it again') from None
-        raise InputError(f'{path}: holds Python objects besides tensors, which are not unpickled because that can run code '
-                         "(where it comes from, save torch.load(file)['state_dict'] alone)") from e
-    except Exception as e:                                    # torch.load fails in many ways on what it never wrote
+        if head[:2] in (b'PK', b'\x80\x02'):
+            raise InputError(f'{path}: holds Python objects besides tensors, which are not unpickled '
+                             'because that can run code (where it comes from, save '
+                             "torch.load(file)['state_dict'] alone)") from e
+        raise InputError(f'{path}: not a checkpoint ({_looks_like(head)}); download it again') from None
+    except Exception as e:  # torch.load fails in many ways on what it never wrote
         raise InputError(f'{path}: damaged or not a checkpoint ({_looks_like(head)}); download it again') from e
-    if not isinstance(found, dict): raise InputError(f'{path}: holds a {type(found).__name__}, not a state dict')
-    return found
 
-def _looks_like(head):
-    known = {b'<': 'a web page', b'RIFF': 'a wav file', b'version': 'a Git LFS pointer', b'PK': 'a zip archive'}
-    rest = f'it begins with {head!r}' if head else 'an empty file'
-    return next((what for start, what in known.items() if head.startswith(start)), rest)
+# %% ../../nbs/backbone/05_weights.ipynb #7eb3f522
+def read_weights(
+    path,  # .safetensors, or what torch.save wrote, or a name in `PUBLISHED_WEIGHTS`
+) -> dict: # as it was saved, tensors on the CPU
+    "Open a checkpoint; a file that is something else, or needs unpickling, is an InputError"
+    path = weights_file(path)
+    checkpoint = _load_checkpoint(path)
+    if not isinstance(checkpoint, dict):
+        raise InputError(f'{path}: holds a {type(checkpoint).__name__}, not a state dict')
+    return checkpoint
 
 # %% ../../nbs/backbone/05_weights.ipynb #d7ff2a43
 HOLDERS, FRONTENDS = ('state_dict', 'model_state_dict', 'net', 'model'), ('mel.',)
 WRAPPERS = ('model.', 'backbone.', 'multi_device_model.', 'module.', 'net.', '_orig_mod.')
 
-def state_of(checkpoint:dict,   # what `read_checkpoint` returned
-             what='this file',  # its name, for the message
-             ) -> dict:         # name -> tensor, without wrapper prefixes
-    "The tensors of the network in a checkpoint, under their own names"
-    state = next((checkpoint[k] for k in HOLDERS if isinstance(checkpoint.get(k), dict)), checkpoint)
-    state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
-    if odd := [k for k in state if not isinstance(k, str)]: raise InputError(f'{what}: {odd[0]!r} is no tensor name; a state dict has names for keys')
-    if not state: raise InputError(f"{what}: no network tensors found; its top level holds {', '.join(map(str, checkpoint)) or 'nothing'}")
-    if any(k.startswith(WRAPPERS) for k in state): state = {k: v for k, v in state.items() if not k.startswith(FRONTENDS)}
-    while prefix := next((w for w in WRAPPERS if 2*sum(k.startswith(w) for k in state) > len(state)), None):    # strays are left to be listed
-        bare = {k.removeprefix(prefix): v for k, v in state.items()}
-        if len(bare) < len(state): break                                       # two tensors under one name
+def _held_tensors(checkpoint):
+    "The tensors of the first holder, or of the top level"
+    held = [checkpoint[k] for k in HOLDERS if isinstance(checkpoint.get(k), dict)]
+    state = held[0] if held else checkpoint
+    return {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+
+# %% ../../nbs/backbone/05_weights.ipynb #a3009c31
+def _common_wrapper(names): # the wrapper of more than half of them, or None; strays will be listed
+    for wrapper in WRAPPERS:
+        if 2*sum(k.startswith(wrapper) for k in names) > len(names): return wrapper
+
+# %% ../../nbs/backbone/05_weights.ipynb #ed65278a
+def _unwrap(state):
+    "Remove wrappers from the names, as long as that leaves the names different"
+    while wrapper := _common_wrapper(state):
+        bare = {k.removeprefix(wrapper): v for k, v in state.items()}
+        if len(bare) < len(state): break
         state = bare
     return state
 
-# %% ../../nbs/backbone/05_weights.ipynb #7c79a907
-def merged_form(have,  # name -> shape of a file's tensors
-           want,  # name -> shape of the network's
-           ):     # in words, '' where nothing is known of it
-    "The other form of a network that has the same convolutions but no batch norms"
-    convs, normed = lambda d: sorted(tuple(s) for s in d.values() if len(s) == 4), lambda d: any(k.endswith('running_mean') for k in d)
-    if normed(have) or not normed(want) or convs(have) != convs(want): return ''
-    if any(k.endswith('zero_point') for k in have): return 'it was converted to int8: give the checkpoint from before the conversion'
-    return 'its batch norms are merged into the convolutions: give the checkpoint from before that, and merge it again with asc.size.fold if wished'
+# %% ../../nbs/backbone/05_weights.ipynb #b43b3b55
+def state_of(
+    checkpoint:dict,   # what `read_weights` returned
+    what='this file',  # its name, for the message
+) -> dict: # name -> tensor, without wrapper prefixes
+    "The tensors of the network in a checkpoint, under their own names"
+    state = _held_tensors(checkpoint)
+    if odd := [k for k in state if not isinstance(k, str)]:
+        raise InputError(f'{what}: {odd[0]!r} is no tensor name; a state dict has names for keys')
+    if not state:
+        top = ', '.join(map(str, checkpoint)) or 'nothing'
+        raise InputError(f'{what}: no network tensors found; its top level holds {top}')
+    if any(k.startswith(WRAPPERS) for k in state):
+        state = {k: v for k, v in state.items() if not k.startswith(FRONTENDS)}
+    return _unwrap(state)
 
-def load_weights(net,               # network to fill
-                 state,             # name -> tensor, as `net.state_dict()` names them
-                 drop=(),           # prefixes of names to leave out; those parts of `net` keep their values
-                 what='this file',  # its name, for the message
-                 ):                 # net
-    "Load `state` into `net`; whatever is missing, unexpected or of another shape is listed in an InputError"
-    kept = lambda d: {k: v for k, v in d.items() if not (drop and k.startswith(tuple(drop)))}
-    have, want = kept(state), kept(net.state_dict())
-    problems = dict(missing=[k for k in want if k not in have], unexpected=[k for k in have if k not in want],
-                    misshapen=[f'{k} {tuple(have[k].shape)} for {tuple(v.shape)}' for k, v in want.items()
-                               if k in have and have[k].shape != v.shape])
-    if any(problems.values()):
-        text = '; '.join(f"{len(v)} {k}: {', '.join(v[:8])}{' …' if len(v) > 8 else ''}" for k, v in problems.items() if v)
-        shapes = [{k: v.shape for k, v in d.items()} for d in (have, want)]
-        raise InputError(f"{what} does not fit {type(net).__name__} ({text}); {merged_form(*shapes) or 'check the name and options of the network'}")
+# %% ../../nbs/backbone/05_weights.ipynb #0eed688b
+def _conv_shapes(shapes): # name -> shape
+    return sorted(tuple(s) for s in shapes.values() if len(s) == 4)
+
+def _has_norms(shapes):
+    return any(k.endswith('running_mean') for k in shapes)
+
+# %% ../../nbs/backbone/05_weights.ipynb #7c79a907
+def merged_form(
+    have,  # name -> shape of a file's tensors
+    want,  # name -> shape of the network's
+): # in words, '' where nothing is known of it
+    "The other form of a network that has the same convolutions but no batch norms"
+    if _has_norms(have) or not _has_norms(want): return ''
+    if _conv_shapes(have) != _conv_shapes(want): return ''
+    if any(k.endswith('zero_point') for k in have):
+        return 'it was converted to int8: give the checkpoint from before the conversion'
+    return ('its batch norms are merged into the convolutions: give the checkpoint from before '
+            'that, and merge it again with asc.size.fold if wished')
+
+# %% ../../nbs/backbone/05_weights.ipynb #83088592
+def _misfits(have, want): # name -> shape of a file's and of a network's tensors
+    "The names that do not fit, by what is wrong with them"
+    misshapen = [f'{k} {tuple(have[k])} for {tuple(shape)}' for k, shape in want.items()
+                 if k in have and have[k] != shape]
+    return {'missing': [k for k in want if k not in have],
+            'unexpected': [k for k in have if k not in want],
+            'misshapen': misshapen}
+
+# %% ../../nbs/backbone/05_weights.ipynb #1475f761
+def _first_names(names): # the first eight in words
+    more = ' …' if len(names) > 8 else ''
+    return ', '.join(names[:8]) + more
+
+# %% ../../nbs/backbone/05_weights.ipynb #ff1e360b
+def _without(state, prefixes): # -> name -> tensor
+    return {k: v for k, v in state.items() if not k.startswith(tuple(prefixes))}
+
+# %% ../../nbs/backbone/05_weights.ipynb #8472e323
+def _check_fit(have, want, title): # name -> tensor of a file and of a network
+    shapes = [{k: v.shape for k, v in state.items()} for state in (have, want)]
+    misfits = {problem: names for problem, names in _misfits(*shapes).items() if names}
+    if misfits:
+        problems = [f'{len(names)} {problem}: {_first_names(names)}' for problem, names in misfits.items()]
+        advice = merged_form(*shapes) or 'check the name and options of the network'
+        raise InputError(f"{title} ({'; '.join(problems)}); {advice}")
+
+# %% ../../nbs/backbone/05_weights.ipynb #28a27aac
+def load_weights(
+    net,               # network to fill
+    state,             # name -> tensor, as `net.state_dict()` names them
+    drop=(),           # prefixes of names to leave out; those parts of `net` stay
+    what='this file',  # its name, for the message
+): # net
+    "Load `state` into `net`; whatever is missing, unexpected or misshapen is listed in an InputError"
+    full = net.state_dict()
+    have = _without(state, drop)
+    _check_fit(have, _without(full, drop), f'{what} does not fit {type(net).__name__}')
     if odd := [k for k, v in have.items() if v.isnan().any()]:
         raise InputError(f'{what}: {len(odd)} tensors hold NaN (the first is {odd[0]}); take a sound checkpoint')
-    full = net.state_dict()                                                    # it knows the versions of its modules
-    full.update(have)
+    full.update(have)                   # not a new dict: this one knows the versions of its modules
     net.load_state_dict(full)
     return net
 

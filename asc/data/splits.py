@@ -9,22 +9,27 @@ __all__ = ['SPLITS_URL', 'subsets_of', 'expand_2020', 'match', 'fetch_split', 'r
 # %% ../../nbs/data/20_splits.ipynb #29f7a8cc
 import hashlib
 import os
+from functools import partial
 
 import pandas as pd
+from fastcore.basics import patch
 
 from ..core import SUBSETS, InputError, fingerprint, pick, project_root
 from .check import find_list, leaks
 from .corpus import FINGERPRINTS, read_list
 from .fetch import fetch
 
+# %% ../../nbs/data/20_splits.ipynb #f1d7f528
+def _folders(corpus):
+    "Where the lists of a corpus may lie"
+    if not corpus.edition: return [corpus.dir]
+    edition2020 = corpus.dir.parent/'TAU-urban-acoustic-scenes-2020-mobile-development'
+    return [corpus.dir, project_root()/'data', edition2020]
+
 # %% ../../nbs/data/20_splits.ipynb #08504102
 def subsets_of(corpus) -> list:
     "Percentages of training lists that lie with a corpus (for TAU the missing ones can be fetched)"
     return [s for s in SUBSETS if find_list(_folders(corpus), f'split{s}')]
-
-def _folders(corpus):
-    "Where lists may lie: with the corpus; for TAU also where fetched ones are kept, and in a 2020 edition beside it"
-    return [corpus.dir] + ([project_root()/'data', corpus.dir.parent/'TAU-urban-acoustic-scenes-2020-mobile-development'] if corpus.edition else [])
 
 # %% ../../nbs/data/20_splits.ipynb #27eb5095
 def expand_2020(list2020,          # rows with filename and scene_label of 10-s recordings, as `read_list` gives them
@@ -35,26 +40,51 @@ def expand_2020(list2020,          # rows with filename and scene_label of 10-s 
     stem = long.filename.str.removesuffix('.wav').str.rsplit('-', n=1)
     return long.assign(filename=stem.str[0] + '-' + snippet.astype(str) + '-' + stem.str[1] + '.wav')
 
+# %% ../../nbs/data/20_splits.ipynb #a6d98724
+def _translate(listed, names):
+    "A list of the other edition in the names of this one; any other list as it is"
+    if listed.filename.isin(names).any(): return listed
+    snippets = expand_2020(listed)
+    if snippets.filename.isin(names).all(): return snippets
+    recordings = listed.filename.str.replace(r'-\d+(-[^-]+\.wav)$', r'\1', regex=True)
+    if recordings.isin(names).all(): return listed.assign(filename=recordings).drop_duplicates('filename')
+    return listed
+
 # %% ../../nbs/data/20_splits.ipynb #a6f3b147
 def match(corpus, # `Corpus`
           df,     # rows of a list: filename, scene_label
           source, # file the list came from, for messages
           ) -> pd.DataFrame: # rows of `corpus.meta` in list order
     "The rows of `meta.csv` a list means"
-    df, names = df.copy(), pd.Index(corpus.meta.filename)
-    if not df.filename.isin(names).any():                                   # a list of the other edition?
-        other = expand_2020(df)
-        if other.filename.isin(names).all(): df = other
-        cut = df.filename.str.replace(r'-\d+(-[^-]+\.wav)$', r'\1', regex=True)
-        if cut.isin(names).all(): df = df.assign(filename=cut).drop_duplicates('filename')
-    at = names.get_indexer(df.filename)
-    if (at < 0).any(): raise InputError(f'{source} names {(at < 0).sum()} of {len(df)} clips that are not in meta.csv, such as '
-                                        f'{df.filename[at < 0].iloc[0]}: the list and {corpus.dir} do not belong together')
-    rows = corpus.meta.iloc[at].reset_index(drop=True)
-    off = rows.index[rows.scene != df.scene_label.values]
-    if len(off): raise InputError(f'{source} and meta.csv disagree on the scene of {len(off)} clips, such as {rows.filename[off[0]]}: '
-                                  f'{df.scene_label.iloc[off[0]]} against {rows.scene[off[0]]}. Fetch both again')
+    names = pd.Index(corpus.meta.filename)
+    df = _translate(df, names)
+    place = names.get_indexer(df.filename)
+    lost = df.filename[place < 0]
+    if len(lost):
+        raise InputError(f'{source} names {len(lost)} of {len(df)} clips that are not in meta.csv, such as '
+                         f'{lost.iloc[0]}: the list and {corpus.dir} do not belong together')
+    rows = corpus.meta.iloc[place].reset_index(drop=True)
+    _check_scenes(rows, df.scene_label.reset_index(drop=True), source)
     return rows
+
+# %% ../../nbs/data/20_splits.ipynb #3aeaba7b
+def _check_scenes(rows, labels, source):
+    "InputError where a list and meta.csv disagree"
+    wrong = rows.index[rows.scene != labels]
+    if not len(wrong): return
+    i = wrong[0]
+    raise InputError(f'{source} and meta.csv disagree on the scene of {len(wrong)} clips, such as {rows.filename[i]}: '
+                     f'{labels[i]} against {rows.scene[i]}. Fetch both again')
+
+# %% ../../nbs/data/20_splits.ipynb #59240790
+def _check_official(path, name, url, out):
+    "InputError unless a file is the official list of a name"
+    wanted = FINGERPRINTS['2022'][name]
+    try: actual = fingerprint(read_list(path).filename)
+    except InputError: actual = 'no list'
+    if actual == wanted: return
+    raise InputError(f'{url} did not give the official {name}.csv (fingerprint {actual}, not {wanted}): nothing was kept. '
+                     f'Try again later, or put the file into {out} by hand')
 
 # %% ../../nbs/data/20_splits.ipynb #b7c5ff0c
 SPLITS_URL = 'https://github.com/CPJKU/dcase2024_task1_baseline/releases/download/files'
@@ -65,14 +95,37 @@ def fetch_split(name,                # 'test', or 'split5' … 'split100'
                 progress=True,       # show a bar
                 ):                   # path of the list
     "Fetch an official list of the 2022 edition"
-    known = {k: v for k, v in FINGERPRINTS['2022'].items() if k != 'all'}
-    want, url = pick(known, name, 'split list'), f'{base_url}/{name}.csv'
-    def check(path):
-        try: found = fingerprint(read_list(path).filename)
-        except InputError: found = 'no list'
-        if found != want: raise InputError(f'{url} did not give the official {name}.csv (fingerprint {found}, not {want}): nothing was kept. '
-                                           f'Try again later, or put the file into {out} by hand')
+    pick([list_name for list_name in FINGERPRINTS['2022'] if list_name != 'all'], name, 'split list')
+    url = f'{base_url}/{name}.csv'
+    check = partial(_check_official, name=name, url=url, out=out)
     return fetch(url, os.path.join(out, f'{name}.csv'), check=check, progress=progress)
+
+# %% ../../nbs/data/20_splits.ipynb #9ce64911
+def _no_list(corpus, name):
+    "What to say when a corpus has no such list"
+    if name == 'test': return f'{corpus.dir} has no test.csv and no evaluation_setup/fold1_evaluate.csv'
+    lists = ', '.join(f'split{s}' for s in subsets_of(corpus)) or 'none'
+    return f'{corpus.dir} has no {name}.csv: its training lists are {lists}'
+
+# %% ../../nbs/data/20_splits.ipynb #6a77a6c9
+def _find_or_fetch(corpus, name, base_url):
+    "Path of a list"
+    path = find_list(_folders(corpus), name)
+    if path: return path
+    if not corpus.edition: raise InputError(_no_list(corpus, name))
+    home = corpus.dir if os.access(corpus.dir, os.W_OK) else project_root()/'data'
+    return fetch_split(name, home/'split_setup', base_url)
+
+# %% ../../nbs/data/20_splits.ipynb #365c558f
+def _read(corpus, name, base_url):
+    "The clips of a list, which must be the official one if the corpus is TAU"
+    path = _find_or_fetch(corpus, name, base_url)
+    rows = match(corpus, read_list(path), path)
+    official = FINGERPRINTS.get(corpus.edition, {}).get(name)
+    if official and fingerprint(rows.filename) != official:
+        raise InputError(f'{path} is not the official list of TAU {corpus.edition} ({len(rows)} clips): '
+                         'remove it, the right one is fetched then')
+    return rows
 
 # %% ../../nbs/data/20_splits.ipynb #e00477e2
 def read_split(corpus,               # `Corpus`
@@ -83,24 +136,63 @@ def read_split(corpus,               # `Corpus`
     pick(SUBSETS, subset, 'subset')
     return _read(corpus, f'split{subset}', base_url)
 
+# %% ../../nbs/data/20_splits.ipynb #f4120378
 def read_test(corpus, base_url=SPLITS_URL) -> pd.DataFrame:
     "The clips of the test list, as rows of `corpus.meta` in list order"
     return _read(corpus, 'test', base_url)
 
-# %% ../../nbs/data/20_splits.ipynb #365c558f
-def _read(corpus, name, base_url):
-    path = find_list(_folders(corpus), name)
-    if path is None and corpus.edition:
-        home = corpus.dir if os.access(corpus.dir, os.W_OK) else project_root()/'data'
-        path = fetch_split(name, home/'split_setup', base_url)
-    if path is None: raise InputError(f'{corpus.dir} has no {name}.csv' + (
-        f": its training lists are {', '.join(f'split{s}' for s in subsets_of(corpus)) or 'none'}" if name != 'test' else
-        ' and no evaluation_setup/fold1_evaluate.csv'))
-    rows = match(corpus, read_list(path), path)
-    want = FINGERPRINTS.get(corpus.edition, {}).get(name)
-    if want and fingerprint(rows.filename) != want:
-        raise InputError(f'{path} is not the official list of TAU {corpus.edition} ({len(rows)} clips): remove it, the right one is fetched then')
-    return rows
+# %% ../../nbs/data/20_splits.ipynb #af3e14ce
+class _Drawing:
+    "Locations to hold out of training; `count` is clips, locations × scenes in drawing order"
+    def __init__(self, count, frac):
+        self.count, self.frac = count, frac
+        self.size = count.sum(axis=1)              # clips of each location
+        self.remaining = (count > 0).sum()         # locations each scene has in training
+        self.out = []                              # locations held out
+
+    def take(self, place):
+        "Hold out a location unless a scene would lose its last one; returns whether it was taken"
+        scenes = self.count.loc[place] > 0
+        if (self.remaining[scenes] < 2).any(): return False
+        self.remaining[scenes] -= 1
+        self.out.append(place)
+        return True
+
+# %% ../../nbs/data/20_splits.ipynb #fd4b9308
+@patch
+def is_too_large(self:_Drawing, place):
+    "Whether a location of several scenes would bring far too many clips"
+    if (self.count.loc[place] > 0).sum() < 2: return False
+    return self.size[self.out].sum() + self.size[place] > 1.5*self.frac*self.size.sum()
+
+# %% ../../nbs/data/20_splits.ipynb #2fa303df
+@patch
+def take_for(self:_Drawing, scene):
+    "Take locations of a scene until its share is as near as it gets"
+    clips = self.count[scene]
+    wanted = self.frac*clips.sum() - clips[self.out].sum()
+    free = clips[(clips > 0) & ~clips.index.isin(self.out)]
+    for place, n in free.items():
+        if n < 2*wanted and not self.is_too_large(place) and self.take(place): wanted -= n
+
+# %% ../../nbs/data/20_splits.ipynb #ffbb7ff3
+@patch
+def fill_up(self:_Drawing):
+    "Take one location each of scenes that have none so far"
+    free = self.size[~self.size.index.isin(self.out)].sort_values(kind='stable')
+    for place, n in free.items():
+        scenes = self.count.loc[place] > 0
+        if self.count.loc[self.out, scenes].to_numpy().any(): continue
+        wanted = self.frac*self.size.sum() - self.size[self.out].sum()
+        if not self.out or n < 2*wanted: self.take(place)
+
+# %% ../../nbs/data/20_splits.ipynb #6e2c611b
+def _hold_out(count, frac):
+    "Locations to hold out"
+    drawing = _Drawing(count, frac)
+    for scene in count: drawing.take_for(scene)
+    drawing.fill_up()
+    return drawing.out
 
 # %% ../../nbs/data/20_splits.ipynb #75f8a1cb
 def carve_valid(train,    # rows of `Corpus.meta`: the training split
@@ -108,37 +200,25 @@ def carve_valid(train,    # rows of `Corpus.meta`: the training split
                 seed=0,   # decides which locations
                 ) -> tuple: # (train, valid), both in the order of `train`
     "Hold out whole locations, scene by scene"
-    if not 0 <= frac <= .5: raise InputError(f'frac={frac} is not a share of the training split to validate on: choose 0 to 0.5')
+    if not 0 <= frac <= .5:
+        raise InputError(f'frac={frac} is not a share of the training split to validate on: choose 0 to 0.5')
     count = pd.crosstab(train.location, train.scene)
-    draw = sorted(count.index, key=lambda place: hashlib.sha256(f'{seed}:{place}'.encode()).digest())
-    out = train.location.isin(_hold_out(count.loc[draw], frac) if frac else [])
+    def lot(place): return hashlib.sha256(f'{seed}:{place}'.encode()).digest()
+    places = _hold_out(count.loc[sorted(count.index, key=lot)], frac) if frac else []
+    out = train.location.isin(places)
     return train[~out].reset_index(drop=True), train[out].reset_index(drop=True)
-
-# %% ../../nbs/data/20_splits.ipynb #af3e14ce
-def _hold_out(count, frac):
-    "Locations to hold out; `count` is locations × scenes in drawing order"
-    held, left, total = [], (count > 0).sum(), count.sum(axis=1)
-    def take(place):
-        has = count.loc[place] > 0
-        if (left[has] < 2).any(): return False
-        held.append(place)
-        left[has] -= 1
-        return True
-    for scene, n in count.items():
-        want, free = frac*n.sum() - n[held].sum(), n[(n > 0) & ~n.index.isin(held)]
-        for place, size in free.items():
-            shared = (count.loc[place] > 0).sum() > 1 and total[held].sum() + total[place] > 1.5*frac*total.sum()
-            if size < 2*want and not shared and take(place): want -= size
-    for place in total[~total.index.isin(held)].sort_values(kind='stable').index:      # small lists: near the share as a whole
-        none_yet = not count.loc[held, count.loc[place] > 0].to_numpy().any()
-        if none_yet and (not held or total[place] < 2*(frac*total.sum() - total[held].sum())): take(place)
-    return held
 
 # %% ../../nbs/data/20_splits.ipynb #c6e0599b
 def check_disjoint(**parts): # name=rows of `Corpus.meta`: train=…, valid=…, test=…
     "`InputError` when a clip, a recording, a segment or a location is in two parts"
     for _, what, n, example, _ in leaks(**parts):
-        raise InputError(f'{what}: {n} of them, such as {example}. A score on them would flatter; take them out of one list')
+        raise InputError(f'{what}: {n} of them, such as {example}. A score on them would flatter; '
+                         'take them out of one list')
+
+# %% ../../nbs/data/20_splits.ipynb #1697f843
+def _count_by(column, parts):
+    counts = {name: rows[column].value_counts() for name, rows in parts.items()}
+    return pd.DataFrame(counts).fillna(0).astype(int).sort_index()
 
 # %% ../../nbs/data/20_splits.ipynb #e4afc1f6
 def describe(train, # rows of `Corpus.meta`
@@ -147,5 +227,4 @@ def describe(train, # rows of `Corpus.meta`
              ) -> tuple: # two DataFrames: scene × part, device × part
     "How many clips of each scene, and of each device, there are in each part"
     parts = dict(train=train, valid=valid, test=test)
-    return tuple(pd.DataFrame({k: p[col].value_counts() for k, p in parts.items()}).fillna(0).astype(int).sort_index()
-                 for col in ('scene', 'device'))
+    return _count_by('scene', parts), _count_by('device', parts)

@@ -67,30 +67,30 @@ def _padded_window(kw): # a LogMel's settings
 class LogMel(Float32):
     "Waveform (B, N) at `sample_rate`, of any float type -> float32 log-mel (B, 1, F, T)"
     def __init__(self,
-                 sample_rate=32000,  # Hz
-                 n_fft=4096,         # FFT length, samples, even
-                 win=3072,           # window, samples, at most n_fft
-                 hop=500,            # from frame to frame, samples
-                 n_mels=256,         # bands F
-                 fmin=0.,            # lower corner of the first band, Hz
-                 fmax=None,          # upper corner of the last, Hz; None: as high as fmax_jitter allows
-                 scale='htk',        # htk, slaney, kaldi
-                 norm=None,          # None (peak 1) or 'slaney' (area 1)
-                 window='hann',      # hann, hann_symmetric, hamming, povey
-                 power=2,            # 2 is |X|^2, 1 is |X|
-                 pad='reflect',      # reflect, zero: T = 1 + N // hop; None: T = 1 + (N - win) // hop
-                 preemphasis=0.,     # c of x[n + 1] - c x[n], which drops a sample; 0 is none
-                 per_frame=False,    # Kaldi's way: frames without mean, pre-emphasised one by one
-                 gain=1.,            # what every sample is multiplied with
-                 offset=0.,          # … and what is then added
-                 log='ln',           # ln, ln_clip, db, None
-                 eps=1e-5,           # added (ln) or least value (ln_clip, db)
-                 mean=0.,            # at last, (log - mean) / std
-                 std=1.,             # see mean
-                 fmin_jitter=0,      # Hz; in training fmin + randint(fmin_jitter), for each batch
-                 fmax_jitter=0,      # Hz; … fmax + fmax_jitter // 2 - randint(fmax_jitter)
-                 allow_empty=False,  # accept bands too narrow to hold an FFT bin
-                ):
+        sample_rate=32000,  # Hz
+        n_fft=4096,         # FFT length, samples, even
+        win=3072,           # window, samples, at most n_fft
+        hop=500,            # from frame to frame, samples
+        n_mels=256,         # bands F
+        fmin=0.,            # lower corner of the first band, Hz
+        fmax=None,          # upper corner of the last, Hz; None: as high as fmax_jitter allows
+        scale='htk',        # htk, slaney, kaldi
+        norm=None,          # None (peak 1) or 'slaney' (area 1)
+        window='hann',      # hann, hann_symmetric, hamming, povey
+        power=2,            # 2 is |X|^2, 1 is |X|
+        pad='reflect',      # reflect, zero: T = 1 + N // hop; None: T = 1 + (N - win) // hop
+        preemphasis=0.,     # c of x[n + 1] - c x[n], which drops a sample; 0 is none
+        per_frame=False,    # Kaldi's way: frames without mean, pre-emphasised one by one
+        gain=1.,            # what every sample is multiplied with
+        offset=0.,          # … and what is then added
+        log='ln',           # ln, ln_clip, db, None
+        eps=1e-5,           # added (ln) or least value (ln_clip, db)
+        mean=0.,            # at last, (log - mean) / std
+        std=1.,             # see mean
+        fmin_jitter=0,      # Hz; in training fmin + randint(fmin_jitter), for each batch
+        fmax_jitter=0,      # Hz; … fmax + fmax_jitter // 2 - randint(fmax_jitter)
+        allow_empty=False,  # accept bands too narrow to hold an FFT bin
+    ):
         super().__init__()
         self.kw = {k: v for k, v in locals().items() if k not in ('self', '__class__')}
         check_logmel(self.kw)
@@ -133,8 +133,8 @@ def drawn_bank(self:LogMel):
 # %% ../../nbs/frontend/10_logmel.ipynb #3adce4d0
 @patch
 def frames(self:LogMel,
-           wave, # (B, N) float32
-           ):    # (B, T, L) view of the padded wave, L = n_fft, or win without padding
+    wave, # (B, N) float32
+): # (B, T, L) view of the padded wave, L = n_fft, or win without padding
     "Gain, pre-emphasis, padding, overlapping frames"
     kw = self.kw
     if kw['gain'] != 1 or kw['offset']: wave = wave * kw['gain'] + kw['offset']
@@ -143,9 +143,10 @@ def frames(self:LogMel,
     return pads[kw['pad']](wave, self.n_pad).unfold(1, len(self.taper), self.hop)
 
 # %% ../../nbs/frontend/10_logmel.ipynb #78b15634
-def _emphasise_frames(frames, # (…, L)
-                      c,      # see `preemphasis` of LogMel
-                      ):
+def _emphasise_frames(
+    frames, # (…, L)
+    c,      # see `preemphasis` of LogMel
+):
     "Kaldi's way: without the mean, and pre-emphasised inside the frame"
     x = frames - frames.mean(-1, keepdim=True)
     return torch.cat([(1 - c) * x[..., :1], x[..., 1:] - c * x[..., :-1]], -1)
@@ -153,8 +154,8 @@ def _emphasise_frames(frames, # (…, L)
 # %% ../../nbs/frontend/10_logmel.ipynb #8713b778
 @patch
 def power(self:LogMel,
-          frames, # (B, T, L)
-          ):      # (K, B, T)
+    frames, # (B, T, L)
+): # (K, B, T)
     "Windowed power (or magnitude) spectrum, bins first"
     if self.kw['per_frame']: frames = _emphasise_frames(frames, self.kw['preemphasis'])
     p = squared_magnitude(torch.fft.rfft(frames * self.taper, self.kw['n_fft']))
@@ -163,8 +164,8 @@ def power(self:LogMel,
 # %% ../../nbs/frontend/10_logmel.ipynb #46f5aa96
 @patch
 def mel(self:LogMel,
-        wave, # (B, N) at `sample_rate`, any float type, about [-1, 1)
-        ):    # (B, F, T) float32
+    wave, # (B, N) at `sample_rate`, any float type, about [-1, 1)
+): # (B, F, T) float32
     "Everything before the logarithm: linear mel power"
     wave = check_wave(wave, self.shortest)
     bank, L = self.drawn_bank(), len(self.taper)
@@ -183,8 +184,8 @@ def mel(self:LogMel,
 # %% ../../nbs/frontend/10_logmel.ipynb #00650304
 @patch
 def log(self:LogMel,
-        mel, # (B, F, T) linear mel
-        ):   # (B, 1, F, T) float32
+    mel, # (B, F, T) linear mel
+): # (B, 1, F, T) float32
     "Logarithm and normalisation"
     kw = self.kw
     x = logs[kw['log']](mel.float(), kw['eps'])
@@ -230,8 +231,9 @@ def list_frontends() -> list:
     return list(frontends)
 
 # %% ../../nbs/frontend/10_logmel.ipynb #df8496a6
-def own_frontend(name, # 'file.py:Class'
-                 **kw):
+def own_frontend(
+    name, # 'file.py:Class'
+    **kw):
     "A frontend of your own, with `sample_rate` (Hz), `mel` (B, N) -> (B, F, T) and `log` -> (B, 1, F, T)"
     frontend = make_own(name, 'frontend', **kw)
     if lacks := [k for k in ('sample_rate', 'mel', 'log', 'train') if not hasattr(frontend, k)]:
@@ -240,9 +242,10 @@ def own_frontend(name, # 'file.py:Class'
     return frontend
 
 # %% ../../nbs/frontend/10_logmel.ipynb #291d29c4
-def create_frontend(name, # one of `list_frontends()`, or a class of your own, 'file.py:Class'
-                    **kw, # settings of `LogMel` that differ from the published ones
-                    ) -> LogMel: # (B, N) at its `.sample_rate` -> (B, 1, F, T) float32
+def create_frontend(
+    name, # one of `list_frontends()`, or a class of your own, 'file.py:Class'
+    **kw, # settings of `LogMel` that differ from the published ones
+) -> LogMel: # (B, N) at its `.sample_rate` -> (B, 1, F, T) float32
     "A published frontend, or 'logmel', the block to set up yourself"
     if is_own(name): return own_frontend(name, **kw)
     settings = pick(frontends, name, 'frontend')
@@ -259,9 +262,10 @@ def _read_sound(path): # -> (N,) and Hz
     return sound.mean(1), rate
 
 # %% ../../nbs/frontend/10_logmel.ipynb #77496c73
-def load_sound(sound,     # path of a wav or flac file, or a waveform (N,)
-               rate=None, # Hz of the waveform; a file says its own
-               ):         # float32 (1, N) and its rate
+def load_sound(
+    sound,     # path of a wav or flac file, or a waveform (N,)
+    rate=None, # Hz of the waveform; a file says its own
+): # float32 (1, N) and its rate
     "One sound as a batch of one; several channels are averaged"
     if isinstance(sound, (str, Path)): sound, rate = _read_sound(sound)
     if rate is None: raise InputError('rate: not given; say the sample rate of the waveform in Hz')

@@ -22,10 +22,11 @@ def _draw_panel(ax, name, wave, rate):
     ax.set_title(f'{name}  {len(y)}×{y.shape[1]}  {y.min():.2g} … {y.max():.2g}', fontsize=8)
 
 # %% ../../nbs/frontend/12_look.ipynb #b5a55731
-def show_frontends(sound,      # path of a wav or flac file, or a waveform (N,)
-                   rate=None,  # Hz of the waveform; a file says its own
-                   names=None, # which, default all published ones
-                   ):          # the figure
+def show_frontends(
+    sound,      # path of a wav or flac file, or a waveform (N,)
+    rate=None,  # Hz of the waveform; a file says its own
+    names=None, # which, default all published ones
+): # the figure
     "One sound through several frontends, side by side; each panel has its own colour range"
     import matplotlib.pyplot as plt
     wave, rate = load_sound(sound, rate)

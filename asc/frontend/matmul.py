@@ -27,10 +27,10 @@ def _used_columns(rows): # (…, K) -> first and last + 1 column that is not all
 class Banded(nn.Module):
     "Multiply by a fixed matrix (R, K) whose rows have short runs of values"
     def __init__(self,
-                 dense,      # (R, K)
-                 block:int,  # rows a block
-                 order=None, # int (K,): row of the input that meets column k; None: inputs (…, K) come from the left
-                ):
+        dense,      # (R, K)
+        block:int,  # rows a block
+        order=None, # int (K,): row of the input that meets column k; None: inputs (…, K) come from the left
+    ):
         super().__init__()
         self.cuts, places = [], []
         for i, rows in enumerate(dense.split(block)):
@@ -49,11 +49,12 @@ class Banded(nn.Module):
         return torch.cat([w @ x[lo:hi] for w, lo, hi in blocks], 0)
 
 # %% ../../nbs/frontend/15_matmul.ipynb #1eed9145
-def fold_rows(x,          # (B, N), read from its first sample on; cut or filled with zeros as needed
-              n_rows:int, # rows wanted
-              step:int,   # from row to row
-              width:int,  # of a row
-              ):          # (B, n_rows, width)
+def fold_rows(
+    x,          # (B, N), read from its first sample on; cut or filled with zeros as needed
+    n_rows:int, # rows wanted
+    step:int,   # from row to row
+    width:int,  # of a row
+): # (B, n_rows, width)
     "Overlapping rows by reshaping and joining, without an index"
     more = -(-width // step) - 1                            # rows that the last one reaches into
     need = (n_rows + more) * step
@@ -62,10 +63,11 @@ def fold_rows(x,          # (B, N), read from its first sample on; cut or filled
     return torch.cat([x[:, j:j + n_rows, :min(step, width - j * step)] for j in range(more + 1)], 2)
 
 # %% ../../nbs/frontend/15_matmul.ipynb #e5ea8a20
-def _repeated(kernel,  # (n, width)
-              periods, # how often
-              step,    # columns to the right each time
-              ):       # (n periods, width + step (periods - 1))
+def _repeated(
+    kernel,  # (n, width)
+    periods, # how often
+    step,    # columns to the right each time
+): # (n periods, width + step (periods - 1))
     "A kernel in staircase: one product for several periods of the resampler"
     n, width = kernel.shape
     rows = torch.zeros(periods * n, (periods - 1) * step + width)
@@ -77,10 +79,10 @@ def _repeated(kernel,  # (n, width)
 class GraphResample(nn.Module):
     "As `asc.frontend.mel.Resample`, for waves of one length: (B, samples) -> (B, ceil(samples new / orig))"
     def __init__(self,
-                 orig:int,    # rate of the input, Hz
-                 new:int,     # rate of the output, Hz
-                 samples:int, # length of the input
-                ):
+        orig:int,    # rate of the input, Hz
+        new:int,     # rate of the output, Hz
+        samples:int, # length of the input
+    ):
         super().__init__()
         gcd = math.gcd(orig, new)
         o, n = orig // gcd, new // gcd
@@ -97,10 +99,11 @@ class GraphResample(nn.Module):
         return self.rows(rows).flatten(1)[:, :self.out]
 
 # %% ../../nbs/frontend/15_matmul.ipynb #c80096f8
-def turns(a,      # int tensor (R,)
-          b,      # int tensor (C,)
-          n:int,  # steps of a full turn
-          ):      # cos and −sin of 2π·a·b/n, float32 (R, C) each
+def turns(
+    a,      # int tensor (R,)
+    b,      # int tensor (C,)
+    n:int,  # steps of a full turn
+): # cos and −sin of 2π·a·b/n, float32 (R, C) each
     "Tables of a Fourier transform, from whole numbers"
     angle = ((a[:, None] * b + n // 2) % n - n // 2).float() * (2 * math.pi / n)
     return angle.cos(), -angle.sin()
@@ -125,20 +128,22 @@ def _sum_over_i(x, n): # as `power_spectrum` -> real and imaginary part, (p, j, 
     return (cos @ x).reshape(shape), (sin @ x).reshape(shape)
 
 # %% ../../nbs/frontend/15_matmul.ipynb #be78e6c4
-def _twiddled(re, im,     # (p, j, B, T)
-              n,          # FFT length
-              frames:int, # T
-              ):
+def _twiddled(
+    re, im,     # (p, j, B, T)
+    n,          # FFT length
+    frames:int, # T
+):
     "Times w^(j·p)"
     tables = turns(torch.arange(_half_length(n)), torch.arange(split_fft(n)), n)
     cos, sin = (t[..., None, None].expand(-1, -1, 1, frames) for t in tables)
     return re * cos - im * sin, re * sin + im * cos
 
 # %% ../../nbs/frontend/15_matmul.ipynb #661af826
-def _squared_sum_over_j(re, im,  # (p, N₂/2, B, T): sums or differences of the two halves
-                        q,       # all even or all odd
-                        n,       # FFT length
-                        ):       # |X|², (p, N₂/2, B·T)
+def _squared_sum_over_j(
+    re, im,  # (p, N₂/2, B, T): sums or differences of the two halves
+    q,       # all even or all odd
+    n,       # FFT length
+): # |X|², (p, N₂/2, B·T)
     n2 = split_fft(n)
     half = n2 // 2
     cos, sin = turns(q, torch.arange(half) * (n // n2), n)
@@ -148,9 +153,10 @@ def _squared_sum_over_j(re, im,  # (p, N₂/2, B, T): sums or differences of the
     return z[:, :half] + z[:, half:]
 
 # %% ../../nbs/frontend/15_matmul.ipynb #76d0db1b
-def power_spectrum(x,      # (L, B, T): signals in columns, L <= n
-                   n:int,  # FFT length, even
-                   ):      # ((n₁ // 2 + 1) · n₂, B, T): |X|², in the order of `bin_places`
+def power_spectrum(
+    x,      # (L, B, T): signals in columns, L <= n
+    n:int,  # FFT length, even
+): # ((n₁ // 2 + 1) · n₂, B, T): |X|², in the order of `bin_places`
     "Power spectra of real columns by two matrix products"
     n2, shape = split_fft(n), x.shape[1:]
     re, im = _twiddled(*_sum_over_i(x, n), n, shape[1])
@@ -175,9 +181,9 @@ def bin_places(n:int): # int64 (n // 2 + 1,): the row of each bin in what `power
 class GraphLogMel(nn.Module):
     "As the `LogMel` it is made from, in eval mode, for waves of one length: (B, samples) -> (B, 1, F, T)"
     def __init__(self,
-                 frontend:LogMel,
-                 samples:int, # length of the input
-                ):
+        frontend:LogMel,
+        samples:int, # length of the input
+    ):
         super().__init__()
         if not isinstance(frontend, LogMel):
             raise InputError(f'frontend: found {type(frontend).__name__}; give one of asc.create_frontend')
@@ -219,9 +225,10 @@ def columns(self:GraphLogMel, wave): # (B, samples) -> (win, B, T)
     return x * self.taper.expand(-1, 1, self.frames)        # spread out once, when the file is loaded
 
 # %% ../../nbs/frontend/15_matmul.ipynb #7c0a70a4
-def _emphasise_columns(x, # (L, B, T)
-                       c, # see `preemphasis` of LogMel
-                       ):
+def _emphasise_columns(
+    x, # (L, B, T)
+    c, # see `preemphasis` of LogMel
+):
     "Kaldi's way: without the mean, and pre-emphasised inside the frame"
     x = x - x.mean(0, keepdim=True)
     return torch.cat([(1 - c) * x[:1], x[1:] - c * x[:-1]])
@@ -238,10 +245,11 @@ def log(self:GraphLogMel, mel): # linear mel -> normalised logarithm
     return mel
 
 # %% ../../nbs/frontend/15_matmul.ipynb #dd52d941
-def graph_frontend(frontend,     # asc.frontend.logmel.LogMel
-                   rate:int,     # Hz of the waves that come in
-                   samples:int,  # their length
-                   ) -> nn.Sequential: # (B, samples) at `rate` -> (B, 1, F, T)
+def graph_frontend(
+    frontend,     # asc.frontend.logmel.LogMel
+    rate:int,     # Hz of the waves that come in
+    samples:int,  # their length
+) -> nn.Sequential: # (B, samples) at `rate` -> (B, 1, F, T)
     "Resampler, where the rates differ, and frontend"
     if rate == frontend.sample_rate: return nn.Sequential(GraphLogMel(frontend, samples)).eval()
     resample = GraphResample(rate, frontend.sample_rate, samples)

@@ -34,10 +34,10 @@ class Float32(nn.Module):
 class SparseRows(Float32):
     "Left-multiply by a fixed sparse matrix (R, K): x (K, M) float32 -> (R, M)"
     def __init__(self,
-                 col,    # int64 (nnz,): the column of each weight, row after row
-                 start,  # int64 (R + 1,): where each row starts in `col`
-                 weight, # (nnz,), kept in float32
-                ):
+        col,    # int64 (nnz,): the column of each weight, row after row
+        start,  # int64 (R + 1,): where each row starts in `col`
+        weight, # (nnz,), kept in float32
+    ):
         super().__init__()
         self.register_buffer('col', col, persistent=False)
         self.register_buffer('start', start, persistent=False)
@@ -61,12 +61,13 @@ def extra_repr(self:SparseRows):
     return f'{len(self.start) - 1} rows, {len(self.col)} weights'
 
 # %% ../../nbs/frontend/05_mel.ipynb #a342dfff
-def in_pieces(fn,        # function of a tensor, item by item along `dim`
-              x,         # the tensor to cut
-              size,      # floats that one item along `dim` grows to
-              dim=0,     # where to cut `x`
-              out=0,     # where to join the results
-              ):
+def in_pieces(
+    fn,        # function of a tensor, item by item along `dim`
+    x,         # the tensor to cut
+    size,      # floats that one item along `dim` grows to
+    dim=0,     # where to cut `x`
+    out=0,     # where to join the results
+):
     "`fn(x)`, computed in pieces of 0.6 million floats on a CPU (they fit its cache) and 100 million on a GPU"
     if torch.compiler.is_compiling(): return fn(x)
     budget = 600_000 if x.device.type == 'cpu' else 100_000_000
@@ -80,9 +81,10 @@ def warm_allocator():
     torch.empty(7_500_000)
 
 # %% ../../nbs/frontend/05_mel.ipynb #6dc53cab
-def check_wave(wave,        # (B, N) floating point
-               shortest=1,  # fewest samples accepted
-               ):           # the same in float32
+def check_wave(
+    wave,        # (B, N) floating point
+    shortest=1,  # fewest samples accepted
+): # the same in float32
     "Refuse what is not a batch of waveforms; half precision becomes float32"
     if not torch.is_tensor(wave) or not wave.is_floating_point():
         kind = getattr(wave, 'dtype', type(wave).__name__)
@@ -97,11 +99,12 @@ def check_wave(wave,        # (B, N) floating point
     return wave.float()
 
 # %% ../../nbs/frontend/05_mel.ipynb #bf345189
-def sinc_kernel(orig:int,    # input rate over the common divisor
-                new:int,     # output rate over the common divisor
-                width=6,     # zero crossings on either side
-                rolloff=.99, # cut-off over the lower Nyquist frequency
-                ):           # kernel (new, 2 reach + orig) and reach, in input samples
+def sinc_kernel(
+    orig:int,    # input rate over the common divisor
+    new:int,     # output rate over the common divisor
+    width=6,     # zero crossings on either side
+    rolloff=.99, # cut-off over the lower Nyquist frequency
+): # kernel (new, 2 reach + orig) and reach, in input samples
     "The windowed sinc of each of the `new` output phases, and how far it reaches"
     base = min(orig, new) * rolloff
     reach = math.ceil(width * orig / base)
@@ -116,9 +119,9 @@ def sinc_kernel(orig:int,    # input rate over the common divisor
 class Resample(nn.Module):
     "Waveform (B, N) at `orig` Hz -> float32 (B, ceil(N new / orig)) at `new` Hz; the identity at equal rates"
     def __init__(self,
-                 orig:int, # rate of the input, Hz
-                 new:int,  # rate of the output, Hz
-                ):
+        orig:int, # rate of the input, Hz
+        new:int,  # rate of the output, Hz
+    ):
         super().__init__()
         for rate in (orig, new):
             if rate != int(rate) or rate < 1:
@@ -196,10 +199,11 @@ def _bins_and_corners(sample_rate, n_fft, n_mels, fmin, fmax, scale): # as `mel_
     return to_mel(bins), low + torch.arange(n_mels + 2, dtype=dtype) * step
 
 # %% ../../nbs/frontend/05_mel.ipynb #4f0f625d
-def _triangle_heights(bins,   # (nnz,): position of each bin
-                      corner, # (n_mels + 2,)
-                      row,    # (nnz,): the band the bin is weighted for
-                      ):      # (nnz,), 1 at the peak
+def _triangle_heights(
+    bins,   # (nnz,): position of each bin
+    corner, # (n_mels + 2,)
+    row,    # (nnz,): the band the bin is weighted for
+): # (nnz,), 1 at the peak
     "How high the triangle of a band is at a bin"
     width = corner.diff()
     rising = (bins - corner[row]) / width[row]
@@ -207,14 +211,15 @@ def _triangle_heights(bins,   # (nnz,): position of each bin
     return torch.minimum(rising, falling)
 
 # %% ../../nbs/frontend/05_mel.ipynb #9ad149bb
-def mel_bank(sample_rate:int, # Hz
-             n_fft:int,       # FFT length in samples; the bank has n_fft // 2 + 1 columns
-             n_mels:int,      # bands
-             fmin=0.,         # lower corner of the first band, Hz
-             fmax=None,       # upper corner of the last band, Hz; None is half the sample rate
-             scale='htk',     # htk, slaney or kaldi
-             norm=None,       # None: peak 1; 'slaney': area 1 over Hz
-             ) -> SparseRows: # (n_mels, n_fft // 2 + 1)
+def mel_bank(
+    sample_rate:int, # Hz
+    n_fft:int,       # FFT length in samples; the bank has n_fft // 2 + 1 columns
+    n_mels:int,      # bands
+    fmin=0.,         # lower corner of the first band, Hz
+    fmax=None,       # upper corner of the last band, Hz; None is half the sample rate
+    scale='htk',     # htk, slaney or kaldi
+    norm=None,       # None: peak 1; 'slaney': area 1 over Hz
+) -> SparseRows: # (n_mels, n_fft // 2 + 1)
     "A triangular mel filter bank"
     bins, corner = _bins_and_corners(sample_rate, n_fft, n_mels, fmin, fmax, scale)
     first = torch.searchsorted(bins, corner)                   # first bin at or above each corner
@@ -251,8 +256,9 @@ def zeros(x, n):
 pads = {'reflect': reflect, 'zero': zeros, None: lambda x, n: x}
 
 # %% ../../nbs/frontend/05_mel.ipynb #b0257e5a
-def squared_magnitude(X,  # complex (B, T, K); may be overwritten
-                      ):  # (K, B, T), contiguous
+def squared_magnitude(
+    X,  # complex (B, T, K); may be overwritten
+): # (K, B, T), contiguous
     "|X|^2, bins first"
     parts = torch.view_as_real(X)
     keep = parts.requires_grad or torch.compiler.is_compiling()

@@ -10,7 +10,7 @@ from asc.backbone.zoo import create_backbone
 from asc.model.classifier import create_classifier
 from asc.core import SCENES, InputError, seed_everything
 from asc.train.finetune import layer_groups
-from asc.run.process import declared_parameters, find_notebook, full_parameters
+from asc.run.parameters import declared_parameters, find_notebook, full_parameters
 from asc.train.learner import optimizers
 from asc.train.losses import create_loss
 from asc.augment.pipeline import create_pipeline, pipelines, revise

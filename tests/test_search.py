@@ -15,7 +15,7 @@ pytest.importorskip('optuna')
 from asc.experiment.recipe import create_training
 from asc.core import InputError
 from asc.data.corpus import load_corpus
-from asc.run.process import full_parameters
+from asc.run.parameters import full_parameters
 from asc.experiment.search import Prune, best_recipe, open_study, read_space, run_trial, run_trials, settled, trials_table, write_recipe
 from asc.data.splits import carve_valid, read_split
 from asc.data.store import pack

@@ -16,7 +16,7 @@ from asc.experiment.recipe import create_training, training_options
 from asc.backbone.zoo import create_backbone, list_backbones
 from asc.core import InputError
 from asc.data.corpus import load_corpus
-from asc.run.process import full_parameters
+from asc.run.parameters import full_parameters
 from asc.train.resume import random_states, read_checkpoint
 from asc.experiment.seeds import train_runs
 from asc.data.splits import read_split

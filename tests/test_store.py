@@ -23,8 +23,8 @@ import asc.data.store
 from asc.core import InputError, project_root
 from asc.data.check import check_corpus
 from asc.data.corpus import META, ClipName, load_corpus
+from asc.data.packing import chunks, store_layout
 from asc.data.sound import read_int16, scan_wavs, to_int16
-from asc.data.packing import chunks
 from asc.data.store import Store, pack
 
 SAMPLES = Path(os.environ.get('ASC_SHARED', project_root()/'..'/'shared'))/'data'/'tau-samples'

@@ -12,7 +12,8 @@ import pytest
 
 from asc.cli import main
 from asc.core import InputError, write_json
-from asc.run.process import Busy, RunFailed, full_parameters, is_held, job_state, only_worker, run_notebook
+from asc.run.parameters import full_parameters
+from asc.run.process import Busy, RunFailed, is_held, job_state, only_worker, run_notebook
 from asc.experiment.sweeps import Sweep, local_engine, run_sweep, sweep_cells
 from conftest import ROOT
 

@@ -17,7 +17,7 @@ from asc.export.c99 import export_c, run_c, write_frontend_header
 from asc.model.published import PublishedClassifier
 from asc.size.qdq import calibrate, prepare, quantised_classifier
 from asc.export.plan import kernel, place, read_steps
-from asc.data.synthetic import draw_location, play
+from asc.data.soundscape import draw_location, play
 
 SMALL = dict(base=16, blocks=(2, 1, 1), strides=dict(b2=(1, 2), b3=(2, 1)))
 needs_cc = pytest.mark.skipif(which('cc') is None, reason='no C compiler')

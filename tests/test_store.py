@@ -23,6 +23,7 @@ import asc.data.store
 from asc.core import InputError, project_root
 from asc.data.check import check_corpus
 from asc.data.corpus import META, ClipName, load_corpus
+from asc.data.packing import chunks, store_layout
 from asc.data.sound import read_int16, scan_wavs, to_int16
 from asc.data.store import Store, chunks, pack, store_layout
 from noise import RATE, noise_corpus

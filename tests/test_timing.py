@@ -11,8 +11,9 @@ from asc.backbone.zoo import create_backbone
 from asc.core import InputError
 from asc.frontend.logmel import create_frontend
 from asc.train.memory import keep_memory
+from asc.bench.floor import Machine, forward_needs, kept_bytes, training_needs
 from asc.bench.rivals import make_prediction, settings, torchaudio_frontend
-from asc.bench.timing import Elsewhere, Machine, against, forward_needs, kept_bytes, take_turns, training_needs
+from asc.bench.timing import Elsewhere, against, take_turns
 
 
 def test_turns_are_fair():

@@ -19,7 +19,8 @@ from asc.data.choose import data_facts
 from asc.use.answers import load_teacher_model, predict_teacher, training_clips
 from asc.data.splits import carve_valid, read_split, read_test
 from asc.data.store import pack
-from asc.teach.logits import Teacher, read_published_logits, read_teacher, save_teacher
+from asc.teach.logits import Teacher, read_teacher, save_teacher
+from asc.teach.published import read_published_logits
 from conftest import ROOT
 
 

@@ -14,7 +14,8 @@ from asc.cli import main
 from asc.core import InputError
 from asc.data.corpus import load_corpus
 from asc.use.demo import build_page, practice_models, serve, short_names
-from asc.use.microphones import compare_devices, explain, read_start, through_device
+from asc.use.devices import read_start, through_device
+from asc.use.microphones import compare_devices, explain
 from asc.use.predict import Predictor, open_model, predict
 from test_run import PAPERMILL, papermill
 

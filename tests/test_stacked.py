@@ -19,7 +19,9 @@ from asc.run.parameters import full_parameters
 from asc.train.resume import random_states, read_checkpoint
 from asc.experiment.seeds import train_runs
 from asc.data.splits import read_split
-from asc.experiment.stacked import Turns, check_stacked, stacked_call, train_stacked
+from asc.experiment.stacked import check_stacked, train_stacked
+from asc.experiment.turns import Turns
+from asc.experiment.vmap import stacked_call
 from asc.data.store import pack
 from asc.teach.logits import save_teacher
 from networks import SMALL, need

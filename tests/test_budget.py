@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 
 from asc.backbone.zoo import create_backbone
-from asc.size.budget import COSTS, bc_resnet_cost, cp_mobile_cost, enumerate_costs, frames_of, pareto, round_channel_array, search, tf_sepnet_cost
 from asc.core import InputError
+from asc.size.budget import COSTS, bc_resnet_cost, cp_mobile_cost, enumerate_costs, frames_of
+from asc.size.budget import pareto, round_channel_array, search, tf_sepnet_cost
 from asc.size.cost import complexity
 
 
 def measured(net, mels, frames):
+    "Cost of a real network, as the table counts it"
     c = complexity(net, (1, mels, frames), bits=8)
     return [c.params, c.macs, c.honest['ram']]
 
@@ -150,7 +152,7 @@ def test_speed():
 
 
 @pytest.mark.parametrize(
-    'axes, family, told',
+    'axes, family, sentence',
     [
         (dict(bases=[32]), 'cp_mobile', "'bases'.*base"),
         (dict(b7=[(1, 1)]), 'cp_mobile', "'b7'.*b6"),
@@ -164,8 +166,8 @@ def test_speed():
         (dict(depth=[16, 17]), 'tf_sepnet_17', "'depth'"),
     ],
 )
-def test_what_no_constructor_takes_is_refused(axes, family, told):
-    with pytest.raises(InputError, match=told):
+def test_what_no_constructor_takes_is_refused(axes, family, sentence):
+    with pytest.raises(InputError, match=sentence):
         enumerate_costs(dict(mels=[256], frames=[64]) | axes, family)
 
 

@@ -1,4 +1,4 @@
-"""What every test may use: the synthetic corpus, a run on it, quick kernels; and the real data of ../shared where it is."""
+"""What every test may use: the synthetic corpus, a run on it, quick kernels, and the real data where they are."""
 import fcntl
 import os
 import shutil
@@ -34,7 +34,7 @@ def shared():
 
 @pytest.fixture(scope='session')
 def once(tmp_path_factory):
-    "once(name, make): a folder that `make(folder)` fills in the first test process that asks; the others wait and use it"
+    "once(name, make): a folder that `make(folder)` fills in the first process that asks; the others wait and use it"
     base = tmp_path_factory.getbasetemp()
     if 'PYTEST_XDIST_WORKER' in os.environ: base = base.parent
 

@@ -1,7 +1,7 @@
 """Jupyter kernels forked from one process that has the large libraries loaded: seconds less for each run of papermill.
 
-`python kernels.py FOLDER` serves them and makes FOLDER a Jupyter path, whose `python3` kernel is this file once more, as
-a client. A forked kernel behaves as any other: it has its own process, environment and folder. Libraries that ask at
+`python kernels.py FOLDER` serves them and makes FOLDER a Jupyter path, whose `python3` kernel is this file once more,
+as a client. A forked kernel behaves as any other: it has its own process, environment and folder. Libraries that ask at
 import whether they are in a notebook (IPython, fastcore, fastai) are not loaded before the fork."""
 import json
 import os

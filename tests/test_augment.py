@@ -1,4 +1,4 @@
-"""Every augmentation against its distribution, its identity in eval and at p = 0, its seed; the impulse responses against SciPy and MicIRP."""
+"""Every augmentation against its distribution, its identity in eval and its seed; impulse responses against SciPy."""
 import numpy as np
 import pytest
 import soundfile as sf
@@ -10,13 +10,14 @@ from fastai.learner import Learner
 from scipy import stats
 from torch import nn
 
-from asc.augment.zoo import augments, create_augment
-from asc.core import InputError, seed_everything
 from asc.augment.impulse import DIR, load_bank, synthetic_bank
 from asc.augment.mixup import MixUp, mix_teacher
-from asc.train.targets import MixUpLoss
 from asc.augment.spec import ChannelMixStyle, FilterAugment, FreqGain, FreqMask, FreqMixStyle, TimeMask
-from asc.augment.wave import Gain, PitchShift, TimeRoll, draw_shifts, random_windows, shift_pitch, shifted_starts, wrapped
+from asc.augment.wave import Gain, PitchShift, TimeRoll, draw_shifts, random_windows
+from asc.augment.wave import shift_pitch, shifted_starts, wrapped
+from asc.augment.zoo import augments, create_augment
+from asc.core import InputError, seed_everything
+from asc.train.targets import MixUpLoss
 
 SHAPES = {'wave': (12, 4000), 'mel': (12, 64, 20), 'spec': (12, 1, 64, 20)}
 PLACES = [(name, stage) for name, cls in augments.items() for stage in SHAPES if stage in cls.stage]
@@ -30,10 +31,14 @@ MUCH = {
 
 
 @pytest.fixture(autouse=True)
-def seed(): torch.manual_seed(5)
+def seed():
+    "Every test draws the same numbers"
+    torch.manual_seed(5)
 
 
-def example(stage): return torch.rand(SHAPES[stage]) + .1
+def example(stage):
+    "A batch as this stage of the pipeline has it"
+    return torch.rand(SHAPES[stage]) + .1
 
 
 def uniform(draws, n):
@@ -41,7 +46,9 @@ def uniform(draws, n):
     return stats.chisquare(np.bincount(np.asarray(draws), minlength=n)).pvalue
 
 
-def close(a, b, **kw): torch.testing.assert_close(a, b, **kw)
+def close(a, b, **kw):
+    "torch's comparison, which shows what differs"
+    torch.testing.assert_close(a, b, **kw)
 
 
 # ---- rules all of them keep
@@ -184,7 +191,7 @@ def test_random_windows_are_uniform():
 
 @pytest.mark.parametrize('rate', [44100, 32000, 16000])
 def test_shifted_crops_are_a_roll_and_a_cut(rate):
-    "All nine shifts of a 10-s recording, against rolling and cutting it; the published faults D1 and D2 must not return"
+    "All nine shifts of a 10-s recording, against rolling and cutting it; two published faults must not return"
     recording = torch.arange(10*rate)
     for tenths in range(1, 10):
         shift = tenths*rate//10
@@ -192,10 +199,10 @@ def test_shifted_crops_are_a_roll_and_a_cut(rate):
         assert torch.equal(
             recording[wrapped(start, rate, 10*rate)], recording.roll(shift).view(10, rate)
         )
-        # D1: a second apart, not a sample
+        # a second apart: in one published code it was a sample
         assert (start.diff() % (10*rate) == rate).all()
     drawn = draw_shifts(4500, rate)
-    # D2: tenths of a second at the recording's rate
+    # tenths of a second at the recording's rate: in one published code at another rate
     assert uniform(drawn*10//rate - 1, 9) > LIKELY
     assert (drawn % (rate//10) == 0).all()
 
@@ -233,7 +240,7 @@ def test_dir_of_an_impulse_is_the_response(shared):
 
 
 def test_same_convolution_loses_the_impulse(shared):
-    "F6: dragonsearch's centred convolution, with the length of each response"
+    "dragonsearch's centred convolution, with the length of each response"
     aug = DIR(p=1, rate=32000, folder=shared/'data/micirp', bank_rate='native').bank
     x, which = .1*torch.randn(66, 32000), torch.arange(66)
     y = aug.convolve(x, which, same=True)
@@ -256,11 +263,11 @@ def test_micirp_bank(shared):
     irs, lengths = load_bank(shared/'data/micirp', 32000)
     norm = irs.norm(dim=1)
     peak = irs.abs().amax(1)
-    at = irs.abs().argmax(1)
+    position = irs.abs().argmax(1)
     assert len(irs) == 66 and (lengths.min(), lengths.max()) == (10972, 16000)
     np.testing.assert_allclose([norm.min(), norm.max(), norm.median()], [.22, 2.37, 1.64], atol=.02)
     np.testing.assert_allclose([peak.min(), peak.max()], [.13, 1.06], atol=.02)
-    assert (at.min(), at.max()) == (2, 84) and at.median() == 51
+    assert (position.min(), position.max()) == (2, 84) and position.median() == 51
     native = load_bank(shared/'data/micirp', None)[1]
     assert (native.min(), native.max()) == (16446, 22050)
 
@@ -307,7 +314,7 @@ def test_dir_level_and_bank_rate():
     x = torch.randn(30, 2000)
     close(DIR(p=1, rate=16000, keep_level=True)(x).norm(dim=1), x.norm(dim=1), rtol=1e-4, atol=0)
     assert torch.isfinite(DIR(p=1, keep_level=True)(torch.zeros(2, 500))).all()
-    # F5: not the response for 16 kHz
+    # published code takes the response for 32 kHz as one for 16 kHz
     close(DIR(rate=16000, bank_rate=32000).bank.irs, DIR(rate=32000).bank.irs)
     assert not torch.allclose(DIR(rate=16000).bank.irs, DIR(rate=32000).bank.irs, atol=.05)
 
@@ -330,7 +337,9 @@ def test_synthetic_bank(rate):
 
 # ---- spectrograms
 
-def stripes(x): return (x == 0).flatten(1)
+def stripes(x):
+    "What is hidden, each clip in a row"
+    return (x == 0).flatten(1)
 
 
 @pytest.mark.parametrize(
@@ -354,10 +363,10 @@ def test_mask_width_and_place():
     assert uniform(width, 24) > LIKELY
     # given the width, any place that has room
     for w in (5, 23):
-        at = first[width == w]
+        starts = first[width == w]
         # as torchaudio: never quite to the end
-        assert at.max() == 39 - w
-        assert uniform(at[at < 39 - w], 39 - w) > LIKELY
+        assert starts.max() == 39 - w
+        assert uniform(starts[starts < 39 - w], 39 - w) > LIKELY
     runs = (hid[:, 1:] & ~hid[:, :-1]).sum(1) + hid[:, 0]
     assert runs.max() == 1  # one stripe
 
@@ -437,7 +446,7 @@ def test_mixstyle_is_the_formula(scale):
 
 
 def test_masked_bin_becomes_a_constant():
-    "F2: what a mask hid, MixStyle turns into the blend of the two means"
+    "What a mask hid, MixStyle turns into the blend of the two means"
     x = torch.randn(32, 1, 16, 30)
     x[:, :, 4] = -11.51
     y = FreqMixStyle(p=1)(x)[:, :, 4]
@@ -553,13 +562,13 @@ def test_mixup_loss_is_the_published_one(tmp_path):
     def loss(pred, y):
         got = ce(pred, y)
         if y.ndim == 2:
-            hard = held['y']
+            hard = batch['y']
             close(got, up.lam[0]*ce(pred, hard) + (1 - up.lam[0])*ce(pred, hard[up.perm]))
         return got
-    held = {}
+    batch = {}
     class Hold(Callback):
         order = -50
-        def before_batch(self): held['y'] = self.y
+        def before_batch(self): batch['y'] = self.y
     quiet(learner(tmp_path, up, loss=loss, cbs=[MixUpLoss(), Look(), Hold()]), 2)
     assert seen == [(True, 1)]*3 + [(False, 1)] + [(True, 1)]*3 + [(False, 1)]
 

@@ -308,7 +308,7 @@ def test_files_that_are_something_else(tmp_path):
 
 @pytest.mark.parametrize('norm', [ResNorm(), AdaResNorm(12)])
 def test_norms_in_half_precision(norm):
-    "M2: no float32 constant in the way, no overflow, the dtype stays"
+    "No float32 constant in the way, no overflow, the dtype stays"
     x = 30*torch.randn(2, 12, 16, 30)
     y = norm.float()(x)
     h = norm.half()(x.half())
@@ -390,7 +390,7 @@ def test_passt_against_plain_arithmetic():
 
 
 def test_passt_time_offset_only_in_training():
-    "M7: evaluation starts at the first position; training at any"
+    "Evaluation starts at the first position; training at any"
     pytest.importorskip('timm')
     net = PaSST(dim=8, depth=1, heads=2)
     x = torch.zeros(1, 1, 128, 100)
@@ -606,7 +606,7 @@ def test_too_small_an_input_is_resized():
 @pytest.mark.parametrize('last', [False, True], ids=['default', 'channels_last'])
 @pytest.mark.parametrize('name', list_backbones())
 def test_gradients_of_the_norms(name, last, monkeypatch):
-    "PyTorch's own batch norm, in the layouts it is given here, learns what the definition says (on a CPU it can be wrong for maps of one row)"
+    "PyTorch's own batch norm learns what the definition says (on a CPU it can be wrong for maps of one row)"
     need(name)
     torch.manual_seed(0)
     net = create_backbone(name, **SMALL.get(name, {})).double().train()

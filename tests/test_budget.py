@@ -6,12 +6,14 @@ import pytest
 
 from asc.backbone.zoo import create_backbone
 from asc.core import InputError
-from asc.size.budget import COSTS, enumerate_costs, frames_of, pareto, search
+from asc.size.budget import COSTS, bc_resnet_cost, cp_mobile_cost, enumerate_costs, frames_of
+from asc.size.budget import pareto, round_channel_array, search, tf_sepnet_cost
 from asc.size.cost import complexity
 from asc.size.formulas import bc_resnet_cost, cp_mobile_cost, round_channel_array, tf_sepnet_cost
 
 
 def measured(net, mels, frames):
+    "Cost of a real network, as the table counts it"
     c = complexity(net, (1, mels, frames), bits=8)
     return [c.params, c.macs, c.honest['ram']]
 
@@ -151,7 +153,7 @@ def test_speed():
 
 
 @pytest.mark.parametrize(
-    'axes, family, told',
+    'axes, family, sentence',
     [
         (dict(bases=[32]), 'cp_mobile', "'bases'.*base"),
         (dict(b7=[(1, 1)]), 'cp_mobile', "'b7'.*b6"),
@@ -165,8 +167,8 @@ def test_speed():
         (dict(depth=[16, 17]), 'tf_sepnet_17', "'depth'"),
     ],
 )
-def test_what_no_constructor_takes_is_refused(axes, family, told):
-    with pytest.raises(InputError, match=told):
+def test_what_no_constructor_takes_is_refused(axes, family, sentence):
+    with pytest.raises(InputError, match=sentence):
         enumerate_costs(dict(mels=[256], frames=[64]) | axes, family)
 
 

@@ -1,4 +1,4 @@
-"A compiled training is the training: the same losses, the same file, one graph; and refused where nothing can be compiled."
+"""A compiled training is the same training: the same losses and files, one graph; refused where nothing can compile."""
 import os
 import shutil
 from functools import partial
@@ -10,11 +10,11 @@ import torch._inductor.config
 from torch._dynamo.utils import counters
 
 import asc.experiment.recipe
+from asc.core import InputError
+from asc.data.splits import read_split
 from asc.experiment.recipe import check_training, create_training, training_options
 from asc.model.classifier import load_model, save_model
 from asc.train.compiled import Compiled, check_compile
-from asc.core import InputError
-from asc.data.splits import read_split
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 STEPS = ['resample', 'mel', 'log', {'freq_mixstyle': {'p': .4, 'alpha': .3}}]
@@ -45,6 +45,7 @@ def trained(packed):
 
 
 def history(learn):
+    "Losses of the training, epoch by epoch"
     return pd.DataFrame(learn.epoch_log.history).drop(columns='epoch')
 
 

@@ -15,8 +15,8 @@ import pytest
 import soundfile as sf
 
 from asc.core import InputError, fingerprint, project_root
-from asc.data.check import check_corpus
-from asc.data.corpus import FINGERPRINTS, META, OFFICIAL, ClipName, counts, load_corpus, read_list, recordings
+from asc.data.corpus import FINGERPRINTS, META, OFFICIAL, ClipName, check_corpus, counts
+from asc.data.corpus import load_corpus, read_list, recordings
 from asc.data.fetch import download_corpus, fetch, unpack
 from asc.data.splits import expand_2020
 
@@ -48,10 +48,12 @@ def make(
 
 
 def write(path, head, rows, sep='\t', end='\n'):
+    "A table in the file"
     path.write_bytes(end.join(sep.join(r) for r in [head, *rows]).encode() + end.encode())
 
 
 def table(path):
+    "Rows of a table, the header first"
     return [tuple(line.split('\t')) for line in path.read_text().splitlines()]
 
 
@@ -70,10 +72,10 @@ def test_official_lists(name):
         r'^audio/([^-]+)-([^-]+)-(\d+)-(\d+)-(\d)-([^-]+)\.wav$'
     ).set_axis(['scene', 'city', 'location', 'segment', 'snippet', 'device'], axis=1)
     assert (part.scene == df.scene_label).all() and part.notna().all().all()
-    found = pd.concat(
+    totals = pd.concat(
         [part[c].value_counts() for c in ('scene', 'device', 'city')]
     ).reindex(OFFICIAL.index, fill_value=0)
-    assert found.to_dict() == OFFICIAL[name].to_dict()
+    assert totals.to_dict() == OFFICIAL[name].to_dict()
     assert not part.duplicated(['segment', 'snippet', 'device']).any()
     # a location: one scene, one city
     assert (part.groupby('location')[['scene', 'city']].nunique() == 1).all().all()
@@ -208,9 +210,9 @@ def test_broken_table(kind, tmp_path):
     with pytest.raises(InputError, match=message) as e: load_corpus(d)
     assert str(tmp_path) in str(e.value)  # names the file
     # the same sentence as a finding
-    found = check_corpus(d, progress=False)
-    assert found.severity.tolist() == ['error']
-    assert re.search(message, found.what[0])
+    findings = check_corpus(d, progress=False)
+    assert findings.severity.tolist() == ['error']
+    assert re.search(message, findings.what[0])
 
 
 def test_generous_tables(tmp_path):
@@ -284,10 +286,13 @@ def test_synthetic_is_in_the_name(tmp_path):
 
 # ---------------------------------------------------------------- what is wrong with a download
 
-def first(d): return d/table(d/'meta.csv')[1][0]
+def first(d):
+    "The first sound file"
+    return d/table(d/'meta.csv')[1][0]
 
 
 def relist(d, name, change):
+    "Change the rows of a list"
     head, *rows = table(d/f'{name}.csv')
     write(d/f'{name}.csv', head, change(rows))
 
@@ -388,12 +393,12 @@ def test_check_corpus_finds(kind, tmp_path):
     assert check_corpus(d, progress=False).empty
     harm, what = BROKEN[kind]
     harm(d)
-    found = check_corpus(d, progress=False)
-    hit = found[found.what.str.contains(what, regex=False)]
-    assert len(hit) == 1, found.to_string()
+    findings = check_corpus(d, progress=False)
+    hit = findings[findings.what.str.contains(what, regex=False)]
+    assert len(hit) == 1, findings.to_string()
     assert hit['count'].iloc[0] >= 1
     assert hit.remedy.iloc[0]
-    assert list(found.columns) == ['severity', 'what', 'count', 'example', 'remedy']
+    assert list(findings.columns) == ['severity', 'what', 'count', 'example', 'remedy']
 
 
 def test_check_corpus_deep(tmp_path):
@@ -413,8 +418,8 @@ def test_many_faults_are_counted_by_kind(tmp_path):
     names = [r[0] for r in table(d/'meta.csv')[1:]]
     for n in names[:7]: (d/n).unlink()
     for n in names[7:12]: (d/n).write_bytes(b'')
-    found = check_corpus(d, progress=False)
-    assert dict(zip(found.what, found['count'])) == {
+    findings = check_corpus(d, progress=False)
+    assert dict(zip(findings.what, findings['count'])) == {
         'sound files missing': 7, 'sound files: empty': 5
     }
 
@@ -426,9 +431,9 @@ def test_counts_of_a_partial_tau(tmp_path):
     read_list(TAU/'tau2020_total.csv', META).query("source_label != 's6'").to_csv(
         d/'meta.csv', sep='\t', index=False
     )
-    found = check_corpus(d, progress=False).set_index('what')
-    assert found.loc['meta.csv is not the official one', 'count'] == 1080
-    assert 's6 0 for 1080' in found.loc['meta.csv is not the official one', 'example']
+    findings = check_corpus(d, progress=False).set_index('what')
+    assert findings.loc['meta.csv is not the official one', 'count'] == 1080
+    assert 's6 0 for 1080' in findings.loc['meta.csv is not the official one', 'example']
 
 
 @needs_tau
@@ -439,9 +444,9 @@ def test_split_that_is_not_the_official_one(tmp_path):
         read_list(TAU/'tau2020_total.csv', META)
     ).to_csv(d/'meta.csv', sep='\t', index=False)
     read_list(TAU/'split5.csv').iloc[:-10].to_csv(d/'split5.csv', sep='\t', index=False)
-    found = check_corpus(d, progress=False).set_index('what')
-    assert found.loc['split5.csv is not the official one', 'count'] == 10
-    assert found.loc['sound files missing', 'count'] == 230350
+    findings = check_corpus(d, progress=False).set_index('what')
+    assert findings.loc['split5.csv is not the official one', 'count'] == 10
+    assert findings.loc['sound files missing', 'count'] == 230350
 
 
 @pytest.mark.parametrize('name', ['ambience', 'ambience-small'])
@@ -463,18 +468,18 @@ def server():
         log = []
         broken = set()
         def do_GET(self):
-            body, asked = self.files.get(self.path), self.headers.get('Range')
-            self.log.append((self.path, asked))
+            body, requested = self.files.get(self.path), self.headers.get('Range')
+            self.log.append((self.path, requested))
             if body is None:
                 self.send_error(404)
                 return
-            start = int(asked[6:-1]) if asked and self.ranges else 0
+            start = int(requested[6:-1]) if requested and self.ranges else 0
             if start >= len(body):
                 self.send_response(416)
                 self.send_header('Content-Range', f'bytes */{len(body)}')
                 self.end_headers()
                 return
-            self.send_response(206 if asked and self.ranges else 200)
+            self.send_response(206 if requested and self.ranges else 200)
             self.send_header('Content-Length', str(len(body) - start))
             self.end_headers()
             cut = self.break_at if self.break_at and self.path not in self.broken else None
@@ -490,6 +495,7 @@ def server():
 
 
 def zipped(files):
+    "Bytes of a zip archive of these files"
     out = io.BytesIO()
     with zipfile.ZipFile(out, 'w') as z:
         for name, data in files.items(): z.writestr(name, data)
@@ -528,7 +534,7 @@ def test_download_corpus(server, tmp_path):
     got = download_corpus(7, tmp_path/'out', base_url=f'{server.url}/api/records', progress=False)
     assert got == [tmp_path/'out'/'oulu-2024']
     assert check_corpus(got[0], progress=False).empty
-    assert any(asked for _, asked in server.log), 'nothing was resumed'
+    assert any(requested for _, requested in server.log), 'nothing was resumed'
     assert not list((tmp_path/'out').rglob('*.part'))
     n = len(server.log)
     (got[0]/'meta.csv').unlink()

@@ -12,9 +12,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from asc.backbone.zoo import backbones, create_backbone
 from asc.core import InputError
-from asc.size.cost import complexity, judge_devices
-from asc.size.layers import layer_table
 from asc.frontend.logmel import create_frontend
+from asc.size.cost import complexity, judge_devices, layer_table
 from asc.size.ops import trace
 
 ROWS_24 = '''in_c.0 1×256×65 88 304144
@@ -80,7 +79,7 @@ NETS = [n for n in backbones if n != 'passt_s' or find_spec('timm')]
 
 @pytest.mark.parametrize('name', NETS)
 def test_published_totals(name):
-    "reference-spec §3.0; for the teachers the honest count, since theirs was made with a FLOP counter"
+    "The published counts; for the teachers the honest one, since theirs was made with a FLOP counter"
     b = backbones[name]
     c = complexity(create_backbone(name), (1, *backbones[name].shape))
     assert c.params == c.honest['params'] == b.params
@@ -135,7 +134,7 @@ def test_pruned_as_torchinfo():
 
 
 def test_folded_batch_norm_raises_the_official_count():
-    "§8: 28,893,268 -> 29,561,088 MACs, 126,952 -> 124,862 parameters; int8 with 32-bit biases is over 128 kB"
+    "The published tables: 28,893,268 -> 29,561,088 MACs, 126,952 -> 124,862 parameters; int8 with 32-bit biases is over 128 kB"
     net = create_backbone('cp_mobile_23').eval()
     for m in net.modules():
         kids = list(m.named_children())

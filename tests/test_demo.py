@@ -9,32 +9,34 @@ import pytest
 import soundfile as sf
 import torch
 
-import launch
-from asc.model.classifier import create_classifier, save_model
 from asc.cli import main
 from asc.core import InputError
 from asc.data.corpus import load_corpus
+from asc.model.classifier import create_classifier, save_model
 from asc.use.demo import build_page, practice_models, serve, short_names
 from asc.use.microphones import compare_devices, explain, read_start, through_device
-from asc.use.predict import predict, Predictor
-from asc.load import open_model
+from asc.use.predict import Predictor, open_model, predict
+import launch
 
 RATE = 44100
 
 
 def thirds(wave, devices):
+    "Log energies of low, middle and high sounds, as if they were logits"
     power = torch.fft.rfft(wave).abs().square()
     return torch.stack(
         [power[:, a:b].sum(1) for a, b in ((50, 500), (500, 2000), (2000, 20000))], 1
     ).log()
 
 
-def upside_down(wave, devices): return -thirds(wave, devices)
+def upside_down(wave, devices):
+    "The opposite of `thirds`"
+    return -thirds(wave, devices)
 
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
-    "A run folder, a stereo sound of 2.2 s, an unreadable one, and two impulse responses, one of which takes the high tone away"
+    "A run folder, a stereo sound of 2.2 s, an unreadable one, and two impulse responses: one takes the high tone away"
     tmp = tmp_path_factory.mktemp('demo')
     torch.manual_seed(0)
     (tmp/'run').mkdir()
@@ -141,6 +143,7 @@ def served(files):
 
 
 def free_port():
+    "A port that nobody listens on"
     import socket
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
@@ -152,14 +155,14 @@ def page(served):
     "The page, freshly loaded; at the end, nothing may have been asked of another machine"
     url, browser, _ = served
     p = browser.new_page()
-    asked = []
+    requests = []
     faults = []
-    p.on('request', lambda r: asked.append(r.url))
+    p.on('request', lambda r: requests.append(r.url))
     p.on('pageerror', lambda e: faults.append(str(e)))
     p.goto(url)
     p.wait_for_selector('#classify')
     yield p
-    assert not [u for u in asked if not u.startswith((url, f'blob:{url}', 'data:'))]
+    assert not [u for u in requests if not u.startswith((url, f'blob:{url}', 'data:'))]
     assert not faults
     p.close()
 

@@ -1,4 +1,4 @@
-"""Distillation across notebooks: the published losses, trainings that are interrupted, what is saved, and the run that compares."""
+"""Distillation: the published losses, trainings that are interrupted, what is saved, and the run that compares."""
 import json
 
 import numpy as np
@@ -9,17 +9,17 @@ import yaml
 from fastai.callback.core import Callback
 from torch.nn import functional as F
 
-import launch
+from asc.augment.mixup import mix_teacher
+from asc.core import InputError, seed_everything
+from asc.data.splits import read_split
 from asc.experiment.recipe import check_training, create_training
 from asc.model.classifier import create_classifier, load_model, save_model
-from asc.core import InputError, seed_everything
 from asc.teach.distill import soft_loss
-from asc.train.learner import ClipData
-from asc.augment.mixup import mix_teacher
-from asc.train.resume import Checkpoint, read_checkpoint
-from asc.data.splits import read_split
 from asc.teach.logits import save_teacher
-from asc.experiment.distillation import DISTILL, Distillation, read_distill
+from asc.teach.setup import DISTILL, Distillation, read_distill
+from asc.train.learner import ClipData
+from asc.train.resume import Checkpoint, read_checkpoint
+import launch
 from conftest import ROOT
 
 STEPS = [
@@ -116,17 +116,17 @@ def test_mixed_rows_teach_what_mixed_losses_do():
 
 
 @pytest.mark.parametrize(
-    'name, told',
+    'name, published',
     [
         ('cpjku23-student_kd', (2., .02, 'element_mean')),
         ('tf_sepnet_kd', (2., .02, 'element_mean')),
         ('dragonsearch_kd', (5., .25, 'batchmean')),
     ],
 )
-def test_recipes_teach_as_published(name, told):
+def test_recipes_teach_as_published(name, published):
     recipe = yaml.safe_load((ROOT/f'nbs/recipes/{name}.yaml').read_text())
     o = read_distill(recipe['distill'], 'run')
-    assert (o['temperature'], o['hard_weight'], o['reduction']) == told
+    assert (o['temperature'], o['hard_weight'], o['reduction']) == published
     with pytest.raises(InputError, match='would do nothing without a teacher'):
         check_training(**recipe)
 
@@ -162,7 +162,7 @@ WAYS = dict(
 
 @pytest.mark.parametrize('way', WAYS)
 def test_interrupted_training_ends_in_the_same_bits(way, data, teacher, tmp_path):
-    "With every kind of teacher; adapters and the average of a self-teacher are in the checkpoint, a network that only answers is not"
+    "With every kind of teacher; what a teacher learns is in the checkpoint, a network that only answers is not"
     o = dict(WAYS[way], teacher=teacher[WAYS[way]['teacher']])
     whole, fit = training(data, tmp_path/'a', [Checkpoint(tmp_path/'a')], **o)
     fit()
@@ -226,14 +226,14 @@ def test_windows_get_the_rows_of_their_windows(data):
     class Windows:
         starts = ()
         def at(self, recordings, seconds, scenes):
-            self.asked = list(zip(recordings, seconds))
+            self.requests = list(zip(recordings, seconds))
             return torch.zeros(len(seconds), len(scenes))
     w = Windows()
     waves, *_, logits = ClipData(
         store, train, corpus.scenes, corpus.devices, crop='windows', teacher=w
     ).batch(range(8))
-    assert logits.shape == (8, 10) and len({s for _, s in w.asked}) > 4
-    for x, (recording, second) in zip(waves, w.asked):
+    assert logits.shape == (8, 10) and len({s for _, s in w.requests}) > 4
+    for x, (recording, second) in zip(waves, w.requests):
         k = store.recordings[store.recordings.recording == recording].iloc[0]
         a = k.offset + round((second - k.snippet) * store.rate)
         assert np.array_equal(
@@ -260,7 +260,7 @@ def test_mels_from_the_cache_can_be_taught(data, teacher, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'o, told',
+    'o, sentence',
     [
         (dict(teacher='nowhere.safetensors'), 'nowhere'),
         (dict(distill=dict(temperature=2.)), 'without a teacher'),
@@ -273,9 +273,9 @@ def test_mels_from_the_cache_can_be_taught(data, teacher, tmp_path):
     ],
     ids=lambda v: '' if isinstance(v, str) else '-'.join(v),
 )
-def test_refused_before_training(o, told, data, teacher, tmp_path):
+def test_refused_before_training(o, sentence, data, teacher, tmp_path):
     o = {**o, 'teacher': teacher.get(o.get('teacher'), o.get('teacher', ''))}
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=sentence):
         check_training(**o)
         training(data, tmp_path, **o)
 

@@ -22,8 +22,8 @@ from conftest import ROOT
 PAGES = sorted((ROOT/'nbs/tutorials').glob('*.md'))
 BLOCK = re.compile(r'^```(\w+)\n(.*?)^```$', re.S | re.M)
 CONTAINER = 'test_docs.py::test_container_installs_as_the_readme_does'
-ELSEWHERE = {"""python -c "import asc; asc.download_corpus('tau2022')\"""": 'test_corpus.py::test_download_corpus',  # what needs a network, and the test of its code
-             # ends only with Ctrl-C
+# what cannot run here, and the test of its code: it needs a network or podman, or ends only with Ctrl-C
+ELSEWHERE = {"""python -c "import asc; asc.download_corpus('tau2022')\"""": 'test_corpus.py::test_download_corpus',
              'asc demo runs/first runs/small/qat.onnx': 'test_demo.py::test_page',
              'podman build -t asc -f nbs/tutorials/Containerfile .': CONTAINER,
              'podman run --rm -v ./data:/asc/data -v ./runs:/asc/runs asc make train ARGS="-p epochs 20"': CONTAINER}
@@ -32,7 +32,7 @@ VALUES = dict(
     TAU=TAU, RECIPE='small', EPOCHS='1', QAT_EPOCHS='1', SPLITS='5', SEEDS='0',
     MINE='my-corpus', SOUNDS='recordings', TEACHERS='[runs/own]',
 )
-# this one is to know something: it is the teacher of the next page
+# this one has to learn something: it is the teacher of the next page
 MORE = {'3': dict(EPOCHS='30')}
 SMALL = dict(
     backbone='cp_mobile_24',
@@ -60,6 +60,7 @@ LEFT = {
 
 
 def blocks(page, *kinds):
+    "Bodies of the code blocks of these kinds"
     return [body for kind, body in BLOCK.findall(page.read_text(encoding='utf-8')) if kind in kinds]
 
 
@@ -69,12 +70,12 @@ def test_a_forked_kernel_answers_and_dies_with_its_client(kernels, monkeypatch):
     from jupyter_client.manager import start_new_kernel
     monkeypatch.setenv('JUPYTER_PATH', str(kernels))
     manager, client = start_new_kernel()
-    said = []
+    output = []
     client.execute_interactive(
         'import os, sys; print(os.getpid(), "torch" in sys.modules, "fastai" in sys.modules)',
-        output_hook=lambda m: said.append(m['content'].get('text', '')),
+        output_hook=lambda m: output.append(m['content'].get('text', '')),
     )
-    pid, torch, fastai = ''.join(said).split()
+    pid, torch, fastai = ''.join(output).split()
     # forked, and what asks for a notebook is not loaded
     assert (torch, fastai) == ('True', 'False')
     client.stop_channels()
@@ -186,21 +187,21 @@ def commands():
                 for c in json.loads(text)['cells']
                 if c['cell_type'] == 'markdown'
             )
-        found = [
+        lines = [
             l.split('  #')[0]
             for body in re.findall(r'^```(?:sh|bash)\n(.*?)^```', text, re.S | re.M)
             for l in body.splitlines()
         ] + re.findall(r'`([^`\n]+)`', text)
-        yield from ((path.name, c) for c in found if re.match(r'papermill +nbs/\w+\.ipynb', c))
+        yield from ((path.name, c) for c in lines if re.match(r'papermill +nbs/\w+\.ipynb', c))
 
 
 @pytest.mark.parametrize(
     'where, command', [pytest.param(*c, id=f'{c[0]}-{i}') for i, c in enumerate(commands())]
 )
 def test_papermill_commands_name_what_exists(where, command):
-    words, given = read_argv(shlex.split(command)[1:])
+    words, options = read_argv(shlex.split(command)[1:])
     assert (ROOT/words[0]).is_file()
-    assert set(given) <= set(parameters(Path(words[0]).name)), f'{where}: {command}'
+    assert set(options) <= set(parameters(Path(words[0]).name)), f'{where}: {command}'
     for recipe in re.findall(r'nbs/recipes/([\w-]+)\.yaml', command):
         assert recipe in ('NAME', '$RECIPE') or (ROOT/f'nbs/recipes/{recipe}.yaml').is_file()
 
@@ -208,9 +209,9 @@ def test_papermill_commands_name_what_exists(where, command):
 def test_container_installs_as_the_readme_does():
     "The recipe cannot be built here; what it runs is what `make` runs, on a supported Python, and its files are there"
     lines = (ROOT/'nbs/tutorials/Containerfile').read_text(encoding='utf-8').splitlines()
-    made = [l.split()[-1] for l in lines if l.startswith('RUN make')]
+    stamps = [l.split()[-1] for l in lines if l.startswith('RUN make')]
     stamp = re.search(r'^STAMP +:= \$\(VENV\)/(\S+)', (ROOT/'Makefile').read_text(), re.M)[1]
-    assert made == [f'.venv/{stamp}']
+    assert stamps == [f'.venv/{stamp}']
     assert set(re.findall(r'podman \w+.*', '\n'.join(lines))) <= set(ELSEWHERE)
     assert re.match(r'FROM python:3\.1[0-3]\b', next(l for l in lines if l.startswith('FROM')))
     assert json.loads(next(l for l in lines if l.startswith('CMD'))[4:]) == ['make', 'train']

@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-import launch
 from asc.backbone.zoo import backbones, create_backbone, shaken
-from asc.export.card import card_text, model_card, parity, sizes
-from asc.model.classifier import create_classifier
 from asc.core import SCENES, InputError
-from asc.size.cost import complexity
-from asc.size.fold import fold
+from asc.export.card import card_text, model_card, parity, sizes
 from asc.frontend.logmel import create_frontend
 from asc.frontend.matmul import GraphLogMel, GraphResample
 from asc.frontend.mel import Resample
+from asc.model.classifier import create_classifier
 from asc.model.published import PublishedClassifier, load_published
+from asc.size.cost import complexity
+from asc.size.fold import fold
 from asc.size.qdq import calibrate, prepare, quantised_classifier
+import launch
 from networks import SMALL_BEATS
 
 onnx = pytest.importorskip('onnx')
@@ -66,6 +66,7 @@ def noises(n, seed=0, samples=44100):
 
 @pytest.fixture(scope='module')
 def quantised(model):
+    "The same network with calibrated quantisers"
     q = quantised_classifier(model)
     with torch.no_grad():
         calibrate(q.backbone, model.pipeline(noises(32, 1)).split(8))
@@ -261,6 +262,7 @@ def test_refused_models(model, tmp_path):
 
 
 def with_net(model, net):
+    "The model with another network"
     m = deepcopy(model)
     m.backbone = net
     return m.eval()

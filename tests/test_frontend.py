@@ -26,6 +26,7 @@ def chirp(rate, seconds=1):
 
 
 def noise(batch, rate, seconds=1.):
+    "White noise"
     return torch.rand(batch, int(rate * seconds), generator=torch.Generator().manual_seed(1)) - .5
 
 
@@ -37,7 +38,8 @@ def test_chirp_is_the_golden_one():
         assert float(chirp(rate, seconds)[0, n]) == pytest.approx(value, abs=1e-7)
 
 
-# name, changed settings, seconds, (F, T), then mean, std, min, max, [0, 0], [F/2, T/2], [-1, -1] of the published code's output
+# name, changed settings, seconds, (F, T), then of the published code's output:
+# mean, std, min, max, [0, 0], [F/2, T/2], [-1, -1]
 GOLDEN = [
     (
         'dcase24',
@@ -82,12 +84,14 @@ GOLDEN = [
     ),
 ]
 
-# Half of the chirp's sp4asc picture lies below -90 dB, where float32 rounding is what one sees: computed in float64 the central value
-# is -95.56, the published -95.58 is itself 0.02 dB off. The three figures that rest on such cells get a wider tolerance, in dB.
+# Half of the chirp's sp4asc picture lies below -90 dB, where float32 rounding is what one sees: computed in float64
+# the central value is -95.56, and the published -95.58 is itself 0.02 dB off. The three figures that rest on such
+# cells get a wider tolerance, in dB.
 NOISE_FLOOR = {'sp4asc': {0: 5e-4, 1: 5e-4, 5: 1e-2}}
 
 
 def figures(z, unbiased=True):
+    "The figures of a picture that GOLDEN lists"
     F, T = z.shape
     return [
         float(v)

@@ -1,19 +1,19 @@
-"""Half precision against real half precision, test-time augmentation against its definition, joined snippets against ten-second files."""
+"""Half precision against the real one, test-time augmentation by its definition, joined snippets as whole recordings."""
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile as sf
 import torch
 
-from asc.experiment.recipe import create_training
-from asc.model.classifier import create_classifier
 from asc.core import SCENES, InputError, seed_everything
 from asc.data.corpus import load_corpus
-from asc.train.tta import half_model, half_predictions, masking, tta_predictions
 from asc.data.join import join_snippets, join_store
-from asc.train.learner import ClipData, predictions
 from asc.data.splits import carve_valid, read_split, read_test
 from asc.data.store import pack
+from asc.experiment.recipe import create_training
+from asc.model.classifier import create_classifier
+from asc.train.learner import ClipData, predictions
+from asc.train.tta import half_model, half_predictions, masking, tta_predictions
 
 
 def settled(name, frontend, pipeline):
@@ -120,6 +120,7 @@ def ten_second_copy(corpus, folder):
 
 @pytest.fixture(scope='module')
 def ten(packed, tmp_path_factory):
+    "The corpus of whole recordings"
     return ten_second_copy(packed[0], tmp_path_factory.mktemp('ten')/'tau2020-like-synthetic')
 
 

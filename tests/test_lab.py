@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import asc
-import launch
 from asc.core import InputError
 from asc.model.per_device import from_published
 from asc.run.process import run_notebook
-from asc.load import open_model
+from asc.use.predict import open_model
+import launch
 
 pytestmark = pytest.mark.usefixtures('quick_kernels')
 ASC = launch.BIN/'asc'

@@ -1,15 +1,15 @@
-"""What crosses store, cache, pipeline and learner: crops are slices of the right recording, a cached run trains as an uncached one."""
+"""Store, cache, pipeline and learner together: crops are slices of the right recording, a cache changes no training."""
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from asc.model.classifier import create_classifier
 from asc.core import InputError, seed_everything
+from asc.data.splits import read_split, read_test
+from asc.model.classifier import create_classifier
 from asc.train.learner import ClipData, create_learner, fit, make_dls, predictions
 from asc.train.melcache import MelCache
-from asc.data.splits import read_split, read_test
 
 STEPS = [
     'resample',
@@ -21,6 +21,7 @@ STEPS = [
 
 
 def data(packed, rows, **kw):
+    "Clips of these rows"
     corpus, store = packed
     return ClipData(store, rows, corpus.scenes, corpus.devices, **kw)
 
@@ -49,8 +50,8 @@ def test_shifted_crops_are_a_turned_recording(packed):
     corpus, store = packed
     rows = read_split(corpus, 100)
     rows = rows[rows.recording == rows.recording.iloc[0]]
-    at = store.index(rows.filename)
-    rec = store.recordings.iloc[store.rows.stretch[at[0]]]
+    positions = store.index(rows.filename)
+    rec = store.recordings.iloc[store.rows.stretch[positions[0]]]
     sound = store.flat[rec.offset:rec.offset + rec.frames]
     torch.manual_seed(1)
     for w, k in zip(
@@ -102,8 +103,8 @@ def test_lr_find_works(packed):
     )
     before = {k: v.clone() for k, v in learn.model.state_dict().items()}
     with learn.no_bar(), learn.no_logging():
-        found = learn.lr_find(num_it=12, show_plot=False)
-    assert 1e-8 < found.valley < 10
+        rates = learn.lr_find(num_it=12, show_plot=False)
+    assert 1e-8 < rates.valley < 10
     assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
 
 

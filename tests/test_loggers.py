@@ -1,4 +1,4 @@
-"""What the loggers leave behind is read back with the libraries' own formats, after a training that was killed and went on."""
+"""What loggers leave behind after a training that was killed and resumed, read in the libraries' own formats."""
 import json
 import struct
 
@@ -11,9 +11,9 @@ from fastai.data.core import DataLoaders
 from torch import nn
 
 from asc.core import InputError, seed_everything
+from asc.score.tables import plot_history
 from asc.train.learner import create_learner, fit
 from asc.train.loggers import check_log, create_loggers
-from asc.score.plots import plot_history
 from asc.train.resume import Checkpoint
 
 
@@ -23,9 +23,9 @@ class Killed(Exception): pass
 class Kill(Callback):
     "Dies in epoch `at`: after the logs have its row, before the checkpoint"
     order = 99
-    def __init__(self, at): self.at = at
+    def __init__(self, epoch): self.epoch = epoch
     def after_epoch(self):
-        if self.epoch + 1 == self.at: raise Killed('killed')
+        if self.epoch + 1 == self.epoch: raise Killed('killed')
 
 
 def training(folder, log, resume=False, kill=0):
@@ -65,9 +65,9 @@ def test_tensorboard(tmp_path):
         size_guidance=dict.fromkeys(('scalars', 'tensors', 'images'), 0),
     ).Reload()
     for name in history.columns.drop('epoch'):
-        told = log.Scalars(name)
-        assert [e.step for e in told] == [1, 2, 3, 4]  # epoch 3 once
-        assert [e.value for e in told] == pytest.approx(history[name].tolist(), rel=1e-6)
+        events = log.Scalars(name)
+        assert [e.step for e in events] == [1, 2, 3, 4]  # epoch 3 once
+        assert [e.value for e in events] == pytest.approx(history[name].tolist(), rel=1e-6)
     text = lambda name: log.Tensors(f'{name}/text_summary')[0].tensor_proto.string_val[0].decode()
     assert '| tram | – |' in text('class_wise')
     assert '| backbone | linear |' in text('parameters')
@@ -80,26 +80,27 @@ def records(path):
     "The protobuf records of a .wandb file: a header of 7 bytes, then LevelDB's log format"
     from wandb.proto.wandb_internal_pb2 import Record
     data = path.read_bytes()
-    at = 7
+    position = 7
     part = b''
     assert data[:4] == b':W&B'
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768
+    while position + 7 <= len(data):
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768
             continue
-        _, size, kind = struct.unpack('<IHB', data[at:at + 7])
+        _, size, kind = struct.unpack('<IHB', data[position:position + 7])
         if kind == 0:
-            at += 32768 - at % 32768
+            position += 32768 - position % 32768
             continue
-        part += data[at + 7:at + 7 + size]
-        at += 7 + size
+        part += data[position + 7:position + 7 + size]
+        position += 7 + size
         if kind in (1, 4):
             yield Record.FromString(part)
             part = b''
 
 
-def items(found):
-    return {i.key or '/'.join(i.nested_key): json.loads(i.value_json) for i in found}
+def items(entries):
+    "Name -> value of the entries of a record"
+    return {i.key or '/'.join(i.nested_key): json.loads(i.value_json) for i in entries}
 
 
 def test_wandb_offline(tmp_path, monkeypatch):
@@ -110,15 +111,15 @@ def test_wandb_offline(tmp_path, monkeypatch):
     history = killed_and_resumed(tmp_path, 'wandb')
     files = sorted(tmp_path.glob('wandb/offline-run-*/*.wandb'))
     assert 1 <= len(files) <= 2 and len({f.name for f in files}) == 1  # one id
-    found = list(records(files[-1]))
-    rows = [items(r.history.item) for r in found if r.WhichOneof('record_type') == 'history']
+    entries = list(records(files[-1]))
+    rows = [items(r.history.item) for r in entries if r.WhichOneof('record_type') == 'history']
     curves = pd.DataFrame([r for r in rows if 'train_loss' in r]).set_index('epoch')
     assert curves.index.tolist() == [1, 2, 3, 4]
     for name in history.columns.drop('epoch'):
         assert curves[name].tolist() == pytest.approx(history[name].tolist())
     config = {
         k: v
-        for r in found
+        for r in entries
         if r.WhichOneof('record_type') == 'run'
         for k, v in items(r.run.config.update).items()
     }
@@ -128,7 +129,7 @@ def test_wandb_offline(tmp_path, monkeypatch):
     assert list(tmp_path.glob('wandb/offline-run-*/files/media/images/*.png'))
     summary = {
         k: v
-        for r in found
+        for r in entries
         if r.WhichOneof('record_type') == 'summary'
         for k, v in items(r.summary.update).items()
     }

@@ -8,16 +8,15 @@ import torch
 from torch import nn
 
 from asc.backbone.blocks import Add, ConvNorm
-from asc.model.classifier import create_classifier
 from asc.core import SCENES, InputError
-from asc.size.cost import complexity
-from asc.frontend.logmel import create_frontend
-from asc.export.kernels import KERNELS
-from asc.export.c99 import export_c, run_c, write_frontend_header
-from asc.model.published import PublishedClassifier
-from asc.size.qdq import calibrate, prepare, quantised_classifier
+from asc.data.synthetic import draw_location, play
+from asc.export.c99 import KERNELS, export_c, run_c, write_frontend_header
 from asc.export.plan import kernel, place, read_steps
-from asc.data.soundscape import draw_location, play
+from asc.frontend.logmel import create_frontend
+from asc.model.classifier import create_classifier
+from asc.model.published import PublishedClassifier
+from asc.size.cost import complexity
+from asc.size.qdq import calibrate, prepare, quantised_classifier
 
 SMALL = dict(base=16, blocks=(2, 1, 1), strides=dict(b2=(1, 2), b3=(2, 1)))
 needs_cc = pytest.mark.skipif(which('cc') is None, reason='no C compiler')
@@ -55,9 +54,9 @@ def test_decisions_are_those_of_pytorch(small, tmp_path):
     with torch.no_grad(): want = torch.cat([q.backbone(b) for b in x.split(20)])
     far = (c - want).abs().max().item()
     peak = complexity(m.backbone, (1, 256, 65), bits=8).honest['ram']
-    print(
-        f"largest difference of a logit {far:.2g} (standard deviation {want.std():.2g}); constants {facts['constants']:,} bytes; " f"arena {facts['arena']:,} + {facts['scratch']:,} bytes, peak of asc.size.cost {peak:,}"
-    )
+    print(f'largest difference of a logit {far:.2g} (standard deviation {want.std():.2g})')
+    print(f"constants {facts['constants']:,} bytes")
+    print(f"arena {facts['arena']:,} + {facts['scratch']:,} bytes, peak of asc.size.cost {peak:,}")
     assert len(set(want.argmax(1).tolist())) >= 4
     assert c.argmax(1).tolist() == want.argmax(1).tolist()
     assert far < .05 * want.std()
@@ -65,7 +64,7 @@ def test_decisions_are_those_of_pytorch(small, tmp_path):
 
 
 class Mixed(nn.Module):
-    "What CP-Mobile has not: sizes that fill no block, oblong kernels, groups, a convolution of codes with a zero point, an average of them"
+    "What CP-Mobile lacks: odd sizes, oblong kernels, groups, and a convolution and an average of codes with a zero point"
     def __init__(self):
         super().__init__()
         self.stem = ConvNorm(1, 6, (3, 5), (2, 1), padding=(0, 2), norm=None, bias=True)
@@ -86,8 +85,9 @@ class Mixed(nn.Module):
         ).flatten(1)
 
 
-def published(network, x, **how):
-    q = prepare(network.eval(), x, **how)
+def published(network, x, **options):
+    "A quantised network behind a frontend"
+    q = prepare(network.eval(), x, **options)
     calibrate(q, x)
     return PublishedClassifier(
         'mixed */ å', create_frontend('dcase24').eval(), q, ['a', 'b', 'c', 'd']
@@ -96,23 +96,23 @@ def published(network, x, **how):
 
 @needs_cc
 @pytest.mark.parametrize(
-    'how', [{}, dict(skip=()), dict(logits=True), dict(skip=['stem.0', 'linear.0'])], ids=str
+    'options', [{}, dict(skip=()), dict(logits=True), dict(skip=['stem.0', 'linear.0'])], ids=str
 )
-def test_every_kernel_within_its_memory(how, tmp_path):
+def test_every_kernel_within_its_memory(options, tmp_path):
     "The sanitisers of the compiler watch every access; small differences only"
     torch.manual_seed(1)
     x = torch.randn(6, 1, 23, 19)
-    if 'linear.0' in how.get('skip', ()):
+    if 'linear.0' in options.get('skip', ()):
         with pytest.raises(InputError, match='average of float'):
-            export_c(published(Mixed(), x, **how), tmp_path/'m.c')
+            export_c(published(Mixed(), x, **options), tmp_path/'m.c')
         return
-    m = published(Mixed(), x, **how)
+    m = published(Mixed(), x, **options)
     steps = read_steps(m.network)
     assert {kernel(s, steps) for s in steps} >= {
         'pointwise', 'depthwise', 'conv_u8', 'average', 'add'
     }
     assert {kernel(s, steps) for s in steps} >= (
-        {'quantise'} if how == dict(skip=()) else {'conv_f32'}
+        {'quantise'} if options == dict(skip=()) else {'conv_f32'}
     )
     export_c(m, tmp_path/'m.c')
     c = run_c(
@@ -122,18 +122,25 @@ def test_every_kernel_within_its_memory(how, tmp_path):
     )
     with torch.no_grad(): want = m.network(x)
     assert (c - want).abs().max() < .02 * want.std() + (
-        m.network.head.out_quant.scale.item() if 'logits' in how else 0
+        m.network.head.out_quant.scale.item() if 'logits' in options else 0
     )
+
+
+ENCODE = r'''
+void use(void *y) { put(y, 0, 0, (struct out){1.f, 0, 0}); }
+
+int main(void) {
+    float v;
+    while (fread(&v, sizeof v, 1, stdin) == 1) printf("%d\n", encode(v, .5f, 7));
+    return 0;
+}
+'''
 
 
 @needs_cc
 def test_rounding_is_half_to_even(tmp_path):
     "The C function against torch, at the halves and far outside"
-    main = 'int main(void) { float v; while (fread(&v, sizeof v, 1, stdin) == 1) printf("%d\\n", encode(v, .5f, 7)); return 0; }'
-    used = 'void use(void *y) { put(y, 0, 0, (struct out){1.f, 0, 0}); }'
-    (tmp_path/'e.c').write_text(
-        f'#include <stdint.h>\n#include <stdio.h>\n{KERNELS}\n{used}\n{main}\n'
-    )
+    (tmp_path/'e.c').write_text(f'#include <stdint.h>\n#include <stdio.h>\n{KERNELS}\n{ENCODE}')
     v = torch.cat(
         [torch.arange(-20, 300) / 4, torch.tensor([-1e30, 1e30, float('inf'), -float('inf')])]
     )
@@ -188,15 +195,15 @@ class Head(nn.Module):
 
 
 @pytest.mark.parametrize(
-    'kind,found',
+    'kind,named',
     [
         ('max', 'max_pool2d'), ('sigmoid', 'sigmoid'), ('dilated', 'dilated'),
         ('linear', 'addmm'), ('band', 'a mean'),
     ],
 )
-def test_operation_without_a_kernel_is_named(kind, found, tmp_path):
+def test_operation_without_a_kernel_is_named(kind, named, tmp_path):
     m = published(Head(kind), torch.randn(2, 1, 12, 12))
-    with pytest.raises(InputError, match=f'micro: .*{found}.*asc.export_model'):
+    with pytest.raises(InputError, match=f'micro: .*{named}.*asc.export_model'):
         export_c(m, tmp_path/'m.c')
     assert not list(tmp_path.iterdir())
 
@@ -233,8 +240,8 @@ def test_frontend_tables_give_the_log_mel(small, clips, tmp_path):
     )**2
     first = tables['mel_first'].astype(int)
     count = tables['mel_count'].astype(int)
-    at = np.cumsum(count) - count
+    offsets = np.cumsum(count) - count
     mel = np.stack(
-        [power[:, f:f + c] @ tables['mel_weight'][a:a + c] for f, c, a in zip(first, count, at)]
+        [power[:, f:f + c] @ tables['mel_weight'][a:a + c] for f, c, a in zip(first, count, offsets)]
     )
     assert np.abs(np.log(mel + k['eps']) - m.pipeline.frontend(wave)[0, 0].numpy()).max() < 1e-3

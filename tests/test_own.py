@@ -2,11 +2,11 @@
 import pytest
 import torch
 
+from asc.augment.pipeline import create_pipeline
+from asc.core import InputError
+from asc.data.splits import read_split
 from asc.experiment.recipe import check_training, create_training
 from asc.model.classifier import create_classifier, load_model, save_model
-from asc.core import InputError
-from asc.augment.pipeline import create_pipeline
-from asc.data.splits import read_split
 
 CODE = '''
 import torch
@@ -14,12 +14,17 @@ from torch import nn
 
 class TinyNet(nn.Sequential):
     def __init__(self, n_classes=10, width=4):
-        super().__init__(nn.Conv2d(1, width, 3, 2), nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, n_classes))
+        super().__init__(
+            nn.Conv2d(1, width, 3, 2), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, n_classes),
+        )
 
 class Energies(nn.Module):
     "Log energy in 20 bands of a short FFT"
     sample_rate = 44100
-    def mel(self, wave): return torch.fft.rfft(wave.unfold(1, 400, 400)).abs().square()[..., :200].unflatten(2, (20, 10)).mean(3).mT
+    def mel(self, wave):
+        power = torch.fft.rfft(wave.unfold(1, 400, 400)).abs().square()
+        return power[..., :200].unflatten(2, (20, 10)).mean(3).mT
     def log(self, x): return (x + 1e-5).log()[:, None]
 
 class Flip(nn.Module):
@@ -38,6 +43,7 @@ class Nowhere(nn.Module): pass
 
 @pytest.fixture
 def mine(tmp_path):
+    "mine(name): the address of a class in one's own file"
     (tmp_path/'mine.py').write_text(CODE)
     return lambda name: f"{tmp_path/'mine.py'}:{name}"
 
@@ -72,7 +78,7 @@ def test_code_inside_a_run_folder_is_never_run(tmp_path, mine):
 
 
 @pytest.mark.parametrize(
-    'options, said',
+    'options, sentence',
     [
         (dict(backbone='Tiny'), 'no class Tiny in this file'),
         (dict(backbone='TinyNet', backbone_args=dict(depth=3)), "'depth'"),
@@ -81,11 +87,11 @@ def test_code_inside_a_run_folder_is_never_run(tmp_path, mine):
         (dict(steps=['mel', 'Flip', 'log']), "but stands at 'mel'"),
     ],
 )
-def test_what_is_refused(mine, options, said):
+def test_what_is_refused(mine, options, sentence):
     named = {k: mine(v) if isinstance(v, str) else v for k, v in options.items()}
     if 'steps' in options:
         named['steps'] = ['resample', *(mine(s) if s[0].isupper() else s for s in options['steps'])]
-    with pytest.raises(InputError, match=said): check_training(**named)
+    with pytest.raises(InputError, match=sentence): check_training(**named)
 
 
 def test_pipeline_with_an_own_step(mine):

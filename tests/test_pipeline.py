@@ -1,4 +1,4 @@
-"""The pipelines: every preset runs, is data, is the frontend in eval; steps are refused where they do not belong; published values; real clips."""
+"""Pipelines: every preset runs and is the frontend in eval; misplaced steps are refused; published values; real clips."""
 import json
 
 import pytest
@@ -6,9 +6,9 @@ import soundfile as sf
 import torch
 from scipy import stats
 
+from asc.augment.pipeline import Choice, Pipeline, create_pipeline, parse_step, pipelines
 from asc.core import InputError
 from asc.frontend.logmel import create_frontend
-from asc.augment.pipeline import Choice, Pipeline, create_pipeline, parse_step, pipelines
 
 SHAPES = dict(
     none=(256, 65), dcase24=(256, 65), cp=(256, 64), cp_resnet=(256, 43), passt=(128, 100),
@@ -19,18 +19,23 @@ PRESETS = list(pipelines)
 
 
 @pytest.fixture(autouse=True)
-def seed(): torch.manual_seed(3)
+def seed():
+    "Every test draws the same numbers"
+    torch.manual_seed(3)
 
 
 @pytest.fixture(scope='module')
 def waves():
+    "Six clips of a second"
     return .1*torch.randn(6, 44100, generator=torch.Generator().manual_seed(0))
 
 
 DEVICE = torch.tensor([0, 0, 0, 1, 4, -1])
 
 
-def named(steps): return dict(parse_step(s) for s in steps)
+def named(steps):
+    "Name -> keywords of the steps"
+    return dict(parse_step(s) for s in steps)
 
 
 @pytest.mark.parametrize('name', PRESETS)
@@ -123,19 +128,19 @@ def test_published_order(name, order):
     ],
 )
 def test_published_values(name, step, values):
-    "§4 of the reference notes, as the built modules have them at 44.1 kHz"
+    "The published values, as the built modules have them at 44.1 kHz"
     pipe = create_pipeline(name, 44100)
     op = next(m for k, m in pipe.ops.items() if k.endswith(step))
     assert {k: getattr(op, k) for k in values} == values
 
 
 def test_roll_is_counted_where_it_stands():
-    at = lambda steps: create_pipeline(steps, 44100).ops
-    assert at([{'roll': {'seconds': .1}}, 'resample', 'mel', 'log'])['0_roll'].reach == 4410
-    assert at(['resample', {'roll': {'seconds': .1}}, 'mel', 'log'])['1_roll'].reach == 3200
+    ops_of = lambda steps: create_pipeline(steps, 44100).ops
+    assert ops_of([{'roll': {'seconds': .1}}, 'resample', 'mel', 'log'])['0_roll'].reach == 4410
+    assert ops_of(['resample', {'roll': {'seconds': .1}}, 'mel', 'log'])['1_roll'].reach == 3200
     before, after = (
         m.bank.irs
-        for k, m in at([{'dir': {}}, 'resample', {'dir': {}}, 'mel', 'log']).items()
+        for k, m in ops_of([{'dir': {}}, 'resample', {'dir': {}}, 'mel', 'log']).items()
         if 'dir' in k
     )
     # 1000 Hz to 500 Hz
@@ -295,7 +300,7 @@ def test_quirks():
     assert step('passt', 'time_mask').per == 'batch'
     # F4
     assert step('easy_beats_ssl', 'freq_mixstyle').dims == (1, 2)
-    # F5: 32 kHz at 16 kHz
+    # the published fault: responses for 32 kHz on waves of 16 kHz
     wrong = step('easy_beats_ssl', 'dir').bank.irs
     right = create_pipeline('easy_beats_ssl', 44100).ops['1_dir'].bank.irs
     assert torch.equal(wrong, create_pipeline('cp', 44100).ops['1_dir'].bank.irs)
@@ -305,7 +310,7 @@ def test_quirks():
 
 
 def test_time_axis_mixstyle_is_the_turned_one():
-    "F4: what easy-dcase did to BEATs' (T, F) spectrogram is frequency MixStyle of the turned one"
+    "What easy-dcase did to BEATs' (T, F) spectrogram is frequency MixStyle of the turned one"
     from asc.augment.spec import FreqMixStyle
     x = torch.randn(5, 1, 128, 98)
     torch.manual_seed(1)

@@ -46,17 +46,18 @@ def published(shared):
 
 @pytest.fixture(scope='module')
 def clips(shared):
+    "The genuine clips"
     return sorted((shared/'data'/'tau-samples').glob('*.wav'))
 
 
-@pytest.mark.parametrize('file, given', [(f, g) for f in FILES for g in golden_logits(f)])
-def test_golden_logits(published, file, given):
+@pytest.mark.parametrize('file, signal', [(f, g) for f in FILES for g in golden_logits(f)])
+def test_golden_logits(published, file, signal):
     "Appendix A; sp4asc's own spectrogram is a DFT by convolution: fed with it, the largest difference is 8e-6"
     worst = (
-        reference_logits(published[file], given) - golden_logits(file)[given]
+        reference_logits(published[file], signal) - golden_logits(file)[signal]
     ).abs().max().item()
-    print(f'{file} on {given}: largest difference {worst:.1e}')
-    assert worst < (2e-2 if file != CP and given == 'chirp' else 1e-4)
+    print(f'{file} on {signal}: largest difference {worst:.1e}')
+    assert worst < (2e-2 if file != CP and signal == 'chirp' else 1e-4)
 
 
 def test_every_published_file_but_the_last_has_golden_logits():
@@ -97,7 +98,7 @@ def test_every_published_file_hears_the_clips(published, clips):
 
 
 def test_device_wise(published, clips):
-    "Seven networks of the 2024 shape in half precision; s2's is the base model itself; the frontend in the file is ours"
+    "Seven networks of the 2024 shape in half precision; that of s2 is the base model; the frontend in the file is ours"
     c = published['dcase2025_karasin_jku_sys4.ckpt']
     assert isinstance(c.network, DeviceWise)
     assert list(c.network.device_models) == ['a', 'b', 'c', 's1', 's2', 's3']
@@ -120,7 +121,7 @@ def test_device_wise(published, clips):
 
 
 def test_the_frontend_in_the_2025_file_is_ours(shared):
-    "The file carries the tables of its frontend: the resampler's kernel, the window and the mel bank are those of dcase24"
+    "The tables in the file, of the resampler, the window and the mel bank, are those of dcase24"
     state = read_weights(shared/'data'/'weights'/'dcase2025_karasin_jku_sys4.ckpt')['state_dict']
     fe = create_frontend('dcase24')
     bank = fe.bank(torch.eye(2049))
@@ -135,7 +136,7 @@ def test_the_frontend_in_the_2025_file_is_ours(shared):
 
 
 def test_sp4asc_folds(published):
-    "M1: with eps nothing changes; without it one published file moves by up to 6, the others by hundredths"
+    "With eps nothing changes; without it one published file moves by up to 6, the others by hundredths"
     wave = chirp(44100, 10)
     for f, moved in ((MIX, .04), (CE, 6.07), (FOCAL, .04)):
         c = published[f]
@@ -278,7 +279,7 @@ def merged(net):
 
 
 def test_a_merged_layout_is_refused_with_the_remedy(tmp_path):
-    "§3.1: 54 tensors after folding, 122 after conversion to int8"
+    "The published figures: 54 tensors after folding, 122 after conversion to int8"
     state = merged(create_backbone('cp_mobile_23'))
     assert len(state) == 54
     assert {

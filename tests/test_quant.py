@@ -9,15 +9,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from asc.backbone.zoo import backbones, create_backbone
-from asc.model.classifier import create_classifier
 from asc.core import InputError
-from asc.size.fold import compare_networks, fold, half_weights, norms
-from asc.size.dataflow import dataflow
+from asc.model.classifier import create_classifier
+from asc.size.fold import compare_networks, dataflow, fold, half_weights, norms
 from asc.size.ptq import mixed_precision, ptq, sensitivity
 from asc.size.qat import load_quantised, save_quantised, with_augmentation
-from asc.size.places import LAYERS
-from asc.size.qdq import (calibrate, calibration_batches, emitting, prepare, quant_bytes, quantised_classifier,
-                          quantisers)
+from asc.size.qdq import LAYERS, calibrate, calibration_batches, emitting, prepare
+from asc.size.qdq import quant_bytes, quantised_classifier, quantisers
 
 SMALL = {
     'cp_mobile_24': (64, 33), 'cp_mobile_23': (64, 33), 'cp_resnet': (64, 33),
@@ -47,11 +45,13 @@ def trained(make, seed=0):
 
 
 def named(name, **kw):
+    "A trained network by its name, and a batch for it"
     net = trained(lambda: create_backbone(name, **kw))
     return net, torch.randn(8, 1, *SMALL[name])
 
 
 def relative(a, b, x):
+    "Largest difference against the spread"
     return compare_networks(a, b, x)['max_logit'] / a(x).abs().max().item()
 
 
@@ -119,7 +119,7 @@ def test_dataflow_knows_views():
 
 @pytest.mark.parametrize('name', SMALL)
 def test_quantised(name):
-    "Weights take 255 values a channel, quantised tensors 256, the logits stay near, and an exporter sees the same numbers"
+    "Weights take 255 values a channel, tensors 256, the logits stay near, and an exporter sees the same numbers"
     net, x = named(name)
     q = ptq(net, x.split(4))
     stem = q.quantised['skip']
@@ -149,8 +149,8 @@ def test_quantised(name):
         codes = v.float() if axis == 0 else ((v / scale).round() + zero).clamp(0, 255)
         assert axis is None or v.dtype == torch.int8
         return (codes - wide(zero)) * wide(scale)
-    with torch.no_grad(), emitting(q, emit): told = q(x)
-    assert (told - q(x)).abs().max() < 1e-4 * q(x).abs().max()
+    with torch.no_grad(), emitting(q, emit): logits = q(x)
+    assert (logits - q(x)).abs().max() < 1e-4 * q(x).abs().max()
     assert not any('codes' in k for k in q.state_dict())
     b = quant_bytes(q)
     assert b['int8'] + (b['float'] + b['biases']) // 4 == sum(
@@ -213,6 +213,7 @@ def test_refusals():
 
 @pytest.fixture(scope='module')
 def classifier():
+    "A small classifier, untrained"
     torch.manual_seed(0)
     return create_classifier('cp_mobile_24', rate=8000, backbone_args=dict(base=8)).eval()
 
@@ -302,7 +303,7 @@ def test_prune_others(name):
 
 
 def test_published_merge_without_eps(shared):
-    "M1 of the reference: up to 6.07 in the logits for the first checkpoint of sp4asc, by the named quirk alone"
+    "Folding without eps, a quirk of sp4asc, moves the logits of its first checkpoint by up to 6.07"
     from asc.model.published import load_published
     model = load_published(shared/'data/weights/sp4asc_128_2_32_2.pth')
     t = torch.arange(441_000) / 44_100
@@ -313,7 +314,7 @@ def test_published_merge_without_eps(shared):
 
 
 def test_published_checkpoint_in_eight_bits(shared):
-    "cpjku23 on the seven genuine clips: better rounding halves the error of calibration alone, and fp16 storage changes no decision"
+    "cpjku23 on genuine clips: better rounding halves the error of calibration, and fp16 storage changes no decision"
     from asc.model.published import as_wave, load_published
     from asc.frontend.mel import Resample
     model = load_published(shared/'data/weights/cpjku23_c0a7nzin.ckpt')
@@ -328,11 +329,11 @@ def test_published_checkpoint_in_eight_bits(shared):
         x = model.frontend(
             torch.cat([waves, waves.roll(9000, 1) + .02 * waves.std() * torch.randn_like(waves)])
         )
-    held = x[:7]
+    clips = x[:7]
     plain = calibrate(prepare(model.network, x), x[7:])
     better = ptq(model.network, [x[7:]])
-    a, b = (compare_networks(model.network, n, held) for n in (plain, better))
+    a, b = (compare_networks(model.network, n, clips) for n in (plain, better))
     assert b['agreement'] == 1 and b['mean_logit'] < .75 * a['mean_logit'] < .3
     assert compare_networks(
-        model.network, half_weights(fold(model.network)), held
+        model.network, half_weights(fold(model.network)), clips
     )['agreement'] == 1

@@ -1,19 +1,19 @@
-"""Every recipe: known parameters of the right type, and one real training step of the system it describes; what a broken one is refused with."""
+"""Every recipe: known parameters of the right type and one real step of its training; how broken ones are refused."""
 import inspect
 
 import pytest
 import torch
 import yaml
 
-from asc.experiment.recipe import check_training, create_training, training_options
+from asc.augment.pipeline import create_pipeline, pipelines, revise
 from asc.backbone.zoo import create_backbone
-from asc.model.classifier import create_classifier
 from asc.core import SCENES, InputError, seed_everything
+from asc.experiment.recipe import check_training, create_training, training_options
+from asc.model.classifier import create_classifier
+from asc.run.process import declared_parameters, find_notebook, full_parameters
 from asc.train.finetune import layer_groups
-from asc.run.parameters import declared_parameters, find_notebook, full_parameters
 from asc.train.learner import optimizers
 from asc.train.losses import create_loss
-from asc.augment.pipeline import create_pipeline, pipelines, revise
 from asc.train.schedules import create_schedule
 from conftest import ROOT
 from networks import SMALL, beats_file, need
@@ -35,6 +35,7 @@ OUTSIDE = {'data', 'data_dir', 'subset', 'valid', 'join', 'nb_aug', 'log', 'resu
 
 
 def read(name):
+    "The table in a recipe"
     return yaml.safe_load(RECIPES[name].read_text(encoding='utf-8'))
 
 
@@ -71,8 +72,8 @@ def test_recipe_is_well_formed(name):
     "Only parameters of train.ipynb, each of its type; the numbers it names make a schedule, a loss and an optimiser"
     params = full_parameters('train', name)
     assert RECIPES[name].read_text(encoding='utf-8').startswith('# ')
-    at = create_schedule(params['schedule'], params['lr'], params['epochs'], 100)
-    rates = [at(p / 1000) for p in range(1000)]
+    rate_at = create_schedule(params['schedule'], params['lr'], params['epochs'], 100)
+    rates = [rate_at(p / 1000) for p in range(1000)]
     assert 0 <= min(rates) and max(rates) == pytest.approx(params['lr'], rel=.02)
     # those files are not here
     args = {k: v for k, v in params['backbone_args'].items() if k != 'weights'}
@@ -173,7 +174,7 @@ def test_absent_weights_are_refused_before_work():
 
 
 @pytest.mark.parametrize(
-    'text, told',
+    'text, sentence',
     [
         ('epoch: 5', "unknown parameter of train 'epoch'"),
         ('lr: 1e-3', 'In YAML a number with an exponent needs a dot and a sign: 1.0e-03'),
@@ -189,16 +190,16 @@ def test_absent_weights_are_refused_before_work():
     ],
     ids=lambda v: v[:24],
 )
-def test_broken_recipe_is_refused(text, told, tmp_path):
+def test_broken_recipe_is_refused(text, sentence, tmp_path):
     (tmp_path/'r.yaml').write_text(text)
     with pytest.raises(InputError) as e:
         params = full_parameters('train', tmp_path/'r.yaml')
         check_training(0 if params['valid'] == 0 else None, **training_options(params))
-    assert told in str(e.value)
+    assert sentence in str(e.value)
 
 
 def test_what_shapes_a_training_is_in_one_place():
-    "A parameter of train.ipynb shapes the training (`create_training` takes it, with the same default) or is named here"
+    "A parameter of train.ipynb is one of `create_training`, with the same default, or is named in this file"
     declared = {
         k: default for k, (_, default) in declared_parameters(find_notebook('train')).items()
     }

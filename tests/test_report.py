@@ -1,6 +1,5 @@
-"predictions -> scores, statistics, tables and pictures: against sklearn and hand counts, on broken tables, and by simulation"
+"""From predictions to scores, statistics and tables: against sklearn and hand counts, on broken tables, by simulation."""
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -10,24 +9,23 @@ from scipy import stats
 from sklearn import metrics as skm
 
 from asc.core import CITIES, DEVICES, SCENES, InputError, write_json
-from asc.score.temperature import apply_temperature, fit_temperature
-from asc.score.stats import bootstrap, compare
-from asc.score.metrics import check_predictions, metrics, read_predictions, vote
-from asc.score.tables import (city_table, class_device_table, class_table, confusion, device_table, summary_table,
-                              to_markdown)
-from asc.score.plots import plot_class_device, plot_confusion, plot_history, plot_reliability
-from asc.score.paper import by_line, runs_table
-from asc.score.runs import comparable, find_runs, read_run
-from asc.score.differences import intervals_table
 from asc.score.metrics import clips, expected_calibration_error
+from asc.score.paper import by_line, comparable, find_runs, intervals_table, read_run, runs_table
 from asc.score.stats import crossed
+from asc.score.tables import (
+    apply_temperature, bootstrap, city_table, class_device_table,
+    class_table, compare, confusion, device_table, fit_temperature, metrics, plot_class_device,
+    plot_confusion, plot_history, plot_reliability, read_predictions, summary_table,
+    to_markdown, vote,
+)
+import launch
 
 
 def made_up(
     seed=0, skill=1., places=6, snippets=2, devices=DEVICES, scenes=SCENES, names=SCENES,
     place=.5, luck=0.,
 ):
-    "Predictions of an imaginary system; `place` and `luck`: standard deviation of what a location, and the seed, add to the logit of the truth"
+    "Predictions of no system; a location and the seed add noise of deviation `place` and `luck` to the true logit"
     rng = np.random.default_rng([7, seed])
     rows = pd.DataFrame(
         [
@@ -54,7 +52,9 @@ def made_up(
 
 
 @pytest.fixture(scope='module')
-def preds(): return made_up()
+def preds():
+    "A table of predictions"
+    return made_up()
 
 
 # ---------------------------------------------------------------- scores
@@ -305,8 +305,11 @@ def test_history_takes_one_or_two_panels():
 
 
 def test_no_torch():
-    code = "import sys, asc.score.tables, asc.score.paper; assert 'torch' not in sys.modules and 'fastai' not in sys.modules"
-    subprocess.run([sys.executable, '-c', code], check=True)
+    "Tables are made without loading torch or fastai"
+    code = 'import sys, asc.score.tables, asc.score.paper; print(*sys.modules)'
+    modules = launch.check(launch.run(sys.executable, '-c', code)).stdout.split()
+    assert 'torch' not in modules
+    assert 'fastai' not in modules
 
 
 # ---------------------------------------------------------------- statistics
@@ -406,7 +409,7 @@ def test_false_positives_of_the_paired_test(seeds, spread, paired):
 
 
 def test_seeds_alone_would_be_wrong_about_other_places():
-    "the reason locations are in the test: with a place effect and only seeds counted, equal systems differ far too often"
+    "Why locations are in the test: with an effect of places and only seeds counted, equal systems differ far too often"
     assert (simulate(300, 5, 14, .002, .02, .1, True, over=['seeds']) < .05).mean() > .3
 
 
@@ -427,7 +430,7 @@ def test_power_at_the_detectable_difference():
     "a true difference as large as `detectable` is found about four times of five"
     rng = np.random.default_rng(0)
     strata = np.repeat(np.arange(10), 14)
-    found = 0
+    hits = 0
     n = 300
     for _ in range(n):
         a = rng.normal(0, .01, (5, 1)) + rng.normal(0, .1, (5, 140)) + rng.normal(0, .05, 140)
@@ -436,8 +439,8 @@ def test_power_at_the_detectable_difference():
         delta = (stats.t.ppf(.975, 8) + stats.t.ppf(.8, 8)) * np.sqrt(
             .01 ** 2 / 5 + .1 ** 2 / 700 + .05 ** 2 / 140
         )
-        found += abs(a.mean() + delta) / np.sqrt(var[0]) > stats.t.ppf(.975, df[0])
-    assert .68 <= found / n <= .95
+        hits += abs(a.mean() + delta) / np.sqrt(var[0]) > stats.t.ppf(.975, df[0])
+    assert .68 <= hits / n <= .95
 
 
 def test_compare_uses_the_pairing():
@@ -504,6 +507,7 @@ def test_temperature_of_a_perfect_table_stays_finite():
 
 # ---------------------------------------------------------------- runs
 def a_run(folder, seed=0, subset=5, test='x', versions=None, preds=None, **params):
+    "A run folder with made-up predictions"
     write_json(
         folder/'params.json',
         dict(
@@ -545,10 +549,12 @@ def test_runs_table(tmp_path):
 
 
 def test_log_losses_cities_and_the_published_ten_seconds(tmp_path):
-    "Every kind of table in both scores; what was published on the ten-second test stands beside, with a dash where it was not"
+    "Every kind of table in both scores, beside what was published on the ten-second test, with a dash where nothing was"
     runs = [a_run(tmp_path/f'{i}', i, 100, test='324e1ba9e0e21926') for i in range(2)]
-    told = runs_table(runs).to_frame()
-    assert told.loc['split 100, sp4asc-focal (published, not measured here)', ['runs', 'macro accuracy', 'log loss', 'ece']].tolist() == [
+    table = runs_table(runs).to_frame()
+    columns = ['runs', 'macro accuracy', 'log loss', 'ece']
+    published = 'split 100, sp4asc-focal (published, not measured here)'
+    assert table.loc[published, columns].tolist() == [
         '1', '67.10', '0.940', '–'
     ]
     m = [read_run(r)['metrics'] for r in runs]
@@ -591,7 +597,9 @@ def test_lines_and_watching_are_not_systems(tmp_path):
     t = runs_table(by_line(runs)).to_frame()
     assert t['macro accuracy'].to_dict() == {'split 5, clips': '55.00 ± 7.07', 'split 5, vote': '–'}
     b = bootstrap([made_up(seed=i, places=2) for i in range(2)]).iloc[0]
-    assert intervals_table(runs).loc['split 5', 'macro accuracy'] == f'{100 * b.estimate:.2f} ({100 * b.low:.2f} … {100 * b.high:.2f})'
+    estimate, low, high = (f'{100 * value:.2f}' for value in (b.estimate, b.low, b.high))
+    interval = intervals_table(runs).loc['split 5', 'macro accuracy']
+    assert interval == f'{estimate} ({low} … {high})'
 
 
 def test_runs_that_differ_get_rows_of_their_own(tmp_path):

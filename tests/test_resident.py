@@ -1,4 +1,4 @@
-"The sound of a list on a device: the same batches to the last bit, in every way of cutting, and moved only where there is room."
+"""The sound of a list on a device: the same batches to the last bit for every crop, and moved only where there is room."""
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,18 +6,18 @@ import pytest
 import torch
 
 import asc.train.learner
-from asc.experiment.recipe import create_training
-from asc.model.classifier import create_classifier
 from asc.core import seed_everything
 from asc.data.join import join_snippets, join_store
-from asc.train.learner import ClipData, make_dls, make_resident, predict_logits
-from asc.train.melcache import MelCache
-from asc.train.ddp import SharedClips
-from asc.train.resident import Resident
 from asc.data.sound import read_int16
 from asc.data.splits import read_split, read_test
 from asc.data.store import pack
+from asc.experiment.recipe import create_training
+from asc.model.classifier import create_classifier
 from asc.teach.logits import Teacher
+from asc.train.ddp import SharedClips
+from asc.train.learner import ClipData, make_dls, make_resident, predict_logits
+from asc.train.melcache import MelCache
+from asc.train.resident import Resident
 from noise import RATE, noise_corpus
 
 DEVICES = [
@@ -37,11 +37,11 @@ def taught(corpus, rows, kind):
         return SimpleNamespace(
             starts=None, rows=Teacher(rows.filename, noise(len(rows)), corpus.scenes).rows
         )
-    at = [(r, s / 2) for r in rows.recording.unique() for s in range(19)]
+    windows = [(r, s / 2) for r in rows.recording.unique() for s in range(19)]
     return (
         kind
         and Teacher(
-            [r for r, _ in at], noise(len(at)), corpus.scenes, dict(hop=.5), [s for _, s in at]
+            [r for r, _ in windows], noise(len(windows)), corpus.scenes, dict(hop=.5), [s for _, s in windows]
         )
     )
 
@@ -61,6 +61,7 @@ def both(packed, rows, device, teacher='', store=None, **kw):
 
 
 def same(a, b, device):
+    "Two batches are equal to the last bit, the second one on the device"
     assert all(t.device.type == device for t in b)
     return (
         len(a) == len(b)
@@ -119,11 +120,11 @@ def test_joined_snippets(packed, crop):
 def test_windows_of_joined_snippets_know_their_second(tmp_path):
     "In a recording with a gap, too, a window is where the teacher is asked about it"
     corpus = noise_corpus(tmp_path/'c', recs=2, skip=[(0, 1)])
-    store, asked = pack(corpus, tmp_path/'s', progress=False), []
+    store, requests = pack(corpus, tmp_path/'s', progress=False), []
     class Windows:
         starts = ()
-        def at(self, recordings, seconds, scenes):
-            asked.extend(zip(recordings, seconds))
+        def windows(self, recordings, seconds, scenes):
+            requests.extend(zip(recordings, seconds))
             return torch.zeros(len(seconds), 1)
     data = ClipData(
         join_store(store, 2), join_snippets(corpus.meta, 2, 4), ['rain'], ['a', 'b'],
@@ -131,7 +132,7 @@ def test_windows_of_joined_snippets_know_their_second(tmp_path):
     )
     waves = (data.batch(range(3))[0] * 32768).numpy()
     assert data.rows.snippet.tolist() == [1, 0, 1]
-    for x, (recording, second) in zip(waves, asked):
+    for x, (recording, second) in zip(waves, requests):
         names = corpus.meta[corpus.meta.recording == recording].set_index('snippet').filename
         a = round(second * RATE)
         sound = np.concatenate(
@@ -176,12 +177,12 @@ def test_every_part_is_copied(packed):
     for part in (999, 44100, 10**6):
         first = 1000 * rng.permutation(300)[:50]
         first = np.append(first, first[:5])
-        held = Resident(store.samples, first, np.full(55, 1000), 'cpu', part)
+        resident = Resident(store.samples, first, np.full(55, 1000), 'cpu', part)
         assert torch.equal(
-            held.take(torch.from_numpy(held.begin), 1000),
+            resident.take(torch.from_numpy(resident.begin), 1000),
             torch.from_numpy(store.samples.take(first, 1000)),
         )
-        assert len(held.samples) == 50_000
+        assert len(resident.samples) == 50_000
 
 
 @pytest.mark.parametrize('free, idle, moves', [(2., 0, True), (1.9, 0, False), (1., 1., True)])

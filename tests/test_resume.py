@@ -1,4 +1,4 @@
-"""kill -9 at any moment: the resumed training ends in the same bytes as an undisturbed one; half a checkpoint never counts."""
+"""kill -9 at any moment: the resumed training ends in the same bytes as an undisturbed one; half a file never counts."""
 import multiprocessing as mp
 import os
 import random
@@ -14,17 +14,17 @@ import torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 
-from asc.train.averages import EMA, SWA, EarlyStop, KeepBest
-from asc.model.classifier import create_classifier
 from asc.core import InputError, seed_everything
 from asc.data.corpus import load_corpus
+from asc.data.splits import read_split
+from asc.data.store import pack
+from asc.model.classifier import create_classifier
+from asc.train.averages import EMA, SWA, EarlyStop, KeepBest
 from asc.train.finetune import Freeze
 from asc.train.learner import ClipData, create_learner, fit, make_dls
 from asc.train.precision import MixedPrecision
 from asc.train.resume import Checkpoint, read_checkpoint
 from asc.train.targets import MixUpLoss
-from asc.data.splits import read_split
-from asc.data.store import pack
 
 STEPS = [
     {'roll': {'seconds': .1}},

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 import soundfile as sf
 
-import launch
 from asc.data.splits import carve_valid, read_split
 from asc.experiment.recipe import create_training, training_options
+import launch
 from conftest import ROOT
 
 QUICK = dict(epochs=1, bs=32)

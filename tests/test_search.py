@@ -1,4 +1,4 @@
-"""The search as a user has it: it reads no test list, goes on when it was killed, takes more trials, and ends in a recipe."""
+"""The search as a user has it: it reads no test list, survives kill -9, takes more trials, and ends in a recipe."""
 import json
 import multiprocessing as mp
 import os
@@ -12,14 +12,13 @@ import yaml
 
 pytest.importorskip('optuna')
 
-import launch
-from asc.experiment.recipe import create_training
 from asc.core import InputError
-from asc.run.parameters import full_parameters
-from asc.experiment.search import best_recipe, open_study, Prune, run_trial
-from asc.experiment.space import read_space
-from asc.experiment.search import run_trials, settled, trials_table, write_recipe
 from asc.data.splits import carve_valid, read_split
+from asc.experiment.recipe import create_training
+from asc.experiment.search import Prune, best_recipe, open_study, read_space, run_trial
+from asc.experiment.search import run_trials, settled, trials_table, write_recipe
+from asc.run.process import full_parameters
+import launch
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 FIXED = dict(frontend='cnn3', backbone='cnn3', pipeline='easy_cnn3', epochs=2, valid=.3)
@@ -89,7 +88,7 @@ def search_until_killed(parts, path):
 
 
 def test_killed_search_ends_as_one_left_alone(parts, tmp_path):
-    "kill -9 in a trial, then the same call: the same trials and values to the last digit, and the killed trial is named"
+    "kill -9 in a trial, then the same call: the same trials to the last digit, and the killed one is named"
     whole = trials_table(search(parts, tmp_path/'whole.db'))
     path = tmp_path/'killed.db'
     process = mp.get_context('fork').Process(target=search_until_killed, args=(parts, path))

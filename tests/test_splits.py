@@ -11,13 +11,15 @@ import pytest
 import asc.data.splits
 from asc.core import InputError, fingerprint, project_root
 from asc.data.corpus import FINGERPRINTS, META, ClipName, load_corpus, read_list
-from asc.data.splits import carve_valid, check_disjoint, describe, expand_2020, fetch_split, read_split, read_test, subsets_of
+from asc.data.splits import carve_valid, check_disjoint, describe, expand_2020, fetch_split
+from asc.data.splits import read_split, read_test, subsets_of
 
 TAU = Path(os.environ.get('ASC_SHARED', project_root()/'..'/'shared'))/'data'/'tau-lists'
 needs_tau = pytest.mark.skipif(not TAU.is_dir(), reason='the official lists are not here')
 
 
 def write(path, df):
+    "A list in the file"
     path.parent.mkdir(parents=True, exist_ok=True)
     df.to_csv(path, sep='\t', index=False)
 
@@ -55,11 +57,11 @@ def lists(tmp_path):
     folder = tmp_path/'release'
     folder.mkdir()
     class Handler(SimpleHTTPRequestHandler):
-        asked = []
+        requests = []
         def __init__(self, *a, **k):
             super().__init__(*a, directory=str(folder), **k)
         def do_GET(self):
-            self.asked.append(self.path)
+            self.requests.append(self.path)
             super().do_GET()
         def log_message(self, *_): pass
     srv = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
@@ -67,7 +69,7 @@ def lists(tmp_path):
     yield type(
         'lists',
         (),
-        dict(folder=folder, url=f'http://127.0.0.1:{srv.server_port}', asked=Handler.asked),
+        dict(folder=folder, url=f'http://127.0.0.1:{srv.server_port}', requests=Handler.requests),
     )
     srv.shutdown()
     srv.server_close()
@@ -112,6 +114,7 @@ def test_where_lists_lie(corpus, place):
 
 
 def relist(corpus, name, change):
+    "Change the rows of a list"
     write(corpus.dir/f'{name}.csv', change(read_list(corpus.dir/f'{name}.csv')))
 
 BROKEN = {
@@ -175,10 +178,10 @@ def test_fetch_when_absent(edition, lists):
     (edition.dir/'split50.csv').rename(lists.folder/'split50.csv')
     rows = read_split(edition, 50, base_url=lists.url)
     assert fingerprint(rows.filename) == FINGERPRINTS['2022']['split50']
-    assert lists.asked == ['/split50.csv']
+    assert lists.requests == ['/split50.csv']
     assert [p.name for p in (edition.dir/'split_setup').iterdir()] == ['split50.csv']
     read_split(edition, 50, base_url=lists.url)
-    assert len(lists.asked) == 1  # kept
+    assert len(lists.requests) == 1  # kept
 
 
 def test_fetch_into_the_project_when_the_corpus_is_read_only(edition, lists, monkeypatch):
@@ -215,7 +218,7 @@ def test_nothing_is_fetched_for_another_corpus(corpus, lists):
     (corpus.dir/'test.csv').rename(lists.folder/'test.csv')
     with pytest.raises(InputError, match='has no test.csv'):
         read_test(corpus, base_url=lists.url)
-    assert not lists.asked
+    assert not lists.requests
 
 
 def test_a_changed_official_list_is_refused(edition):
@@ -289,6 +292,7 @@ def test_unknown_list(tmp_path):
 # ---------------------------------------------------------------- validation
 
 def meta_of(df, tmp_path):
+    "What a corpus reads from this table"
     write(tmp_path/'meta.csv', df)
     return load_corpus(tmp_path).meta
 

@@ -1,4 +1,4 @@
-"""Seeds trained at once against the same seeds trained alone: the same batches to the last bit, the same weights but for rounding; what cannot be is refused."""
+"""Seeds trained at once and alone: the same batches to the last bit, the same weights but for rounding; refusals."""
 import copy
 from contextlib import redirect_stdout
 from functools import partial
@@ -12,18 +12,16 @@ from fastai.callback.core import Callback
 from fastai.learner import AvgSmoothLoss
 from torch.func import stack_module_state
 
-from asc.experiment.recipe import create_training, training_options
 from asc.backbone.zoo import create_backbone, list_backbones
 from asc.core import InputError
-from asc.run.parameters import full_parameters
-from asc.train.resume import random_states, read_checkpoint
-from asc.experiment.seeds import train_runs
 from asc.data.splits import read_split
-from asc.experiment.stacked import check_stacked, train_stacked
-from asc.experiment.turns import Turns
-from asc.experiment.vmap import stacked_call
 from asc.data.store import pack
+from asc.experiment.recipe import create_training, training_options
+from asc.experiment.seeds import train_runs
+from asc.experiment.stacked import Turns, check_stacked, stacked_call, train_stacked
+from asc.run.process import full_parameters
 from asc.teach.logits import save_teacher
+from asc.train.resume import random_states, read_checkpoint
 from networks import SMALL, need
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -45,7 +43,7 @@ CP = dict(backbone='cp_mobile_24', backbone_args=dict(base=8, blocks=(1, 1, 1), 
 
 @pytest.fixture
 def training(packed, tmp_path):
-    "training(seed, folder, exact=True, n=7, **options) -> learner and fit; spectrograms are kept as learn.seen; `exact`: the network in float64"
+    "training(seed, folder, exact=True, n=7, **options) -> learner that keeps spectrograms as learn.seen, and fit"
     corpus, store = packed
     rows = read_split(corpus, 100).iloc[::3]
     def make(seed, folder, exact=True, n=7, **options):
@@ -71,6 +69,7 @@ def training(packed, tmp_path):
 
 
 def run(make):
+    "Train without a progress bar"
     learn, fit = make()
     with learn.no_bar(): fit()
     return learn
@@ -85,6 +84,7 @@ def both(training, seeds=(0, 1), **options):
 
 
 def check_same(stacked, alone, tol):
+    "The same batches to the last bit; logits and histories equal but for rounding"
     for a, b in zip(stacked, alone):
         assert len(a.seen) == len(b.seen)
         assert all(torch.equal(x, y) for x, y in zip(a.seen, b.seen))
@@ -176,7 +176,7 @@ def test_on_a_gpu(training, exact):
 
 @pytest.mark.parametrize('name', list_backbones())
 def test_the_zoo(name):
-    "One step of every network: logits, gradients and statistics as alone, dropout included; transformers are refused by name"
+    "A step of every network: logits, gradients and statistics as alone, with dropout; transformers are refused by name"
     need(name)
     torch.manual_seed(0)
     nets, x = [], torch.randn(2, 3, 1, *SHAPES[name], dtype=torch.float64)
@@ -221,7 +221,7 @@ def test_the_zoo(name):
 
 
 @pytest.mark.parametrize(
-    'options, told',
+    'options, sentence',
     [
         (dict(precision='fp16'), "precision='fp16' cannot be stacked"),
         (dict(swa=.5), 'swa=0.5'),
@@ -236,9 +236,9 @@ def test_the_zoo(name):
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else '',
 )
-def test_what_cannot_be_stacked(options, told):
+def test_what_cannot_be_stacked(options, sentence):
     "Said before anything is trained, with the remedy"
-    with pytest.raises(InputError, match=f'{told}.*train these seeds one by one'):
+    with pytest.raises(InputError, match=f'{sentence}.*train these seeds one by one'):
         check_stacked(**full_parameters('train', None, options))
 
 
@@ -264,7 +264,7 @@ class Killed(BaseException): "Stands for the end of the process"
 
 
 def test_runs_go_on_where_each_was(synthetic, tmp_path, monkeypatch):
-    "Killed while checkpoints are written: seeds that came equally far go on together, to the same last digit; others each from its own"
+    "Killed while checkpoints are written: seeds equally far go on together, to the last digit; others from their own"
     monkeypatch.setattr(
         'asc.experiment.seeds.pack', partial(pack, store_dir=tmp_path/'store', progress=False)
     )
@@ -283,12 +283,12 @@ def test_runs_go_on_where_each_was(synthetic, tmp_path, monkeypatch):
             r['parameters'] = dict(
                 full_parameters('train', None, dict(light, seed=s)), out=r['out']
             )
-        with redirect_stdout(StringIO()) as told: train_runs(runs)
-        return told.getvalue()
-    def killed(folder, at): # number of the write
+        with redirect_stdout(StringIO()) as output: train_runs(runs)
+        return output.getvalue()
+    def killed(folder, number): # number of the write
         plain, count = Path.write_bytes, iter(range(100))
         def write(self, data):
-            if next(count) == at: raise Killed
+            if next(count) == number: raise Killed
             return plain(self, data)
         with monkeypatch.context() as m, pytest.raises(Killed):
             m.setattr(Path, 'write_bytes', write)

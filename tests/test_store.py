@@ -44,7 +44,8 @@ def store(corpus, tmp_path):
 
 
 def small_chunks(monkeypatch, clips=4):
-    monkeypatch.setattr(asc.data.packing, 'CHUNK', clips*RATE)
+    "Pack a few clips at a time"
+    monkeypatch.setattr(asc.data.store, 'CHUNK', clips*RATE)
 
 
 # ---------------------------------------------------------------- samples
@@ -179,12 +180,12 @@ def test_chunks_cover_and_keep_stretches_whole():
 
 def test_reading(store, corpus):
     names = corpus.meta.filename.tolist()
-    at = store.index(names)
-    assert (store.batch(torch.from_numpy(at[:3])) == store.flat.reshape(-1, RATE)[at[:3]]).all()
+    positions = store.index(names)
+    assert (store.batch(torch.from_numpy(positions[:3])) == store.flat.reshape(-1, RATE)[positions[:3]]).all()
     assert store.batch(np.empty(0, int)).shape == (0, RATE)
-    x = store.batch(at[:1])
+    x = store.batch(positions[:1])
     x[:] = 0  # a copy: the store stays
-    assert store.batch(at[:1]).any()
+    assert store.batch(positions[:1]).any()
     with pytest.raises(ValueError): store.flat[0] = 1
     for bad in ([-1], [24], [0, 99]):
         with pytest.raises(IndexError): store.batch(bad)
@@ -219,28 +220,29 @@ def test_a_file_cut_while_open(store):
 
 # ---------------------------------------------------------------- faults
 
-def harm(c, i, how):
+def harm(c, i, fault):
+    "Damage the i-th sound file of a corpus"
     p = c.dir/c.meta.filename[i]
-    if how == 'missing':
+    if fault == 'missing':
         p.unlink()
-    elif how == 'empty':
+    elif fault == 'empty':
         p.write_bytes(b'')
-    elif how == 'unreadable':
+    elif fault == 'unreadable':
         p.write_bytes(b'no wav at all'*99)
-    elif how == 'truncated':
+    elif fault == 'truncated':
         p.write_bytes(p.read_bytes()[:1000])
-    elif how == 'not mono':
+    elif fault == 'not mono':
         sf.write(p, np.zeros((RATE, 2)), RATE)
-    elif how == 'wrong rate':
+    elif fault == 'wrong rate':
         sf.write(p, np.zeros(RATE), 2*RATE)
-    elif how == 'wrong length': sf.write(p, np.zeros(RATE - 1), RATE)
+    elif fault == 'wrong length': sf.write(p, np.zeros(RATE - 1), RATE)
 
 
 def test_all_faults_at_once(corpus, tmp_path):
     kinds = [
         'missing', 'empty', 'unreadable', 'truncated', 'not mono', 'wrong rate', 'wrong length'
     ]
-    for i, how in enumerate(kinds*2): harm(corpus, i, how)
+    for i, fault in enumerate(kinds*2): harm(corpus, i, fault)
     with pytest.raises(InputError) as e: pack(corpus, tmp_path/'s', progress=False)
     text = str(e.value)
     assert text.startswith('14 of 24 sound files of')
@@ -254,12 +256,12 @@ def test_all_faults_at_once(corpus, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'how,words', [('nan', 'holds NaN or infinite samples'), ('codec', 'unreadable')]
+    'fault,words', [('nan', 'holds NaN or infinite samples'), ('codec', 'unreadable')]
 )
-def test_faults_that_only_decoding_shows(corpus, tmp_path, how, words):
+def test_faults_that_only_decoding_shows(corpus, tmp_path, fault, words):
     for i in (3, 20):
         p = corpus.dir/corpus.meta.filename[i]
-        if how == 'nan':
+        if fault == 'nan':
             sf.write(p, np.where(np.arange(RATE) == 5, np.nan, 0), RATE, 'FLOAT')
         else:
             b = bytearray(p.read_bytes())
@@ -291,6 +293,7 @@ def test_scan_is_by_majority(tmp_path):
 # ---------------------------------------------------------------- never wrong
 
 def tree(folder):
+    "Name -> content of every file"
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 SCRIPT = '''
@@ -350,10 +353,10 @@ def test_kill_9_at_any_moment(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'how',
+    'fault',
     ['torn line', 'lost bytes', 'no part', 'only file renamed', 'nonsense', 'rows written'],
 )
-def test_resume_from_any_state(how, corpus, tmp_path, monkeypatch):
+def test_resume_from_any_state(fault, corpus, tmp_path, monkeypatch):
     "What a power cut may leave: progress says more or less than the file holds"
     small_chunks(monkeypatch)
     good = tree(pack(corpus, tmp_path/'good', progress=False).folder)
@@ -365,15 +368,15 @@ def test_resume_from_any_state(how, corpus, tmp_path, monkeypatch):
     f = next((tmp_path/'s').glob('c-*'))
     log = f/'progress'
     assert len(log.read_text().splitlines()) == 6
-    if how == 'torn line': log.write_text(log.read_text()[:-5])
-    if how == 'lost bytes':
+    if fault == 'torn line': log.write_text(log.read_text()[:-5])
+    if fault == 'lost bytes':
         with open(f/'audio.part', 'r+b') as p:
             p.seek(10_000)
             p.write(bytes(3000))
-    if how == 'no part': (f/'audio.part').unlink()
-    if how == 'only file renamed': (f/'audio.part').rename(f/'audio.i16')
-    if how == 'nonsense': log.write_text('0 4 17\n99 120 5\n' + log.read_text())
-    if how == 'rows written':
+    if fault == 'no part': (f/'audio.part').unlink()
+    if fault == 'only file renamed': (f/'audio.part').rename(f/'audio.i16')
+    if fault == 'nonsense': log.write_text('0 4 17\n99 120 5\n' + log.read_text())
+    if fault == 'rows written':
         (f/'audio.part').rename(f/'audio.i16')
         (f/'rows.csv').write_text('half')
     decoded = []
@@ -383,7 +386,7 @@ def test_resume_from_any_state(how, corpus, tmp_path, monkeypatch):
     )
     assert tree(pack(corpus, tmp_path/'s', progress=False).folder) == good
     # only what was lost is done again
-    assert len(decoded) == {'torn line': 4, 'lost bytes': 8, 'no part': 24}.get(how, 0)
+    assert len(decoded) == {'torn line': 4, 'lost bytes': 8, 'no part': 24}.get(fault, 0)
 
 
 def test_two_at_once(tmp_path):
@@ -462,11 +465,12 @@ DAMAGE = {
 }
 
 
-def flip(path, at):
+def flip(path, offset):
+    "Change a byte of a file"
     with open(path, 'r+b') as f:
-        f.seek(at)
+        f.seek(offset)
         b = f.read(1)[0]
-        f.seek(at)
+        f.seek(offset)
         f.write(bytes([b ^ 1]))
 
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 import yaml
 
-from asc.model.classifier import create_classifier, load_model, save_model
 from asc.core import InputError, write_json
 from asc.data.choose import data_facts
-from asc.entry.folder import check_package, write_package
-from asc.train.learner import ClipData, predictions
-from asc.size.qat import save_quantised
-from asc.size.qdq import calibrate, quantised_classifier
-from asc.score.metrics import metrics
 from asc.data.splits import read_test
 from asc.entry.files import AUTHOR
+from asc.entry.folder import check_package, write_package
+from asc.model.classifier import create_classifier, load_model, save_model
+from asc.score.metrics import metrics
+from asc.size.qat import save_quantised
+from asc.size.qdq import calibrate, quantised_classifier
+from asc.train.learner import ClipData, predictions
 
 LABEL = 'Curie_UP_task1_1'
 ME = dict(
@@ -96,7 +96,7 @@ def test_splits_and_ensembles(entry, tmp_path):
 
 
 def test_quantised_run_hands_in_int8(entry, tmp_path):
-    "The answers of the quantised network, its int8 codes, and 8 bits in the count; 2022 demands int8 for the first layer, too"
+    "The answers of the quantised network, its int8 codes, 8 bits in the count; 2022 wants int8 for the first layer, too"
     model = quantised_classifier(load_model(entry.runs[0]))
     x = torch.randn(8, 44100) * .1
     with torch.no_grad(): calibrate(model.backbone, [model.pipeline(x)])
@@ -118,10 +118,13 @@ def test_quantised_run_hands_in_int8(entry, tmp_path):
         write_package([run, entry.runs[1]], out=tmp_path, label='Curie_UP_task1_2', **kw)
 
 
-def table(folder): return folder/f'{LABEL}.output.csv'
+def table(folder):
+    "The answers of a package"
+    return folder/f'{LABEL}.output.csv'
 
 
 def edit_table(change):
+    "A damage: change the table of answers"
     def damage(folder):
         df = pd.read_csv(table(folder), sep='\t')
         change(df).to_csv(table(folder), sep='\t', index=False, float_format='%.8f')
@@ -129,6 +132,7 @@ def edit_table(change):
 
 
 def edit_meta(change):
+    "A damage: change meta.yaml"
     def damage(folder):
         path = folder/f'{LABEL}.meta.yaml'
         meta = yaml.safe_load(path.read_text(encoding='utf-8'))
@@ -138,6 +142,7 @@ def edit_meta(change):
 
 
 def edit_info(change):
+    "A damage: change info.json"
     def damage(folder):
         info = json.loads((folder/'info.json').read_text())
         change(info)
@@ -146,6 +151,7 @@ def edit_info(change):
 
 
 def edit_state(change):
+    "A damage: change the weights"
     def damage(folder):
         path = folder/f'{LABEL}.model_state_dict.pt'
         state = change(torch.load(path, weights_only=True))
@@ -154,6 +160,7 @@ def edit_state(change):
 
 
 def cell(row, column, value):
+    "A damage: put a value in one field of the table"
     def change(df):
         df = df.astype(object)
         df.iloc[row, df.columns.get_loc(column) if isinstance(column, str) else column] = value
@@ -162,11 +169,13 @@ def cell(row, column, value):
 
 
 def flip_label(df):
+    "A label that is not the most probable scene"
     df.loc[0, 'scene_label'] = next(c for c in df.columns[2:] if c != df.scene_label[0])
     return df
 
 
 def first(state):
+    "Name of the first tensor of floats"
     return next(k for k, v in state.items() if v.is_floating_point())
 
 

@@ -1,4 +1,4 @@
-"""Sweeps under attack: killed workers and drivers, foreign folders, object stores, every engine; each run is there once."""
+"""Sweeps under attack: killed workers and drivers, foreign folders, object stores, all engines; each run is there once."""
 import json
 import os
 import signal
@@ -9,15 +9,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-import launch
 from asc.cli import main
 from asc.core import InputError, write_json
-from asc.run.process import Busy, is_held, RunFailed
-from asc.run.parameters import full_parameters
+from asc.experiment.sweeps import Sweep, local_engine, run_sweep, sweep_cells
+from asc.run.process import Busy, RunFailed, full_parameters, is_held
 from asc.run.process import job_state, only_worker, run_notebook
-from asc.experiment.sweeps import run_sweep, Sweep
-from asc.experiment.engines import local_engine
-from asc.experiment.cells import sweep_cells
+import launch
 from conftest import ROOT
 from stand_in import read_journal, sweep_of, write_notebook, write_stand_in
 

@@ -1,4 +1,4 @@
-"""Teachers: shuffled files are refused every time, whatever the shuffle; predict.ipynb as a user starts it; the real corpus where it is."""
+"""Teachers: shuffled files are refused, whatever the shuffle; predict.ipynb as a user starts it; real data if there."""
 import json
 import os
 
@@ -9,18 +9,18 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import launch
-from asc.model.classifier import create_classifier, save_model
 from asc.core import SCENES, InputError
-from asc.data.corpus import load_corpus
 from asc.data.choose import data_facts
-from asc.use.answers import load_teacher_model, predict_teacher, training_clips
+from asc.data.corpus import load_corpus
 from asc.data.splits import carve_valid, read_split, read_test
+from asc.model.classifier import create_classifier, save_model
 from asc.teach.logits import Teacher, read_published_logits, read_teacher, save_teacher
+from asc.use.answers import load_teacher_model, predict_teacher, training_clips
+import launch
 
 
 def listed(recordings=48, snippets=3):
-    "Rows of a small list: recordings of ten scenes, four a place, in no particular order, the snippets of each together"
+    "Rows of a small list: recordings of ten scenes, four a place, in no order, the snippets of each together"
     order = np.random.default_rng(9).permutation(recordings)
     name = lambda r: f'{SCENES[r % 10]}-oslo-{r % 10 + 10 * (r // 40)}-{r}'
     return pd.DataFrame(
@@ -51,6 +51,7 @@ def weak(rows, seed=0, skill=2.3):
 
 
 def within_scenes(rows, rng):
+    "An order with the rows of each scene shuffled"
     order = np.arange(len(rows))
     for s in set(rows.scene):
         order[rows.scene == s] = rng.permutation(order[rows.scene == s])
@@ -58,6 +59,7 @@ def within_scenes(rows, rng):
 
 
 def blocks(rows, rng, share):
+    "An order with two blocks of rows exchanged, each a share of all"
     n, w = len(rows), int(share * len(rows))
     order = np.arange(n)
     a = rng.integers(0, n // 2 - w + 1)
@@ -98,10 +100,10 @@ def test_shuffled_files_are_refused_100_of_100(tmp_path):
 def test_honest_files_pass(clips):
     rows = listed(clips)
     for i in range(8):
-        found = Teacher(rows.filename, weak(rows, i), SCENES).check(rows)
-        assert found['agreement'] > 8
-        assert found['likeness'] > 4
-        assert found['accuracy'] > 2 * found['chance']
+        marks = Teacher(rows.filename, weak(rows, i), SCENES).check(rows)
+        assert marks['agreement'] > 8
+        assert marks['likeness'] > 4
+        assert marks['accuracy'] > 2 * marks['chance']
 
 
 @pytest.mark.parametrize('kind', SHUFFLES)
@@ -121,7 +123,7 @@ def test_swapped_blocks_of_a_longer_list(share):
 
 
 def test_any_change_to_a_written_file_is_refused(tmp_path):
-    "What labels cannot tell, the digest does: two rows of one recording exchanged, a partial shuffle, classes renamed, names moved"
+    "What labels cannot tell, the digest does: two rows exchanged, a partial shuffle, classes renamed, names moved"
     rows, path = listed(47), tmp_path/'t.safetensors'
     save_teacher(path, rows.filename, weak(rows), SCENES, seen=np.zeros(len(rows)))
     with safe_open(path, 'pt') as f: about = f.metadata()
@@ -210,7 +212,7 @@ def test_predict_notebook(papermill, runs, synthetic, tmp_path):
     launch.check(papermill('predict', data_dir=synthetic, out=tmp_path/'run', **options))
     corpus = load_corpus(synthetic)
     rows = read_split(corpus, 100)
-    train, held = carve_valid(read_split(corpus, 100), .2)
+    train, valid = carve_valid(read_split(corpus, 100), .2)
     one, two, both = (
         read_teacher(tmp_path/'run'/f'{n}.safetensors') for n in ('one', 'two', 'ensemble')
     )
@@ -219,7 +221,7 @@ def test_predict_notebook(papermill, runs, synthetic, tmp_path):
         assert t.facts['test_clips'] == 0
         assert t.scenes == corpus.scenes
         assert t.seen.sum() == len(train)
-        assert (t.seen[torch.from_numpy(t.find(held.filename))] == 0).all()
+        assert (t.seen[torch.from_numpy(t.find(valid.filename))] == 0).all()
     assert one.facts['fingerprint'] != two.facts['fingerprint']
     assert one.facts['trained_on']['clips'] == len(train)
     assert [m['model'] for m in both.facts['members']] == ['one', 'two']
@@ -227,7 +229,7 @@ def test_predict_notebook(papermill, runs, synthetic, tmp_path):
     mean = (one.rows(rows.filename) / T[0] + two.rows(rows.filename) / T[1]) / 2
     assert torch.allclose(both.rows(rows.filename), mean, atol=.02)
     assert list(pd.read_csv(tmp_path/'run'/'scores.csv').iloc[:, 0]) == ['one', 'two', 'ensemble']
-    assert set(pd.read_csv(tmp_path/'run'/'scores_unseen.csv').clips) == {len(held)}
+    assert set(pd.read_csv(tmp_path/'run'/'scores_unseen.csv').clips) == {len(valid)}
     # nothing was learnt
     assert pd.read_csv(
         tmp_path/'run'/'alignment.csv'
@@ -262,7 +264,7 @@ def test_windows_marks_and_what_was_seen(runs, packed):
 
 
 def test_published_checkpoint_needs_the_same_classes(shared, packed):
-    "cpjku23's student hears 44.1 kHz at its own 32 kHz and teaches the ten scenes; a corpus of other classes is refused"
+    "cpjku23's student resamples 44.1 kHz to its 32 kHz and teaches the ten scenes; other classes are refused"
     corpus, store = packed
     rows = read_split(corpus, 5).head(8)
     model = load_teacher_model(

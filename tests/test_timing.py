@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from asc.backbone.zoo import create_backbone
+from asc.bench.rivals import make_prediction, settings, torchaudio_frontend
+from asc.bench.timing import Elsewhere, Machine, against, forward_needs, kept_bytes, take_turns, training_needs
 from asc.core import InputError
 from asc.frontend.logmel import create_frontend
 from asc.train.memory import keep_memory
-from asc.bench.floor import Machine, forward_needs, kept_bytes, training_needs
-from asc.bench.rivals import make_prediction, settings, torchaudio_frontend
-from asc.bench.timing import Elsewhere, against, take_turns
 
 
 def test_turns_are_fair():
@@ -43,7 +42,7 @@ def test_ratios_are_formed_within_a_round():
 
 
 def test_the_other_process():
-    "It is another one, it lives through an error, uses as many threads as are asked for, and its end is told in a sentence"
+    "It is another process, survives an error, uses as many threads as are asked for, and its end becomes one sentence"
     with Elsewhere() as e:
         with pytest.raises(RuntimeError, match='FileNotFoundError'):
             e.make(os.listdir, 'no such folder')
@@ -71,7 +70,7 @@ def test_settings_are_those_of_the_frontend():
 
 
 def test_kept_maps_grow_with_the_batch():
-    "Twice the clips, twice the bytes; nothing is kept without gradients needed, and the floor triples the multiplications"
+    "Twice the clips, twice the bytes; nothing is kept where no gradient is needed; training triples the multiplications"
     net = create_backbone('cp_mobile_24').train()
     x = torch.randn(4, 1, 64, 32)
     assert kept_bytes(net, x) == pytest.approx(2 * kept_bytes(net, x[:2]), rel=.05)
@@ -85,7 +84,7 @@ def test_kept_maps_grow_with_the_batch():
 
 
 def _filling(most, times):
-    "A function that makes and drops 40 MB so many `times`, and raises unless the last one caused at most so many page faults"
+    "A function that makes and drops 40 MB `times` times, and raises when the last time caused more page faults than this"
     import resource
     def faults():
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -98,7 +97,7 @@ def _filling(most, times):
 
 
 def test_keeping_memory_is_ours_alone():
-    "What `keep_memory` asks of the allocator of this process is not asked of the other's: there a large tensor is faulted in at every call"
+    "`keep_memory` acts on the allocator of this process alone: in the other one a large tensor faults at every call"
     if not keep_memory(): pytest.skip('no glibc')
     _filling(10, 4)()
     with Elsewhere() as e:

@@ -1,4 +1,4 @@
-"""The options of a training on a real classifier: schedules as fastai steps them, losses, averages against torch's, precision, freezing."""
+"""Options of a training on a real classifier: schedules in fastai's steps, losses, torch's averages, precision, freezing."""
 import copy
 import math
 
@@ -13,18 +13,17 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from asc.backbone.blocks import relus_in_place
 from asc.backbone.zoo import backbones, create_backbone, list_backbones
-from asc.model.classifier import create_classifier
-from asc.train.compiled import Compiled
 from asc.core import InputError, seed_everything
-from asc.model.body import head_of
-from asc.train.finetune import layer_groups, layers_of
+from asc.data.splits import read_split
+from asc.model.classifier import create_classifier
+from asc.train.callbacks import create_callbacks
+from asc.train.compiled import Compiled
+from asc.train.finetune import head_of, layer_groups, layers_of
 from asc.train.learner import ClipData, create_learner, fit, make_dls
 from asc.train.losses import create_loss
 from asc.train.precision import MixedPrecision, precision_of
 from asc.train.resume import Checkpoint
 from asc.train.schedules import create_schedule
-from asc.data.splits import read_split
-from asc.train.callbacks import create_callbacks
 from networks import SHAPES, SMALL, need
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -63,15 +62,19 @@ def learner(packed, tmp_path):
 
 
 def run(learn, epochs=2, lr=1e-2, **kw):
+    "Train without a progress bar"
     with learn.no_bar(): fit(learn, epochs, lr, **kw)
     return learn
 
 
 def state(learn):
+    "A copy of the weights"
     return {k: v.clone() for k, v in learn.model.state_dict().items()}
 
 
-def same(a, b): return all(torch.equal(a[k], b[k]) for k in a)
+def same(a, b):
+    "Equal to the last bit"
+    return all(torch.equal(a[k], b[k]) for k in a)
 
 
 # schedules
@@ -87,6 +90,7 @@ def rates(spec, epochs, batches):
 
 
 def theirs(make, epochs, batches):
+    "The rates of a scheduler of torch's, batch by batch"
     opt = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1e-3)
     sched, out = make(opt), []
     for _ in range(epochs):
@@ -133,7 +137,7 @@ def test_schedules_equal_torchs(spec, torchs, epochs):
 
 @pytest.mark.parametrize('clips', [6970, 13900, 34900, 69800, 139620])
 def test_published_warm_up_of_every_split(clips):
-    "S1 step by step at the first epochs of TAU's five training lists"
+    "The linear warm-up with cosine decay, step by step at the first epochs of TAU's five training lists"
     batches = -(-clips // 256)
     n = 150 * batches
     f = create_schedule({'warmup_cosine': {'warmup_steps': 2000}}, 1., 150, batches)
@@ -156,7 +160,7 @@ def test_published_warm_up_of_every_split(clips):
     ],
 )
 def test_published_ramps(W, s, L, last, E):
-    "S2 for the five published settings, at every epoch"
+    "The ramp of cpjku23 and its relatives for the five published settings, at every epoch"
     f = create_schedule({'ramp': dict(warmup=W, start=s, length=L, last=last, of=E)}, 1., E, 7)
     for e in range(E):
         up = math.exp(-5 * (1 - max(e, .5) / W)**2) if e < W else 1
@@ -406,16 +410,16 @@ def test_relus_in_place_change_nothing(name):
     assert all(torch.equal(a, b) for a, b in zip(step(True), step(False)))
 
 
-@pytest.mark.parametrize('heard', [False, True])
-def test_relus_are_in_place_while_training(learner, heard):
+@pytest.mark.parametrize('hooked', [False, True])
+def test_relus_are_in_place_while_training(learner, hooked):
     "And only then, and not where somebody listens to the layers"
     learn, seen = learner(), []
     relu = next(m for m in learn.model.modules() if type(m) is nn.ReLU)
-    if heard: learn.model.backbone.stages.register_forward_hook(lambda *a: None)
+    if hooked: learn.model.backbone.stages.register_forward_hook(lambda *a: None)
     class Watch(Callback):
         def after_pred(self): seen.append(relu.inplace)
     run(learn, 1, cbs=[Watch()])
-    assert set(seen) == {not heard} and not relu.inplace
+    assert set(seen) == {not hooked} and not relu.inplace
 
 
 @pytest.mark.parametrize('error', [KeyboardInterrupt, InputError])
@@ -483,8 +487,8 @@ def test_one_seed_one_result_with_everything_on(learner):
 def test_lr_find_leaves_everything_alone(learner, tmp_path):
     learn = learner(**EVERYTHING, cbs=[Checkpoint(tmp_path/'c')])
     before = state(learn)
-    with learn.no_bar(): found = learn.lr_find(num_it=10, show_plot=False)
-    assert 1e-7 <= found.valley <= 10
+    with learn.no_bar(): suggestion = learn.lr_find(num_it=10, show_plot=False)
+    assert 1e-7 <= suggestion.valley <= 10
     assert same(before, state(learn))
     assert not (tmp_path/'c').exists()
     run(learn)

@@ -11,8 +11,8 @@ from asc.backbone.cp_mobile import CPMobile
 from asc.backbone.cp_resnet import CPResNet, block_kernels
 from asc.backbone.passt import PaSST, load_passt
 from asc.backbone.weights import load_weights, read_weights, state_of
-from asc.backbone.zoo import check_backbone, contract
-from asc.backbone.zoo import Resized
+from asc.backbone.contract import check_backbone, contract
+from asc.backbone.images import Resized
 from asc.backbone.zoo import backbones, create_backbone, list_backbones
 from asc.core import InputError
 from networks import BIAS_TABLE, SHAPES, SMALL, SMALL_BEATS, beats_file, need

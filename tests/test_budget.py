@@ -6,8 +6,10 @@ import pytest
 
 from asc.backbone.zoo import create_backbone
 from asc.core import InputError
-from asc.size.budget import COSTS, bc_resnet_cost, cp_mobile_cost, enumerate_costs, frames_of
-from asc.size.budget import pareto, round_channel_array, search, tf_sepnet_cost
+from asc.size.budget import COSTS, enumerate_costs, frames_of
+from asc.size.formulas import bc_resnet_cost, cp_mobile_cost
+from asc.size.budget import pareto, search
+from asc.size.formulas import round_channel_array, tf_sepnet_cost
 from asc.size.cost import complexity
 from asc.size.formulas import bc_resnet_cost, cp_mobile_cost, round_channel_array, tf_sepnet_cost
 

@@ -15,7 +15,8 @@ import pytest
 import soundfile as sf
 
 from asc.core import InputError, fingerprint, project_root
-from asc.data.corpus import FINGERPRINTS, META, OFFICIAL, ClipName, check_corpus, counts
+from asc.data.corpus import ClipName, counts, FINGERPRINTS, META, OFFICIAL
+from asc.data.check import check_corpus
 from asc.data.corpus import load_corpus, read_list, recordings
 from asc.data.fetch import download_corpus, fetch, unpack
 from asc.data.splits import expand_2020

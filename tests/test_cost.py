@@ -13,7 +13,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from asc.backbone.zoo import backbones, create_backbone
 from asc.core import InputError
 from asc.frontend.logmel import create_frontend
-from asc.size.cost import complexity, judge_devices, layer_table
+from asc.size.cost import complexity, judge_devices
+from asc.size.layers import layer_table
 from asc.size.ops import trace
 
 ROWS_24 = '''in_c.0 1×256×65 88 304144

@@ -14,8 +14,10 @@ from asc.core import InputError
 from asc.data.corpus import load_corpus
 from asc.model.classifier import create_classifier, save_model
 from asc.use.demo import build_page, practice_models, serve, short_names
-from asc.use.microphones import compare_devices, explain, read_start, through_device
-from asc.use.predict import Predictor, open_model, predict
+from asc.use.microphones import compare_devices, explain
+from asc.use.devices import read_start, through_device
+from asc.use.predict import predict, Predictor
+from asc.load import open_model
 import launch
 
 RATE = 44100

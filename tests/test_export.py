@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from asc.backbone.zoo import backbones, create_backbone, shaken
+from asc.backbone.zoo import backbones, create_backbone
+from asc.backbone.contract import shaken
 from asc.core import SCENES, InputError
 from asc.export.card import card_text, model_card, parity, sizes
 from asc.frontend.logmel import create_frontend

@@ -12,7 +12,7 @@ import asc
 from asc.core import InputError
 from asc.model.per_device import from_published
 from asc.run.process import run_notebook
-from asc.use.predict import open_model
+from asc.load import open_model
 import launch
 
 pytestmark = pytest.mark.usefixtures('quick_kernels')

@@ -11,7 +11,7 @@ from fastai.data.core import DataLoaders
 from torch import nn
 
 from asc.core import InputError, seed_everything
-from asc.score.tables import plot_history
+from asc.score.plots import plot_history
 from asc.train.learner import create_learner, fit
 from asc.train.loggers import check_log, create_loggers
 from asc.train.resume import Checkpoint

@@ -9,8 +9,9 @@ from torch import nn
 
 from asc.backbone.blocks import Add, ConvNorm
 from asc.core import SCENES, InputError
-from asc.data.synthetic import draw_location, play
-from asc.export.c99 import KERNELS, export_c, run_c, write_frontend_header
+from asc.data.soundscape import draw_location, play
+from asc.export.kernels import KERNELS
+from asc.export.c99 import export_c, run_c, write_frontend_header
 from asc.export.plan import kernel, place, read_steps
 from asc.frontend.logmel import create_frontend
 from asc.model.classifier import create_classifier

@@ -11,10 +11,12 @@ from torch import nn
 from asc.backbone.zoo import backbones, create_backbone
 from asc.core import InputError
 from asc.model.classifier import create_classifier
-from asc.size.fold import compare_networks, dataflow, fold, half_weights, norms
+from asc.size.fold import compare_networks, fold, half_weights, norms
+from asc.size.dataflow import dataflow
 from asc.size.ptq import mixed_precision, ptq, sensitivity
 from asc.size.qat import load_quantised, save_quantised, with_augmentation
-from asc.size.qdq import LAYERS, calibrate, calibration_batches, emitting, prepare
+from asc.size.places import LAYERS
+from asc.size.qdq import calibrate, calibration_batches, emitting, prepare
 from asc.size.qdq import quant_bytes, quantised_classifier, quantisers
 
 SMALL = {

@@ -10,7 +10,7 @@ from asc.backbone.zoo import create_backbone
 from asc.core import SCENES, InputError, seed_everything
 from asc.experiment.recipe import check_training, create_training, training_options
 from asc.model.classifier import create_classifier
-from asc.run.process import declared_parameters, find_notebook, full_parameters
+from asc.run.parameters import declared_parameters, find_notebook, full_parameters
 from asc.train.finetune import layer_groups
 from asc.train.learner import optimizers
 from asc.train.losses import create_loss

@@ -10,14 +10,16 @@ from sklearn import metrics as skm
 
 from asc.core import CITIES, DEVICES, SCENES, InputError, write_json
 from asc.score.metrics import clips, expected_calibration_error
-from asc.score.paper import by_line, comparable, find_runs, intervals_table, read_run, runs_table
+from asc.score.paper import by_line, runs_table
+from asc.score.runs import comparable, find_runs, read_run
+from asc.score.differences import intervals_table
 from asc.score.stats import crossed
-from asc.score.tables import (
-    apply_temperature, bootstrap, city_table, class_device_table,
-    class_table, compare, confusion, device_table, fit_temperature, metrics, plot_class_device,
-    plot_confusion, plot_history, plot_reliability, read_predictions, summary_table,
-    to_markdown, vote,
-)
+from asc.score.temperature import apply_temperature, fit_temperature
+from asc.score.stats import bootstrap
+from asc.score.tables import (city_table, class_device_table, class_table, compare, confusion, device_table,
+                              summary_table, to_markdown)
+from asc.score.metrics import metrics, read_predictions, vote
+from asc.score.plots import plot_class_device, plot_confusion, plot_history, plot_reliability
 import launch
 
 

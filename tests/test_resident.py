@@ -13,7 +13,7 @@ from asc.data.splits import read_split, read_test
 from asc.data.store import pack
 from asc.experiment.recipe import create_training
 from asc.model.classifier import create_classifier
-from asc.teach.logits import Teacher
+from asc.teach.teacher import Teacher
 from asc.train.ddp import SharedClips
 from asc.train.learner import ClipData, make_dls, make_resident, predict_logits
 from asc.train.melcache import MelCache

@@ -15,9 +15,10 @@ pytest.importorskip('optuna')
 from asc.core import InputError
 from asc.data.splits import carve_valid, read_split
 from asc.experiment.recipe import create_training
-from asc.experiment.search import Prune, best_recipe, open_study, read_space, run_trial
+from asc.experiment.search import best_recipe, open_study, Prune, run_trial
+from asc.experiment.space import read_space
 from asc.experiment.search import run_trials, settled, trials_table, write_recipe
-from asc.run.process import full_parameters
+from asc.run.parameters import full_parameters
 import launch
 
 pytestmark = pytest.mark.usefixtures('one_thread')

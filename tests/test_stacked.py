@@ -18,8 +18,10 @@ from asc.data.splits import read_split
 from asc.data.store import pack
 from asc.experiment.recipe import create_training, training_options
 from asc.experiment.seeds import train_runs
-from asc.experiment.stacked import Turns, check_stacked, stacked_call, train_stacked
-from asc.run.process import full_parameters
+from asc.experiment.turns import Turns
+from asc.experiment.stacked import check_stacked, train_stacked
+from asc.experiment.vmap import stacked_call
+from asc.run.parameters import full_parameters
 from asc.teach.logits import save_teacher
 from asc.train.resume import random_states, read_checkpoint
 from networks import SMALL, need

@@ -25,7 +25,8 @@ from asc.data.check import check_corpus
 from asc.data.corpus import META, ClipName, load_corpus
 from asc.data.packing import chunks, store_layout
 from asc.data.sound import read_int16, scan_wavs, to_int16
-from asc.data.store import Store, chunks, pack, store_layout
+from asc.data.store import pack, Store
+from asc.data.packing import chunks, store_layout
 from noise import RATE, noise_corpus
 
 SAMPLES = Path(os.environ.get('ASC_SHARED', project_root()/'..'/'shared'))/'data'/'tau-samples'

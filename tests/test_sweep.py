@@ -11,8 +11,11 @@ import pytest
 
 from asc.cli import main
 from asc.core import InputError, write_json
-from asc.experiment.sweeps import Sweep, local_engine, run_sweep, sweep_cells
-from asc.run.process import Busy, RunFailed, full_parameters, is_held
+from asc.experiment.sweeps import run_sweep, Sweep
+from asc.experiment.engines import local_engine
+from asc.experiment.cells import sweep_cells
+from asc.run.process import Busy, is_held, RunFailed
+from asc.run.parameters import full_parameters
 from asc.run.process import job_state, only_worker, run_notebook
 import launch
 from conftest import ROOT

@@ -14,7 +14,9 @@ from asc.data.choose import data_facts
 from asc.data.corpus import load_corpus
 from asc.data.splits import carve_valid, read_split, read_test
 from asc.model.classifier import create_classifier, save_model
-from asc.teach.logits import Teacher, read_published_logits, read_teacher, save_teacher
+from asc.teach.teacher import Teacher
+from asc.teach.published import read_published_logits
+from asc.teach.logits import read_teacher, save_teacher
 from asc.use.answers import load_teacher_model, predict_teacher, training_clips
 import launch
 

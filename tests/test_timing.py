@@ -9,7 +9,8 @@ import torch
 
 from asc.backbone.zoo import create_backbone
 from asc.bench.rivals import make_prediction, settings, torchaudio_frontend
-from asc.bench.timing import Elsewhere, Machine, against, forward_needs, kept_bytes, take_turns, training_needs
+from asc.bench.timing import against, Elsewhere, take_turns
+from asc.bench.floor import forward_needs, kept_bytes, Machine, training_needs
 from asc.core import InputError
 from asc.frontend.logmel import create_frontend
 from asc.train.memory import keep_memory

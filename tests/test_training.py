@@ -18,7 +18,8 @@ from asc.data.splits import read_split
 from asc.model.classifier import create_classifier
 from asc.train.callbacks import create_callbacks
 from asc.train.compiled import Compiled
-from asc.train.finetune import head_of, layer_groups, layers_of
+from asc.model.body import head_of
+from asc.train.finetune import layer_groups, layers_of
 from asc.train.learner import ClipData, create_learner, fit, make_dls
 from asc.train.losses import create_loss
 from asc.train.precision import MixedPrecision, precision_of

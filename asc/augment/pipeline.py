@@ -23,8 +23,9 @@ from ..frontend.mel import Resample
 # %% ../../nbs/augment/30_pipeline.ipynb #a41a57cb
 RESERVED = ('resample', 'mel', 'log')
 
-def parse_step(step, # 'name' or {'name': {keyword: value}}
-               ):    # (name, keywords)
+def parse_step(
+    step, # 'name' or {'name': {keyword: value}}
+): # (name, keywords)
     "A step's name and keywords"
     if isinstance(step, str): return step, {}
     if isinstance(step, dict) and len(step) == 1:
@@ -41,8 +42,9 @@ def _check_reserved(steps): # names in order
                          '(not needed when the rates are equal), mel and log, in this order')
 
 # %% ../../nbs/augment/30_pipeline.ipynb #70a806ff
-def place_steps(steps, # names in order
-                ):     # the stage of each: 'wave', 'mel' or 'spec'; None for the reserved ones
+def place_steps(
+    steps, # names in order
+): # the stage of each: 'wave', 'mel' or 'spec'; None for the reserved ones
     "Where each step stands; reserved steps that are missing, twice or out of order are refused"
     _check_reserved(steps)
     stage, places = 'wave', []
@@ -118,10 +120,10 @@ def place_choice(i, name, kw, at, rate, first) -> Choice:
 class Pipeline(nn.Module):
     "wave (B,N) at `rate` Hz -> (B,1,F,T) of the frontend; in eval() only resample, mel and log act"
     def __init__(self,
-                 frontend, # module with sample_rate, mel(wave) and log(mel): `create_frontend`
-                 rate:int, # Hz of the waves that come in
-                 steps,    # names or {name: keywords}, in order
-                 ):
+        frontend, # module with sample_rate, mel(wave) and log(mel): `create_frontend`
+        rate:int, # Hz of the waves that come in
+        steps,    # names or {name: keywords}, in order
+    ):
         super().__init__()
         self.frontend, self.rate = frontend, rate
         self.steps = json.loads(json.dumps(list(steps), default=os.fspath))
@@ -257,9 +259,10 @@ def _revise_step(step, changes): # -> the step, or None where it is left out
     return {name: kw} if kw else name
 
 # %% ../../nbs/augment/30_pipeline.ipynb #5d12471a
-def revise(steps,   # steps of a pipeline
-           changes, # step name -> keywords to change, or False to leave the step out
-           ) -> list:
+def revise(
+    steps,   # steps of a pipeline
+    changes, # step name -> keywords to change, or False to leave the step out
+) -> list:
     "The steps with some keywords changed or steps left out, inside choices too"
     names = step_names(steps)
     if wrong := set(changes) - set(names):
@@ -268,14 +271,15 @@ def revise(steps,   # steps of a pipeline
     return [revised for s in steps if (revised := _revise_step(s, changes))]
 
 # %% ../../nbs/augment/30_pipeline.ipynb #a44cbb86
-def create_pipeline(name='dcase24',     # name of a preset, or a list of steps
-                    rate:int=44100,     # Hz of the waves that come in
-                    frontend=None,      # name in `list_frontends()`; None: the preset's (dcase24 for a list)
-                    frontend_args=None, # keywords for the frontend, a dict
-                    augment=True,       # False: only resample, mel and log, as for prediction
-                    quirks=False,       # True: repeat the known mistakes of the published pipeline
-                    **changes,          # step=dict(keyword=value) changes a step, step=False omits it
-                    ) -> Pipeline:
+def create_pipeline(
+    name='dcase24',     # name of a preset, or a list of steps
+    rate:int=44100,     # Hz of the waves that come in
+    frontend=None,      # name in `list_frontends()`; None: the preset's (dcase24 for a list)
+    frontend_args=None, # keywords for the frontend, a dict
+    augment=True,       # False: only resample, mel and log, as for prediction
+    quirks=False,       # True: repeat the known mistakes of the published pipeline
+    **changes,          # step=dict(keyword=value) changes a step, step=False omits it
+) -> Pipeline:
     "A pipeline from a name or a list of steps"
     is_list = isinstance(name, (list, tuple))
     preset = dict(frontend='dcase24', steps=name) if is_list else pick(pipelines, name, 'pipeline')

@@ -54,9 +54,10 @@ def augment_class(name): # a key of `augments`, or a class of your own, 'file.py
     return cls
 
 # %% ../../nbs/augment/25_zoo.ipynb #916ae6ca
-def create_augment(name:str, # a key of `augments`, or a class of your own, 'file.py:Class'
-                   **kw,     # its keywords
-                   ) -> nn.Module: # identity in eval(); `stage` says where it may stand
+def create_augment(
+    name:str, # a key of `augments`, or a class of your own, 'file.py:Class'
+    **kw,     # its keywords
+) -> nn.Module: # identity in eval(); `stage` says where it may stand
     "The augmentation called `name`"
     cls = augment_class(name)
     allowed = inspect.signature(cls).parameters

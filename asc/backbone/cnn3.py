@@ -5,6 +5,11 @@
 # %% auto #0
 __all__ = ['CNN3']
 
+# %% ../../nbs/backbone/35_cnn3.ipynb #1281f168
+def _unit7(ci, co):
+    "7×7 convolution with bias, norm, ReLU"
+    return ConvNorm(ci, co, 7, bias=True, names=('_conv', '_bn'))
+
 # %% ../../nbs/backbone/35_cnn3.ipynb #45b29218
 from torch import nn
 
@@ -15,17 +20,21 @@ from ..core import InputError
 class CNN3(nn.Module):
     "The DCASE CNN baseline: (B, 1, 40, T ≥ 50) -> (B, n_classes) logits"
     def __init__(self,
-        n_classes:int=10,     # outputs
-        dropout:float=0.3,    # after both pools and the first dense layer
+        n_classes:int=10,   # outputs
+        dropout:float=0.3,  # after both pools and the first dense layer
     ):
         super().__init__()
-        unit = lambda ci, co: ConvNorm(ci, co, 7, bias=True, names=('_conv', '_bn'))
-        self.conv1, self.conv2, self.conv3 = unit(1, 16), unit(16, 16), unit(16, 32)
-        self.pool1, self.pool2, self.drop = nn.MaxPool2d(5), nn.MaxPool2d((4, 10)), nn.Dropout(dropout)
-        self.linear1, self.relu, self.linear2 = nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, n_classes)
+        self.conv1, self.conv2, self.conv3 = _unit7(1, 16), _unit7(16, 16), _unit7(16, 32)
+        self.pool1, self.pool2 = nn.MaxPool2d(5), nn.MaxPool2d((4, 10))
+        self.drop = nn.Dropout(dropout)
+        self.linear1, self.relu = nn.Linear(64, 100), nn.ReLU()
+        self.linear2 = nn.Linear(100, n_classes)
+
     def forward(self, x):
-        if x.shape[2]//20 != 2 or x.shape[3] < 50:
-            raise InputError(f'CNN3: {x.shape[2]}×{x.shape[3]} input (bands × frames); it takes 40 to 59 bands and at least 50 frames')
+        bands, frames = x.shape[2:]
+        if bands//20 != 2 or frames < 50:
+            raise InputError(f'CNN3: {bands}×{frames} input (bands × frames); '
+                             'it takes 40 to 59 bands and at least 50 frames')
         x = self.drop(self.pool1(self.conv2(self.conv1(x))))
         x = self.drop(self.pool2(self.conv3(x))).mean(3)
         return self.linear2(self.drop(self.relu(self.linear1(x.flatten(1)))))

@@ -16,16 +16,29 @@ from ..core import InputError
 
 # %% ../../nbs/backbone/40_cnn6.ipynb #6218f590
 class SepBlock(nn.Module):
-    "1×1 convolution, sum of dilated depthwise filters along time and mel, norm, ReLU, 2×2 mean: (B, ci, T, F) -> (B, co, T/2, F/2)"
-    def __init__(self, ci:int, co:int): # input and output channels
+    "1×1 convolution, sum of dilated filters along time and mel, norm, ReLU, 2×2 mean, on (B, ci, T, F)"
+    def __init__(self,
+        ci:int,  # input channels
+        co:int,  # output channels
+    ):
         super().__init__()
         self.ch_conv1 = nn.Conv2d(ci, co, 1, bias=False)
-        self.sp_conv1 = nn.Conv2d(co, co, (3, 1), padding=(2, 0), dilation=(2, 1), groups=co, bias=False)
-        self.sp_conv2 = nn.Conv2d(co, co, (1, 3), padding=(0, 2), dilation=(1, 2), groups=co, bias=False)
-        self.add, self.bn, self.relu, self.pool = Add(), nn.BatchNorm2d(co), nn.ReLU(), nn.AvgPool2d(2)
+        depthwise = dict(groups=co, bias=False)
+        self.sp_conv1 = nn.Conv2d(co, co, (3, 1), padding=(2, 0), dilation=(2, 1), **depthwise)
+        self.sp_conv2 = nn.Conv2d(co, co, (1, 3), padding=(0, 2), dilation=(1, 2), **depthwise)
+        self.add, self.bn = Add(), nn.BatchNorm2d(co)
+        self.relu, self.pool = nn.ReLU(), nn.AvgPool2d(2)
+
     def forward(self, x):
         x = self.ch_conv1(x)
-        return self.pool(self.relu(self.bn(self.add(self.sp_conv1(x), self.sp_conv2(x)))))
+        y = self.add(self.sp_conv1(x), self.sp_conv2(x))
+        return self.pool(self.relu(self.bn(y)))
+
+# %% ../../nbs/backbone/40_cnn6.ipynb #d947cb7f
+def _check_cnn6(bands, widths): # as `Cnn6`
+    if bands < 16: raise InputError(f'Cnn6: {bands} bands; its four halvings need at least 16')
+    if len(widths) != 4 or not all(type(w) is int and w > 0 for w in widths):
+        raise InputError(f'Cnn6: widths {widths}; give four whole numbers above 0')
 
 # %% ../../nbs/backbone/40_cnn6.ipynb #36e45bd5
 class Cnn6(nn.Module):
@@ -37,17 +50,19 @@ class Cnn6(nn.Module):
         dropout:float=0.2,           # before both dense layers
     ):
         super().__init__()
-        if bands < 16: raise InputError(f'Cnn6: {bands} bands; its four halvings need at least 16')
-        if len(widths) != 4 or not all(type(w) is int and w > 0 for w in widths):
-            raise InputError(f'Cnn6: widths {widths}; give four whole numbers above 0')
-        self.bn0 = nn.BatchNorm1d(bands)                   # on (B, F, T): of (B, F, 1, T) torch 2.11 derives wrong gradients on a CPU
-        for i, (ci, co) in enumerate(zip((1, *widths), widths), 1): setattr(self, f'conv{i}', SepBlock(ci, co))
+        _check_cnn6(bands, widths)
+        self.bn0 = nn.BatchNorm1d(bands)  # 2-d: torch 2.11 derives wrong gradients on a CPU
+        for i, (ci, co) in enumerate(zip((1, *widths), widths), 1):
+            setattr(self, f'conv{i}', SepBlock(ci, co))
         self.drop, self.relu = nn.Dropout(dropout), nn.ReLU()
         self.fc1, self.fc2 = nn.Linear(widths[-1], widths[-1]), nn.Linear(widths[-1], n_classes)
+
     def forward(self, x):
-        if x.shape[2] != (n := self.bn0.num_features):
-            raise InputError(f'Cnn6: {x.shape[2]} mel bands, but this network was made for {n}')
-        x = self.bn0(x[:, 0]).transpose(1, 2)[:, None].contiguous(memory_format=torch.channels_last)    # its fastest layout
+        bands = self.bn0.num_features
+        if x.shape[2] != bands:
+            raise InputError(f'Cnn6: {x.shape[2]} mel bands, but this network was made for {bands}')
+        x = self.bn0(x[:, 0]).transpose(1, 2)[:, None]
+        x = x.contiguous(memory_format=torch.channels_last)             # its fastest layout
         x = self.conv4(self.conv3(self.conv2(self.conv1(x)))).mean(3)
         x = x.amax(2) + x.mean(2)
         return self.fc2(self.drop(self.relu(self.fc1(self.drop(x)))))
@@ -57,23 +72,34 @@ class BandAffine(nn.Module):
     "weight·x + bias per mel band: what is left of the input norm, on (B, F, T)"
     def __init__(self, weight, bias): # (F,) each
         super().__init__()
-        self.weight, self.bias = (nn.Parameter(v.detach().clone().view(1, -1, 1)) for v in (weight, bias))
+        self.weight = nn.Parameter(weight.detach().clone().view(1, -1, 1))
+        self.bias = nn.Parameter(bias.detach().clone().view(1, -1, 1))
         self.num_features = len(weight)
+
     def forward(self, x): return self.weight*x + self.bias
 
+# %% ../../nbs/backbone/40_cnn6.ipynb #4d278bee
+def _scale_and_shift(bn, eps): # a batch norm in eval mode as x·scale + shift
+    scale = bn.weight/(bn.running_var + (bn.eps if eps else 0)).sqrt()
+    return scale, bn.bias - bn.running_mean*scale
+
+# %% ../../nbs/backbone/40_cnn6.ipynb #73c1ac42
+def _fold_block(block, eps):
+    scale, shift = _scale_and_shift(block.bn, eps)
+    for conv in (block.sp_conv1, block.sp_conv2):
+        conv.weight *= scale.view(-1, 1, 1, 1)
+    block.sp_conv2.bias = nn.Parameter(shift)
+    block.bn = nn.Identity()
+
 # %% ../../nbs/backbone/40_cnn6.ipynb #643b9c69
-def fold_cnn6(net:Cnn6,       # trained network, left as it is
-              eps:bool=True,  # False: without the norms' eps, as the published scores of sp4asc were made
-              ) -> Cnn6:      # same outputs in eval mode, 62,474 instead of 62,922 parameters
+@torch.no_grad()
+def fold_cnn6(
+    net:Cnn6,       # trained network, left as it is
+    eps:bool=True,  # False: without the norms' eps, as for the published scores of sp4asc
+) -> Cnn6: # same outputs in eval mode, 62,474 instead of 62,922 parameters
     "Fold every batch norm of a Cnn6"
     net = deepcopy(net).eval()
-    def affine(bn):
-        scale = bn.weight/(bn.running_var + (bn.eps if eps else 0)).sqrt()
-        return scale, bn.bias - bn.running_mean*scale
-    with torch.no_grad():
-        net.bn0 = BandAffine(*affine(net.bn0))
-        for block in (net.conv1, net.conv2, net.conv3, net.conv4):
-            scale, shift = affine(block.bn)
-            for conv in (block.sp_conv1, block.sp_conv2): conv.weight *= scale.view(-1, 1, 1, 1)
-            block.sp_conv2.bias, block.bn = nn.Parameter(shift), nn.Identity()
+    net.bn0 = BandAffine(*_scale_and_shift(net.bn0, eps))
+    for block in (net.conv1, net.conv2, net.conv3, net.conv4):
+        _fold_block(block, eps)
     return net

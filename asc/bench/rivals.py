@@ -14,54 +14,71 @@ import soundfile as sf
 import torch
 import torchaudio
 from torch import nn
+from torch.nn.functional import cross_entropy
 
-from ..train.memory import keep_memory
+from ..augment.spec import FreqMixStyle
 from ..backbone.blocks import relus_in_place
 from ..backbone.zoo import backbones, create_backbone
 from ..core import InputError, pick
 from ..frontend.logmel import LogMel, frontends
-from ..augment.spec import FreqMixStyle
+from ..train.memory import keep_memory
 
 # %% ../../nbs/bench/10_rivals.ipynb #fedac529
 def settings(name) -> dict: # of `list_frontends()`
     "What a frontend of ours is set to, without building it"
-    return {k: p.default for k, p in inspect.signature(LogMel).parameters.items()} | pick(frontends, name, 'frontend')
+    defaults = {k: p.default for k, p in inspect.signature(LogMel).parameters.items()}
+    return defaults | pick(frontends, name, 'frontend')
 
+# %% ../../nbs/bench/10_rivals.ipynb #0a06ffca
+def _kaldi_bank(wave, k):
+    "Kaldi's filter bank of a batch; `k`: settings"
+    banks = [torchaudio.compliance.kaldi.fbank(clip[None] * 2**15, num_mel_bins=k['n_mels'], frame_length=25,
+                                               frame_shift=10, sample_frequency=k['sample_rate']) for clip in wave]
+    return torch.stack(banks)
+
+# %% ../../nbs/bench/10_rivals.ipynb #f73ac02e
 PADS = {'reflect': 'reflect', 'zero': 'constant', None: 'constant'}
 
 def torchaudio_frontend(name): # of `list_frontends()`; returns a function of wave (B, N)
     "The same constants through torchaudio's own modules"
     k = settings(name)
-    if name == 'beats':
-        bank = lambda w: torchaudio.compliance.kaldi.fbank(w[None] * 2**15, num_mel_bins=k['n_mels'], sample_frequency=k['sample_rate'], frame_length=25, frame_shift=10)
-        return lambda x: torch.stack([bank(w) for w in x])
-    mel = torchaudio.transforms.MelSpectrogram(k['sample_rate'], k['n_fft'], k['win'], k['hop'], n_mels=k['n_mels'], f_min=k['fmin'],
-                                               f_max=k['fmax'], power=k['power'], norm=k['norm'], mel_scale='slaney' if k['scale'] == 'slaney' else 'htk', pad_mode=PADS[k['pad']])
-    return lambda x: (mel(x) + 1e-5).log()
+    if name == 'beats': return lambda wave: _kaldi_bank(wave, k)
+    mel_scale = 'slaney' if k['scale'] == 'slaney' else 'htk'
+    mel = torchaudio.transforms.MelSpectrogram(
+        k['sample_rate'], k['n_fft'], k['win'], k['hop'], n_mels=k['n_mels'], f_min=k['fmin'], f_max=k['fmax'],
+        power=k['power'], norm=k['norm'], mel_scale=mel_scale, pad_mode=PADS[k['pad']])
+    return lambda wave: (mel(wave) + 1e-5).log()
 
+# %% ../../nbs/bench/10_rivals.ipynb #e0feb1e6
 def librosa_frontend(name): # as `torchaudio_frontend`
     "The same constants through librosa"
     if find_spec('librosa') is None: raise InputError('librosa is not installed: pip install librosa')
     import librosa
     import numpy as np
     k = settings(name)
-    kw = dict(sr=k['sample_rate'], n_fft=k['n_fft'], win_length=k['win'], hop_length=k['hop'], n_mels=k['n_mels'], fmin=k['fmin'], fmax=k['fmax'],
-              power=k['power'], norm=k['norm'], htk=k['scale'] != 'slaney',
-              pad_mode=PADS[k['pad']])
-    return lambda x: np.log(librosa.feature.melspectrogram(y=x.numpy(), **kw) + 1e-5)
+    options = dict(sr=k['sample_rate'], n_fft=k['n_fft'], win_length=k['win'], hop_length=k['hop'],
+                   n_mels=k['n_mels'], fmin=k['fmin'], fmax=k['fmax'], power=k['power'], norm=k['norm'],
+                   htk=k['scale'] != 'slaney', pad_mode=PADS[k['pad']])
+    return lambda wave: np.log(librosa.feature.melspectrogram(y=wave.numpy(), **options) + 1e-5)
 
-def make_frontend(library,  # 'torchaudio' or 'librosa'
-                  name, n:int, # of the frontend; clips a batch
+# %% ../../nbs/bench/10_rivals.ipynb #5b0cbd74
+def make_frontend(library,     # 'torchaudio' or 'librosa'
+                  name,        # of the frontend
+                  n:int,       # clips a batch
                   calls:int=1):
     "Calls of another library's frontend on noise"
-    fn = dict(torchaudio=torchaudio_frontend, librosa=librosa_frontend)[library](name)
-    x = torch.randn(n, settings(name)['sample_rate']) * .1
+    make = dict(torchaudio=torchaudio_frontend, librosa=librosa_frontend)[library]
+    frontend = make(name)
+    wave = torch.randn(n, settings(name)['sample_rate']) * .1
     @torch.no_grad()
-    def call(): return [fn(x) for _ in range(calls)]
+    def call(): return [frontend(wave) for _ in range(calls)]
     return call
 
-# %% ../../nbs/bench/10_rivals.ipynb #bd544efd
-def training_step(net, x, dtype=torch.float32): # network (B, 1, F, T) -> (B, classes) and a batch for it; torch.bfloat16 for autocast
+# %% ../../nbs/bench/10_rivals.ipynb #92ae559c
+def training_step(net,                 # network (B, 1, F, T) -> (B, classes)
+                  x,                   # a batch for it
+                  dtype=torch.float32, # torch.bfloat16 for autocast
+                  ):
     "A function that makes one training step: forward, cross-entropy, backward, AdamW"
     net.train()
     y, opt = torch.arange(len(x)) % 10, torch.optim.AdamW(net.parameters())
@@ -69,47 +86,63 @@ def training_step(net, x, dtype=torch.float32): # network (B, 1, F, T) -> (B, cl
     def step():
         opt.zero_grad()
         with torch.autocast(x.device.type, dtype, dtype != torch.float32): out = net(x)
-        torch.nn.functional.cross_entropy(out.float(), y).backward()
+        cross_entropy(out.float(), y).backward()
         opt.step()
     return step
 
+# %% ../../nbs/bench/10_rivals.ipynb #a7755c2d
 def make_step(name, bs): # network in torch's default layout; clips a batch
     "One training step on noise"
     return training_step(create_backbone(name), torch.randn(bs, 1, *backbones[name].shape))
 
+# %% ../../nbs/bench/10_rivals.ipynb #ad7a934a
 def make_our_step(name, bs, dtype='float32'): # 'bfloat16' for autocast
     "The same as a training of this project makes it: memory kept, channels next to each other, ReLUs in place"
     keep_memory(large_pages=True)
-    net, x = relus_in_place(create_backbone(name)).to(memory_format=torch.channels_last), torch.randn(bs, 1, *backbones[name].shape)
-    step = training_step(net, x.contiguous(memory_format=torch.channels_last), getattr(torch, dtype))
-    for _ in range(3): step()                              # the memory to be kept has to be there first
+    net = relus_in_place(create_backbone(name)).to(memory_format=torch.channels_last)
+    x = torch.randn(bs, 1, *backbones[name].shape).contiguous(memory_format=torch.channels_last)
+    step = training_step(net, x, getattr(torch, dtype))
+    for _ in range(3): step()    # the memory to be kept has to be there first
     return step
 
+# %% ../../nbs/bench/10_rivals.ipynb #bd544efd
 class WavFiles(torch.utils.data.Dataset):
     "A file a clip, decoded when asked for, and rolled by up to `roll` samples"
-    def __init__(self, paths, y, roll=0): self.paths, self.y, self.roll = paths, y, roll
-    def __len__(self): return len(self.paths)
-    def __getitem__(self, i):
-        x = torch.from_numpy(sf.read(self.paths[i], dtype='float32')[0])
-        return x.roll(int(torch.randint(-self.roll, self.roll + 1, ()))) if self.roll else x, self.y[i]
+    def __init__(self, paths, y, roll=0):
+        self.paths, self.y, self.roll = paths, y, roll
 
-def make_epoch(paths, # of mono wav files of one length
-               y,     # their scenes' numbers
-               rate,  # Hz
+    def __len__(self): return len(self.paths)
+
+    def __getitem__(self, i):
+        wave = torch.from_numpy(sf.read(self.paths[i], dtype='float32')[0])
+        if self.roll: wave = wave.roll(int(torch.randint(-self.roll, self.roll + 1, ())))
+        return wave, self.y[i]
+
+# %% ../../nbs/bench/10_rivals.ipynb #c1cbf649
+def _baseline_mel(rate):
+    "Linear mel spectrogram of the 2024 baseline, masked"
+    return nn.Sequential(
+        torchaudio.transforms.Resample(rate, 32000),
+        torchaudio.transforms.MelSpectrogram(32000, 4096, 3072, 500, n_mels=256),
+        torchaudio.transforms.FrequencyMasking(48, iid_masks=True))
+
+# %% ../../nbs/bench/10_rivals.ipynb #4993a536
+def make_epoch(paths,    # of mono wav files of one length
+               y,        # their scenes' numbers
+               rate,     # Hz
                backbone, # name of a network
-               bs):   # clips a batch
+               bs):      # clips a batch
     "An epoch of the 2024 baseline's recipe; the function returns the mean loss"
     data = torch.utils.data.DataLoader(WavFiles(paths, y, round(.1 * rate)), bs, shuffle=True)
-    mel = nn.Sequential(torchaudio.transforms.Resample(rate, 32000), torchaudio.transforms.MelSpectrogram(32000, 4096, 3072, 500, n_mels=256),
-                        torchaudio.transforms.FrequencyMasking(48, iid_masks=True))
-    net, mix, loss_of, losses = create_backbone(backbone), FreqMixStyle(p=.4, alpha=.3), nn.CrossEntropyLoss(), []
+    mel, mix = _baseline_mel(rate), FreqMixStyle(p=.4, alpha=.3)
+    net = create_backbone(backbone)
     opt = torch.optim.AdamW(net.parameters(), 5e-3, weight_decay=1e-4)
     @torch.enable_grad()
     def epoch():
-        losses.clear()
-        for x, y in data:
-            with torch.no_grad(): x = mix((mel(x)[:, None] + 1e-5).log())
-            loss = loss_of(net(x), y)
+        losses = []
+        for wave, y in data:
+            with torch.no_grad(): x = mix((mel(wave)[:, None] + 1e-5).log())
+            loss = cross_entropy(net(x), y)
             opt.zero_grad()
             loss.backward()
             opt.step()
@@ -117,24 +150,35 @@ def make_epoch(paths, # of mono wav files of one length
         return sum(losses) / len(losses)
     return epoch
 
+# %% ../../nbs/bench/10_rivals.ipynb #f5b86e28
+class _PlainSystem(nn.Module):
+    "Resampling, mel and network: wave (B, N) -> probabilities"
+    def __init__(self, rate, backbone):
+        super().__init__()
+        self.net = create_backbone(backbone)
+        self.mel = torchaudio_frontend('dcase24')
+        self.resample = torchaudio.transforms.Resample(rate, 32000)
+
+    def forward(self, wave):
+        return self.net(self.mel(self.resample(wave))[:, None]).softmax(1)
+
 # %% ../../nbs/bench/10_rivals.ipynb #a92d2aec
 def make_prediction(paths, rate, backbone): # wav files, their rate in Hz, name of a network
     "The class of every file; the function returns their numbers"
-    net = create_backbone(backbone).eval()
-    resample, mel = torchaudio.transforms.Resample(rate, 32000), torchaudio_frontend('dcase24')
+    system = _PlainSystem(rate, backbone).eval()
     @torch.no_grad()
     def call():
-        out = []
-        for p in paths:
-            x = torch.from_numpy(sf.read(p, dtype='float32')[0])[None]
-            out.append(int(net(mel(resample(x))[:, None]).softmax(1).argmax()))
-        return out
+        classes = []
+        for path in paths:
+            wave = torch.from_numpy(sf.read(path, dtype='float32')[0])
+            classes.append(int(system(wave[None]).argmax()))
+        return classes
     return call
 
+# %% ../../nbs/bench/10_rivals.ipynb #48f23eb9
 def make_answer(rate, backbone, calls=1): # Hz of the wave; name of a network
     "Answers to one second of noise that is in memory"
-    net, mel, x = create_backbone(backbone).eval(), torchaudio_frontend('dcase24'), torch.randn(1, rate) * .1
-    resample = torchaudio.transforms.Resample(rate, 32000)
+    system, wave = _PlainSystem(rate, backbone).eval(), torch.randn(1, rate) * .1
     @torch.no_grad()
-    def call(): return [net(mel(resample(x))[:, None]).softmax(1) for _ in range(calls)]
+    def call(): return [system(wave) for _ in range(calls)]
     return call

@@ -13,70 +13,109 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..experiment.recipe import create_training
 from ..core import InputError, check_range, write_text
 from ..data.corpus import META, ClipName, load_corpus
-from ..train.learner import ClipData, predictions
 from ..data.splits import carve_valid, read_split, read_test
 from ..data.store import pack
+from ..experiment.recipe import create_training
+from ..train.learner import ClipData, predictions
+
+# %% ../../nbs/bench/15_scale.ipynb #298a7f8b
+def _copy_name(name, copy):
+    "File name of a clip's copy of a number"
+    clip = ClipName.parse(name)
+    segment = clip.segment + copy * 10**6
+    return str(ClipName(clip.scene, clip.city, clip.location, segment, clip.snippet, clip.device))
+
+# %% ../../nbs/bench/15_scale.ipynb #404e6bcf
+def _link_or_copy(source, target):
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy(source, target)
+
+# %% ../../nbs/bench/15_scale.ipynb #f4d761f6
+def _repeated_table(meta, n):
+    "The `meta.csv` of `n` clips, with the file that each is a copy of as `source`"
+    places = pd.RangeIndex(n)
+    rows = meta.iloc[places % len(meta)]
+    names = [_copy_name(name, copy) for name, copy in zip(rows['filename'], places // len(meta))]
+    columns = names, rows['scene'].to_numpy(), rows['location'].to_numpy(), rows['device'].to_numpy()
+    return pd.DataFrame(dict(zip(META, columns))).assign(source=rows['filename'].to_numpy())
+
+# %% ../../nbs/bench/15_scale.ipynb #acfdb417
+def _write_lists(corpus, table, folder):
+    "The CSV files of a corpus whose clips are those of a table"
+    training = table['source'].isin(read_split(corpus, 100).filename)
+    test = table['source'].isin(read_test(corpus).filename)
+    lists = {'meta': table[list(META)],
+             'split100': table.loc[training, list(META[:2])],
+             'evaluation_setup/fold1_evaluate': table.loc[test, list(META[:2])]}
+    for name, rows in lists.items():
+        write_text(folder/f'{name}.csv', rows.to_csv(index=False, sep='\t', lineterminator='\n'))
 
 # %% ../../nbs/bench/15_scale.ipynb #7c541bc9
-def repeat_corpus(corpus,  # `Corpus` with segment numbers below a million
-                  n:int,   # clips wanted
-                  folder,  # of the new corpus, which must not exist
+def repeat_corpus(corpus, # `Corpus` with segment numbers below a million
+                  n:int,  # clips wanted
+                  folder, # of the new corpus, which must not exist
                   ) -> Path:
     "A corpus of `n` clips whose files are links to those of another (copies where links cannot be made)"
     check_range(n=(n, 1, None))
-    folder, parsed = Path(folder), [ClipName.parse(f) for f in corpus.meta.filename]
+    folder = Path(folder)
     if folder.exists(): raise InputError(f'{folder} is there already: remove it, or give another folder')
-    part = folder.with_name(f'.{folder.name}.part')
+    part = folder.with_name(f'.{folder.name}.part')    # takes its name when it is complete
     shutil.rmtree(part, ignore_errors=True)
     (part/'audio').mkdir(parents=True)
     (part/'evaluation_setup').mkdir()
-    m, rows = corpus.meta, []
-    for k in range(n):
-        copy, i = divmod(k, len(m))
-        c = parsed[i]
-        name = str(ClipName(c.scene, c.city, c.location, c.segment + copy * 10**6, c.snippet, c.device))
-        try: os.link(corpus.dir/m.filename.iat[i], part/name)
-        except OSError: shutil.copy(corpus.dir/m.filename.iat[i], part/name)
-        rows.append((name, m.scene.iat[i], m.location.iat[i], m.device.iat[i], m.filename.iat[i]))
-    table = pd.DataFrame(rows, columns=[*META, 'source'])
-    tables = {'meta': table[list(META)]}
-    for path, rows in {'split100': read_split(corpus, 100), 'evaluation_setup/fold1_evaluate': read_test(corpus)}.items():
-        tables[path] = table.loc[table.source.isin(rows.filename), list(META[:2])]
-    for path, d in tables.items(): write_text(part/f'{path}.csv', d.to_csv(index=False, sep='\t', lineterminator='\n'))
+    table = _repeated_table(corpus.meta, n)
+    for source, name in zip(table['source'], table[META[0]]):
+        _link_or_copy(corpus.dir/source, part/name)
+    _write_lists(corpus, table, part)
     os.replace(part, folder)
     return folder
 
 # %% ../../nbs/bench/15_scale.ipynb #5ed3a6da
 def peak_memory() -> int: # bytes
     "The most resident memory this process has had"
-    try: text = Path('/proc/self/status').read_text()
+    try:
+        text = Path('/proc/self/status').read_text()
     except OSError:
         import resource
         import sys
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+        unit = 1 if sys.platform == 'darwin' else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return 1024 * int(text.split('VmHWM:')[1].split()[0])
 
+# %% ../../nbs/bench/15_scale.ipynb #6159feb4
+class _Stages:
+    "Seconds and peak memory of one stage of work after the other"
+    def __init__(self):
+        self.rows, self.time = {}, time.perf_counter()
+
+    def end(self, name, clips):
+        "Note that a stage has ended, with the number of clips it worked on"
+        now = time.perf_counter()
+        self.rows[name] = dict(clips=clips, seconds=now - self.time, peak=peak_memory())
+        self.time = now
+
+# %% ../../nbs/bench/15_scale.ipynb #a7f3e439
 def make_pack_and_train(folder,    # of a corpus
                         store_dir, # where it is packed
                         options,   # of `create_training`, a dict
                         ):         # for `asc.bench.timing.Elsewhere.make`, whose process is fresh
-    "A function that packs, trains and predicts, and returns what each took: seconds and the peak of resident memory since the start, in bytes"
+    "A function that packs, trains and predicts; returns stage -> clips, seconds, peak of resident memory in bytes"
     def call():
-        took, begun = {}, time.perf_counter()
-        def note(what, clips): took[what] = dict(clips=clips, seconds=time.perf_counter() - begun - sum(d['seconds'] for d in took.values()), peak=peak_memory())
-        note('start', 0)
+        stages = _Stages()
+        stages.end('start', 0)
         corpus = load_corpus(folder)
         store = pack(corpus, store_dir, progress=False)
-        note('packing', len(corpus.meta))
+        stages.end('packing', len(corpus.meta))
         train, valid = carve_valid(read_split(corpus, 100))
         learn, fit = create_training(store, train, valid, corpus.scenes, corpus.devices, **options)
         with learn.no_bar(): fit()
-        note('training', len(train) * options.get('epochs', 1))
+        stages.end('training', len(train) * options.get('epochs', 1))
         test = read_test(corpus)
         predictions(learn.model, ClipData(store, test, corpus.scenes, corpus.devices))
-        note('prediction', len(test))
-        return took
+        stages.end('prediction', len(test))
+        return stages.rows
     return call

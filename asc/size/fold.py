@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from ..backbone.cnn6 import Cnn6, fold_cnn6
-from ..backbone.zoo import backbones, swap
+from ..backbone.zoo import backbones
+from ..backbone.images import swap
 from ..core import InputError
 from ..model.classifier import Classifier
 from ..model.body import DeviceWise

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..backbone.zoo import swap
+from ..backbone.images import swap
 from ..core import InputError, check_range
 from .dataflow import dataflow
 from .fold import check_eval, example_of

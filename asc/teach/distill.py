@@ -15,9 +15,14 @@ from torch import nn
 from ..core import InputError, check_range, pick
 from ..model.body import body_of
 
-# %% ../../nbs/teach/15_distill.ipynb #fdca6f74
-reductions = dict(element_mean=lambda kl: kl.mean(1), batchmean=lambda kl: kl.sum(1))    # (B, K) -> (B,)
+# %% ../../nbs/teach/15_distill.ipynb #7cb62d0d
+def _mean_of_classes(divergence): return divergence.mean(1)
 
+def _sum_of_classes(divergence): return divergence.sum(1)
+
+reductions = dict(element_mean=_mean_of_classes, batchmean=_sum_of_classes)    # (B, K) -> (B,)
+
+# %% ../../nbs/teach/15_distill.ipynb #fdca6f74
 def soft_loss(pred,                     # the student's logits (B, K)
               teacher,                  # the teacher's logits (B, K)
               temperature:float=2.,     # both are divided by it
@@ -25,11 +30,12 @@ def soft_loss(pred,                     # the student's logits (B, K)
               ) -> torch.Tensor:        # (B,); its mean is the loss of the batch
     "T² · KL(teacher ‖ student) of softened probabilities, for each clip"
     log_p, log_q = ((z.float() / temperature).log_softmax(1) for z in (teacher, pred))
-    return temperature**2 * pick(reductions, reduction, 'reduction')(log_p.exp() * (log_p - log_q))
+    reduce = pick(reductions, reduction, 'reduction')
+    return temperature**2 * reduce(log_p.exp() * (log_p - log_q))
 
 # %% ../../nbs/teach/15_distill.ipynb #23e2c946
 class DistillLoss(nn.Module):
-    "logits (B, K), labels (B,) or probabilities (B, K), teacher's logits (B, K) -> hard_weight · hard + (1 − hard_weight) · `soft_loss`"
+    "hard_weight · loss with the labels + (1 − hard_weight) · `soft_loss`"
     def __init__(self, temperature:float=2.,     # softens both sides, above 0
                  hard_weight:float=.02,          # weight of the loss with the labels, 0 … 1
                  reduction:str='element_mean',   # of the soft loss, key of `reductions`
@@ -38,13 +44,18 @@ class DistillLoss(nn.Module):
         super().__init__()
         check_range(temperature=(temperature, 1e-3, None), hard_weight=(hard_weight, 0, 1))
         pick(reductions, reduction, 'reduction')
-        self.temperature, self.hard_weight, self.soft_reduction, self.hard = temperature, hard_weight, reduction, hard or nn.CrossEntropyLoss()
+        self.temperature, self.hard_weight, self.soft_reduction = temperature, hard_weight, reduction
+        self.hard = hard or nn.CrossEntropyLoss()
         self.reduction = 'mean'                                # over the clips; fastai sets it to 'none'
 
-    def forward(self, pred, target, teacher):
+    def forward(self, pred, # logits (B, K)
+                target,     # labels (B,) or probabilities (B, K)
+                teacher,    # the teacher's logits (B, K)
+                ):
         self.hard.reduction = self.reduction
         soft = soft_loss(pred, teacher, self.temperature, self.soft_reduction)
-        return self.hard_weight * self.hard(pred, target) + (1 - self.hard_weight) * (soft if self.reduction == 'none' else soft.mean())
+        if self.reduction != 'none': soft = soft.mean()
+        return self.hard_weight * self.hard(pred, target) + (1 - self.hard_weight) * soft
 
 # %% ../../nbs/teach/15_distill.ipynb #ed3e4226
 def columns(teacher, scenes) -> list: # for every scene its column in the teacher's logits
@@ -52,23 +63,40 @@ def columns(teacher, scenes) -> list: # for every scene its column in the teache
     theirs = list(getattr(teacher, 'scenes', scenes))
     if set(theirs) != set(scenes):
         odd = ', '.join(sorted(set(theirs) ^ set(scenes))[:4])
-        raise InputError(f'the teacher tells {len(theirs)} classes apart and the student {len(scenes)}; {odd} is known to one only: '
-                         'they need the same ones')
+        raise InputError(f'the teacher tells {len(theirs)} classes apart and the student {len(scenes)}; '
+                         f'{odd} is known to one only: they need the same ones')
     return [theirs.index(s) for s in scenes]
 
-def view(student, teacher, sees, cached=False):
-    "(module whose input the live teacher is given, or None for the batch itself; whether `mixup` was done by then)"
+# %% ../../nbs/teach/15_distill.ipynb #d8891de1
+def _steps_after_log(pipeline) -> dict: # name -> position in the plan
+    "The steps whose input a teacher can be given"
+    if pipeline is None: return {}
+    start = pipeline.plan.index('log')
+    return {step.split('_', 1)[-1]: i for i, step in enumerate(pipeline.plan) if i > start}
+
+# %% ../../nbs/teach/15_distill.ipynb #ebd2ea65
+def _check_frontends(ours, theirs, sees, cached):
+    "InputError where the teacher cannot use what it would be given; `ours`, `theirs`: pipelines"
+    if repr(ours.frontend) != repr(theirs.frontend) and (cached or sees != 'clean'):
+        cache = ', cache=True' if cached else ''
+        raise InputError(f"sees={sees!r}{cache}: the teacher was trained with another frontend than the "
+                         "student's: it can only be given clean clips (sees='clean', cache=False)")
+    if sees == 'clean' and ours.rate != theirs.rate:
+        raise InputError(f"sees='clean': the clips have {ours.rate} Hz and the teacher takes {theirs.rate} Hz")
+
+# %% ../../nbs/teach/15_distill.ipynb #6c31a9c2
+def view(student, teacher,
+         sees,         # 'augmented', 'clean', or a step of the student's pipeline after log
+         cached=False, # whether the batches are mels
+         ) -> tuple:   # module whose input the teacher is given, None for the batch itself; whether it is mixed
+    "Where a live teacher looks"
     pipe, theirs = getattr(student, 'pipeline', None), getattr(teacher, 'pipeline', None)
-    steps = {} if pipe is None else {p.split('_', 1)[-1]: i for i, p in enumerate(pipe.plan) if i > pipe.plan.index('log')}
+    steps = _steps_after_log(pipe)
     pick(['augmented', 'clean', *steps], sees, "view for the live teacher ('sees')")
-    other = pipe is not None and theirs is not None and repr(pipe.frontend) != repr(theirs.frontend)
-    if other and (cached or sees != 'clean'):
-        raise InputError(f"sees={sees!r}{', cache=True' * cached}: the teacher was trained with another frontend than the student's: "
-                         "it can only be given clean clips (sees='clean', cache=False)")
-    if sees == 'clean' and pipe is not None and theirs is not None and pipe.rate != theirs.rate:
-        raise InputError(f"sees='clean': the clips have {pipe.rate} Hz and the teacher takes {theirs.rate} Hz")
-    if sees in steps: return pipe.ops[pipe.plan[steps[sees]]], steps.get('mixup', -1) < steps[sees]
-    return (body_of(student), True) if sees == 'augmented' else (None, False)
+    if pipe is not None and theirs is not None: _check_frontends(pipe, theirs, sees, cached)
+    if sees == 'clean': return None, False
+    if sees == 'augmented': return body_of(student), True
+    return pipe.ops[pipe.plan[steps[sees]]], steps.get('mixup', -1) < steps[sees]
 
 # %% ../../nbs/teach/15_distill.ipynb #58295e99
 class LiveTeacher(Callback):
@@ -84,7 +112,8 @@ class LiveTeacher(Callback):
         self.after_fit()
         self.teacher.to(next(student.parameters()).device)
         self.columns = columns(self.teacher, student.scenes) if hasattr(student, 'scenes') else slice(None)
-        part, mixed = view(student, self.teacher, self.sees, getattr(self.dls.train_ds, 'cache', None) is not None)
+        cached = getattr(self.dls.train_ds, 'cache', None) is not None
+        part, mixed = view(student, self.teacher, self.sees, cached)
         self.order = 1 if mixed else -1                        # after or before MixUpLoss
         if part is not None: self.hook = part.register_forward_pre_hook(self.look)
 
@@ -94,11 +123,22 @@ class LiveTeacher(Callback):
     @torch.no_grad()
     def after_pred(self):
         answer = self.teacher(*self.learn.xb) if self.hook is None else body_of(self.teacher)(self.seen)
-        self.learn.yb, self.seen = (*self.learn.yb, answer.float()[:, self.columns]), None
+        self.learn.yb = (*self.learn.yb, answer.float()[:, self.columns])
+        self.seen = None
 
     def after_fit(self):
         if self.hook is not None: self.hook.remove()
         self.hook = self.seen = None
+
+# %% ../../nbs/teach/15_distill.ipynb #e62192a3
+def _move_towards(mean, # state dict, changed in place
+                  new,  # state dict
+                  share,# of the new values
+                  ):
+    "A running average; counters are copied"
+    for name, value in new.items():
+        if value.is_floating_point(): mean[name].lerp_(value, share)
+        else: mean[name].copy_(value)
 
 # %% ../../nbs/teach/15_distill.ipynb #94072b11
 class SelfTeacher(LiveTeacher):
@@ -119,10 +159,11 @@ class SelfTeacher(LiveTeacher):
     @torch.no_grad()
     def after_step(self):
         self.n += 1
-        share, mean = 1 - min(self.decay, (1 + self.n) / (10 + self.n)), self.teacher.state_dict()
-        for k, v in self.learn.model.state_dict().items(): mean[k].lerp_(v, share) if v.is_floating_point() else mean[k].copy_(v)
+        decay = min(self.decay, (1 + self.n) / (10 + self.n))
+        _move_towards(self.teacher.state_dict(), self.learn.model.state_dict(), 1 - decay)
 
     def get_state(self): return dict(n=self.n, teacher=self.teacher.state_dict())
+
     def set_state(self, state):
         self.n = state['n']
         self.teacher.load_state_dict(state['teacher'])

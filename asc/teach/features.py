@@ -7,66 +7,87 @@ __all__ = ['feature_losses', 'relational', 'layer', 'maps', 'alike', 'mse', 'cos
            'read_layer_pairs', 'FeatureLoss']
 
 # %% ../../nbs/teach/20_features.ipynb #a86f3614
+from functools import partial
+
 import torch
 from fastai.callback.core import Callback
+from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
+from ..augment.mixup import MixUp
 from ..core import InputError, check_range, pick
 from .distill import LiveTeacher
 from ..model.body import body_of
-from ..augment.mixup import MixUp
 
 # %% ../../nbs/teach/20_features.ipynb #c6ddcf5f
 def layer(net, name, what='network'):
     "The part of a network with this name, or an InputError that lists the names there are"
     parts = dict(net.named_modules())
     if name and name in parts: return parts[name]
-    known = [n for n in parts if n and n.count('.') < 2]
-    raise InputError(f"features: no layer {name!r} in the {what}; its layers are {', '.join(known)}, and what these hold")
+    names = [n for n in parts if n and n.count('.') < 2]
+    raise InputError(f"features: no layer {name!r} in the {what}; "
+                     f"its layers are {', '.join(names)}, and what these hold")
 
+# %% ../../nbs/teach/20_features.ipynb #99479b37
 def maps(x): # maps (B, C, F, T), tokens (B, N, C) or vectors (B, C) -> (B, C, F, T) float32
     "A layer's output as maps"
-    x = x[0] if isinstance(x, (tuple, list)) else x
+    if isinstance(x, (tuple, list)): x = x[0]
     if x.ndim == 3: x = x.mean(1)
-    return (x if x.ndim == 4 else x[:, :, None, None]).float()
+    if x.ndim != 4: x = x[:, :, None, None]
+    return x.float()
 
+# %% ../../nbs/teach/20_features.ipynb #acd76006
 def alike(a, b): # maps (B, C, F, T) and (B, C', F', T')
     "Both averaged down to the smaller size of the two"
     size = [min(m, n) for m, n in zip(a.shape[2:], b.shape[2:])]
     return [x if list(x.shape[2:]) == size else F.adaptive_avg_pool2d(x, size) for x in (a, b)]
 
-# %% ../../nbs/teach/20_features.ipynb #3d24a2f8
+# %% ../../nbs/teach/20_features.ipynb #337e2ed8
 def mse(a, b): return F.mse_loss(a, b)
+
 def cosine_distance(a, b): return 1 - F.cosine_similarity(a, b, dim=1).mean()
 
+# %% ../../nbs/teach/20_features.ipynb #3d24a2f8
 def distance(a, b): # vectors (B, C) and (B, C')
     "Huber loss between the distances of clips, each network's in units of their mean"
     a, b = F.pdist(a), F.pdist(b)
     return F.smooth_l1_loss(a / a.mean().clamp(min=1e-8), b / b.mean().clamp(min=1e-8))
 
+# %% ../../nbs/teach/20_features.ipynb #6847297d
+def _cosines(x): # (B, C) -> (B, B, B)
+    "Cosines of the angles in all triangles of clips"
+    side = F.normalize(x[:, None] - x[None], dim=2)
+    return torch.bmm(side, side.mT)
+
 def angle(a, b, most=64):
     "Huber loss between the cosines of the angles in all triangles of clips"
-    def cosines(x):
-        side = F.normalize(x[:most, None] - x[None, :most], dim=2)
-        return torch.bmm(side, side.mT)
-    return F.smooth_l1_loss(cosines(a), cosines(b))
+    return F.smooth_l1_loss(_cosines(a[:most]), _cosines(b[:most]))
 
-feature_losses, relational = dict(mse=mse, cosine=cosine_distance, distance=distance, angle=angle), ('distance', 'angle')
+# %% ../../nbs/teach/20_features.ipynb #f582ac97
+feature_losses = dict(mse=mse, cosine=cosine_distance, distance=distance, angle=angle)
+relational = ('distance', 'angle')
 
 # %% ../../nbs/teach/20_features.ipynb #31b72aa1
-def read_layer_pairs(features, # list of dicts: student (layer), teacher (layer; default the same name), how (key of `feature_losses`), weight
-               ) -> list: # the same, complete
+def read_layer_pairs(features, # dicts: student (layer), teacher (default the same name), how (of `feature_losses`), weight
+                     ) -> list: # the same, complete
     "Pairs of layers as a user writes them; unknown keys and names raise"
-    defaults, out = dict(student=None, teacher=None, how='mse', weight=1.), []
-    for f in features:
-        if not isinstance(f, dict) or 'student' not in f: raise InputError(
-            f"features: {f!r} is no pair of layers; write {{'student': LAYER, 'teacher': LAYER, 'how': 'cosine', 'weight': 1.0}}")
-        for k in f: pick(defaults, k, 'key of features')
-        pair = {**defaults, 'teacher': f['student'], **f}
-        pick(feature_losses, pair['how'], 'feature loss'), check_range(weight=(pair['weight'], 0, None))
-        out.append(pair)
-    return out
+    defaults, pairs = dict(student=None, teacher=None, how='mse', weight=1.), []
+    for entry in features:
+        if not isinstance(entry, dict) or 'student' not in entry:
+            raise InputError(f"features: {entry!r} is no pair of layers; write {{'student': LAYER, "
+                             "'teacher': LAYER, 'how': 'cosine', 'weight': 1.0}")
+        for key in entry: pick(defaults, key, 'key of features')
+        pair = {**defaults, 'teacher': entry['student'], **entry}
+        pick(feature_losses, pair['how'], 'feature loss')
+        check_range(weight=(pair['weight'], 0, None))
+        pairs.append(pair)
+    return pairs
+
+# %% ../../nbs/teach/20_features.ipynb #057645f9
+def _adapter(pair, inputs, outputs):
+    "What brings the student's channels to the teacher's; relations need nothing"
+    return nn.Identity() if pair['how'] in relational else nn.Conv2d(inputs, outputs, 1)
 
 # %% ../../nbs/teach/20_features.ipynb #68ff7f0b
 class FeatureLoss(Callback):
@@ -74,47 +95,22 @@ class FeatureLoss(Callback):
     order, run_valid = 2, False                                # after LiveTeacher (±1)
     def __init__(self, student,        # the classifier that is going to be trained
                  live:LiveTeacher,     # the callback that asks the teacher
-                 features,             # pairs of layers, see `read_pairs`
+                 features,             # pairs of layers, see `read_layer_pairs`
                  seconds:float=1.,     # length of a clip
                  ):
         self.live, self.pairs, self.seen, self.hooks = live, read_layer_pairs(features), {}, []
         nets = dict(student=student, teacher=live.teacher)
-        self.layers = {k: [layer(body_of(m), p[k], f"{k}'s network") for p in self.pairs] for k, m in nets.items()}
-        channels = {k: self.measure(k, m, seconds) for k, m in nets.items()}
-        make = lambda p, i, o: nn.Identity() if p['how'] in relational else nn.Conv2d(i, o, 1)
-        self.adapters = nn.ModuleList(map(make, self.pairs, channels['student'], channels['teacher']))
-
-    @torch.no_grad()
-    def measure(self, who, model, seconds):
-        "Channels of every layer"
-        self.listen(who, always=True)
-        mode, p = model.training, next(model.parameters())
-        body_of(model.eval())(torch.zeros(model.input_shape(seconds), device=p.device))
-        model.train(mode)
-        out = [maps(self.seen[who, i]).shape[1] for i in range(len(self.pairs))]
-        self.after_fit()
-        return out
-
-    def listen(self, who, always=False):
-        def keep(i, out):
-            if always or self.learn.training: self.seen[who, i] = out
-        self.hooks += [m.register_forward_hook(lambda m, x, out, i=i: keep(i, out)) for i, m in enumerate(self.layers[who])]
+        self.layers = {who: [layer(body_of(net), pair[who], f"{who}'s network") for pair in self.pairs]
+                       for who, net in nets.items()}
+        channels = [self.measure(who, net, seconds) for who, net in nets.items()]
+        self.adapters = nn.ModuleList(map(_adapter, self.pairs, *channels))
 
     def before_fit(self):
-        if self.live.order < 0 and any(isinstance(m, MixUp) for m in self.learn.model.modules()):
-            raise InputError(f"features: the student's layers see clips mixed by mixup, the teacher's (sees={self.live.sees!r}) do not: "
-                             "use sees='augmented', or leave mixup out")
+        self.check_mixing()
         self.after_fit()
         self.adapters.to(next(self.learn.model.parameters()).device)
-        known, last = {id(p) for ps in self.opt.param_lists for p in ps}, self.opt.param_lists[-1]
-        last += [p for p in self.adapters.parameters() if id(p) not in known]      # learnt at the rate of the head
+        self.learn_adapters()
         for who in self.layers: self.listen(who)
-
-    def pair(self, i, how):
-        "The loss of one pair of layers, of the training batch"
-        a, b = (maps(self.seen.pop((who, i))) for who in self.layers)
-        if how in relational: return feature_losses[how](a.mean((2, 3)), b.mean((2, 3)))
-        return feature_losses[how](*alike(self.adapters[i](a).float(), b))
 
     def after_loss(self):
         extra = sum(p['weight'] * self.pair(i, p['how']) for i, p in enumerate(self.pairs))
@@ -122,8 +118,58 @@ class FeatureLoss(Callback):
         self.learn.loss = self.loss + extra.detach()
 
     def after_fit(self):
-        for h in self.hooks: h.remove()
+        for hook in self.hooks: hook.remove()
         self.hooks, self.seen = [], {}
 
     def get_state(self): return self.adapters.state_dict()
     def set_state(self, state): self.adapters.load_state_dict(state)
+
+# %% ../../nbs/teach/20_features.ipynb #197cdb53
+@patch
+def _keep(self:FeatureLoss, who, i, always, module, args, out):
+    "A hook: keep what layer `i` gives, if it is for training"
+    if always or self.learn.training: self.seen[who, i] = out
+
+# %% ../../nbs/teach/20_features.ipynb #7ef407c5
+@patch
+def listen(self:FeatureLoss, who, always=False):
+    "Keep the outputs of the layers of the student or the teacher"
+    for i, part in enumerate(self.layers[who]):
+        self.hooks.append(part.register_forward_hook(partial(self._keep, who, i, always)))
+
+# %% ../../nbs/teach/20_features.ipynb #919e4847
+@patch
+@torch.no_grad()
+def measure(self:FeatureLoss, who, model, seconds) -> list:
+    "Channels of every layer"
+    self.listen(who, always=True)
+    training, device = model.training, next(model.parameters()).device
+    body_of(model.eval())(torch.zeros(model.input_shape(seconds), device=device))
+    model.train(training)
+    channels = [maps(self.seen[who, i]).shape[1] for i in range(len(self.pairs))]
+    self.after_fit()
+    return channels
+
+# %% ../../nbs/teach/20_features.ipynb #b65b742a
+@patch
+def check_mixing(self:FeatureLoss):
+    "InputError where the student hears mixed clips and the teacher does not"
+    if self.live.order < 0 and any(isinstance(m, MixUp) for m in self.learn.model.modules()):
+        raise InputError("features: the student's layers see clips mixed by mixup, the teacher's "
+                         f"(sees={self.live.sees!r}) do not: use sees='augmented', or leave mixup out")
+
+# %% ../../nbs/teach/20_features.ipynb #6db32e3b
+@patch
+def learn_adapters(self:FeatureLoss):
+    "Add the adapters to the last group of the optimiser, once: they learn at the rate of the head"
+    present = {id(p) for group in self.opt.param_lists for p in group}
+    last = self.opt.param_lists[-1]
+    last += [p for p in self.adapters.parameters() if id(p) not in present]
+
+# %% ../../nbs/teach/20_features.ipynb #80a71922
+@patch
+def pair(self:FeatureLoss, i, how):
+    "The loss of one pair of layers, of the training batch"
+    a, b = (maps(self.seen.pop((who, i))) for who in self.layers)
+    if how in relational: return feature_losses[how](a.mean((2, 3)), b.mean((2, 3)))
+    return feature_losses[how](*alike(self.adapters[i](a).float(), b))

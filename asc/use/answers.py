@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from ..core import InputError, fingerprint, resolve, versions
 from ..data.splits import carve_valid, read_split
 from ..load import Hearing, open_model
-from ..teach.logits import Teacher
+from ..teach.teacher import Teacher
 from ..train.learner import ClipData, predict_logits
 
 # %% ../../nbs/use/10_answers.ipynb #d6c22bcf

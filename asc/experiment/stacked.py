@@ -6,15 +6,14 @@
 __all__ = ['StackedOptimiser', 'Stack', 'train_stacked', 'check_stacked']
 
 # %% ../../nbs/experiment/10_stacked.ipynb #a4a67ee6
+from dataclasses import fields
 from functools import partial
-from types import SimpleNamespace
 
 import torch
 from fastai.callback.training import GradientClip
 from fastcore.basics import patch
 from torch.func import stack_module_state
 
-from .recipe import training_options
 from .turns import Turns
 from .vmap import stacked_call, unstackable
 from ..backbone.zoo import create_backbone
@@ -22,6 +21,7 @@ from ..core import InputError
 from ..augment.pipeline import create_pipeline
 from ..train.ddp import rank_and_world
 from .distillation import Distillation
+from ..train.options import TrainingOptions
 
 # %% ../../nbs/experiment/10_stacked.ipynb #258dc9b4
 class StackedOptimiser:
@@ -208,7 +208,7 @@ def _refuse_parameters(options, parameters):
 # %% ../../nbs/experiment/10_stacked.ipynb #7c8584d3
 def _try_network(options, pipeline):
     "InputError for a network that cannot be stacked"
-    keywords = dict(options.backbone_args or {})
+    keywords = dict(options.backbone_args)
     keywords.pop('weights', None)
     nets = [create_backbone(options.backbone, **keywords) for _ in range(2)]
     with torch.no_grad(): x = pipeline.eval()(torch.zeros(2, 44100)).expand(2, -1, -1, -1, -1)
@@ -219,14 +219,14 @@ def check_stacked(
     **parameters # of a run
 ):
     "InputError for what cannot be stacked, by name"
-    missing = [name for name in training_options() if name not in parameters]
+    missing = [entry.name for entry in fields(TrainingOptions) if entry.name not in parameters]
     if missing:
         raise InputError('stack=True is for notebooks with the parameters of train.ipynb; '
                          f'this one has no {missing[0]}')
-    options = SimpleNamespace(**training_options(parameters))
+    options = TrainingOptions.of(parameters)
     _refuse_parameters(options, parameters)
     if rank_and_world()[1] > 1: raise unstackable('a training shared by several processes')
-    steps = list(options.steps) or options.pipeline
+    steps = options.steps or options.pipeline
     pipeline = create_pipeline(steps, 44100, options.frontend, options.frontend_args)
     if any(p.requires_grad for p in pipeline.parameters()):
         raise unstackable(f'frontend={options.frontend!r}', ' (it has weights of its own)')

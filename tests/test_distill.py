@@ -17,7 +17,7 @@ from asc.model.classifier import create_classifier, load_model, save_model
 from asc.teach.distill import soft_loss
 from asc.teach.logits import save_teacher
 from asc.experiment.distillation import DISTILL, Distillation, read_distill
-from asc.train.learner import ClipData
+from asc.train.clips import ClipData
 from asc.train.resume import Checkpoint, read_checkpoint
 import launch
 from conftest import ROOT

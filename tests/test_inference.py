@@ -12,7 +12,8 @@ from asc.data.splits import carve_valid, read_split, read_test
 from asc.data.store import pack
 from asc.experiment.recipe import create_training
 from asc.model.classifier import create_classifier
-from asc.train.learner import ClipData, predictions
+from asc.train.clips import ClipData
+from asc.train.learner import predictions
 from asc.train.tta import half_model, half_predictions, masking, tta_predictions
 
 

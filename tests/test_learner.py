@@ -8,7 +8,8 @@ import torch
 from asc.core import InputError, seed_everything
 from asc.data.splits import read_split, read_test
 from asc.model.classifier import create_classifier
-from asc.train.learner import ClipData, create_learner, fit, make_dls, predictions
+from asc.train.clips import ClipData
+from asc.train.learner import create_learner, fit, make_dls, predictions
 from asc.train.melcache import MelCache
 
 STEPS = [

@@ -260,7 +260,7 @@ def test_saved_and_loaded(classifier, tmp_path):
 
 def test_calibration_clips(packed):
     "Spread over scenes and devices; another rate is refused"
-    from asc.train.learner import ClipData
+    from asc.train.clips import ClipData
     from asc.data.splits import read_split
     corpus, store = packed
     data = ClipData(store, read_split(corpus, 100), corpus.scenes, corpus.devices)

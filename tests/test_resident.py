@@ -15,7 +15,8 @@ from asc.experiment.recipe import create_training
 from asc.model.classifier import create_classifier
 from asc.teach.teacher import Teacher
 from asc.train.ddp import SharedClips
-from asc.train.learner import ClipData, make_dls, make_resident, predict_logits
+from asc.train.clips import ClipData, make_resident
+from asc.train.learner import make_dls, predict_logits
 from asc.train.melcache import MelCache
 from asc.train.resident import Resident
 from noise import RATE, noise_corpus
@@ -86,10 +87,10 @@ def test_batches_are_equal(packed, crop, teacher, device):
         a = far.batch(idx)
         torch.manual_seed(1)
         assert same(a, near.batch(idx), device)
-    assert near.held.samples.dtype == torch.int16
+    assert near.resident.samples.dtype == torch.int16
     whole = packed[1].clip_len * (40 if crop == 'clips' else 10 * near.rows.recording.nunique())
     # the clips alone, or every recording once
-    assert len(near.held.samples) == whole
+    assert len(near.resident.samples) == whole
 
 
 @pytest.mark.parametrize('crop', ['clips', 'windows', 'shifted'])
@@ -148,7 +149,7 @@ def test_cached_mels_stay(packed, tmp_path):
     corpus, store = packed
     mels = MelCache(store, create_classifier(pipeline='none', rate=store.rate).pipeline, tmp_path)
     far, near = both(packed, scattered(packed, 6), 'cpu', 'clips', cache=mels)
-    assert near.held is None and same(far.batch([4, 1]), near.batch([4, 1]), 'cpu')
+    assert near.resident is None and same(far.batch([4, 1]), near.batch([4, 1]), 'cpu')
 
 
 def test_shares_of_ranks(packed):
@@ -168,7 +169,7 @@ def test_predictions_and_empty_lists(packed, device):
     ).to(device)
     far, near = both(packed, read_test(corpus).iloc[:10], device)
     assert torch.equal(predict_logits(model, far, 4), predict_logits(model, near, 4))
-    assert len(both(packed, read_test(corpus).iloc[:0], device)[1].held.samples) == 0
+    assert len(both(packed, read_test(corpus).iloc[:0], device)[1].resident.samples) == 0
 
 
 def test_every_part_is_copied(packed):
@@ -219,7 +220,7 @@ def test_a_batch_on_a_gpu_waits_for_nothing(packed, crop):
     learn, _ = create_training(
         store, rows[:30], rows[30:], corpus.scenes, corpus.devices, crop=crop, bs=8
     )
-    assert learn.dls.train_ds.held.samples.is_cuda and learn.dls.valid_ds.y.is_cuda
+    assert learn.dls.train_ds.resident.samples.is_cuda and learn.dls.valid_ds.y.is_cuda
     learn.dls.train_ds.batch([0, 1])
     torch.cuda.set_sync_debug_mode('error')
     try:

@@ -21,7 +21,8 @@ from asc.data.store import pack
 from asc.model.classifier import create_classifier
 from asc.train.averages import EMA, SWA, EarlyStop, KeepBest
 from asc.train.finetune import Freeze
-from asc.train.learner import ClipData, create_learner, fit, make_dls
+from asc.train.clips import ClipData
+from asc.train.learner import create_learner, fit, make_dls
 from asc.train.precision import MixedPrecision
 from asc.train.resume import Checkpoint, read_checkpoint
 from asc.train.targets import MixUpLoss

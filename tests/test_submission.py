@@ -18,7 +18,8 @@ from asc.model.classifier import create_classifier, load_model, save_model
 from asc.score.metrics import metrics
 from asc.size.qat import save_quantised
 from asc.size.qdq import calibrate, quantised_classifier
-from asc.train.learner import ClipData, predictions
+from asc.train.clips import ClipData
+from asc.train.learner import predictions
 
 LABEL = 'Curie_UP_task1_1'
 ME = dict(

@@ -20,7 +20,8 @@ from asc.train.callbacks import create_callbacks
 from asc.train.compiled import Compiled
 from asc.model.body import head_of
 from asc.train.finetune import layer_groups, layers_of
-from asc.train.learner import ClipData, create_learner, fit, make_dls
+from asc.train.clips import ClipData
+from asc.train.learner import create_learner, fit, make_dls
 from asc.train.losses import create_loss
 from asc.train.precision import MixedPrecision, precision_of
 from asc.train.resume import Checkpoint

@@ -18,7 +18,8 @@ from ..data.corpus import META, ClipName, load_corpus
 from ..data.splits import carve_valid, read_split, read_test
 from ..data.store import pack
 from ..experiment.recipe import create_training
-from ..train.learner import ClipData, predictions
+from ..train.clips import ClipData
+from ..train.learner import predictions
 
 # %% ../../nbs/bench/15_scale.ipynb #298a7f8b
 def _copy_name(name, copy):

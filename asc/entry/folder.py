@@ -16,7 +16,8 @@ import pandas as pd
 import torch
 
 from ..core import InputError, atomic, fingerprint, resolve, write_json
-from ..train.learner import ClipData, predict_logits
+from ..train.clips import ClipData
+from ..train.learner import predict_logits
 from ..score.runs import read_run
 from ..size.rules import judge
 from ..data.store import pack

@@ -33,7 +33,8 @@ from ..score.metrics import device_groups
 from ..train.callbacks import check_callbacks, create_callbacks
 from ..train.compiled import Compiled, check_compile
 from ..train.finetune import layer_groups, start_from
-from ..train.learner import ClipData, check_crop, create_learner, fit, make_dls, make_resident
+from ..train.clips import check_crop, ClipData, make_resident
+from ..train.learner import create_learner, fit, make_dls
 from ..train.losses import create_loss
 from ..train.melcache import MelCache
 from ..train.memory import keep_memory

@@ -17,7 +17,8 @@ from ..core import InputError, fingerprint, resolve, versions
 from ..data.splits import carve_valid, read_split
 from ..load import Hearing, open_model
 from ..teach.teacher import Teacher
-from ..train.learner import ClipData, predict_logits
+from ..train.clips import ClipData
+from ..train.learner import predict_logits
 
 # %% ../../nbs/use/10_answers.ipynb #d6c22bcf
 class WindowData:

@@ -20,7 +20,7 @@ from ..core import InputError
 from ..data.choose import find_corpus
 from .devices import RECORDED, device_names, read_start, through_device
 from .microphones import coloured, compare_devices, explain
-from ..train.learner import ClipData
+from ..train.clips import ClipData
 from .predict import Predictor
 from ..load import open_model
 from ..size.ptq import ptq

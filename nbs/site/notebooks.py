@@ -2,156 +2,17 @@
 
 Notebooks and Markdown are rewritten just before MyST reads them. Sphinx does the rest: pages, links, search."""
 import ast
-import copy
-import io
 import json
 import re
-import tokenize
 from pathlib import Path
 
 import yaml
+from definitions import code, comments, definition, escape, parameter_table, table, text_of
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.project import Project
-from sphinx.pycode.ast import unparse
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.nodes import make_refnode
-
-
-# Text
-
-def escape(text):
-    "Text for a cell of a Markdown table: code stays code, nothing else is markup"
-    parts = re.split(r'(`[^`]*`)', text.replace('|', r'\|'))
-    parts[::2] = [re.sub(r'([*_$<\[{])', r'\\\1', part) for part in parts[::2]]
-    return ''.join(parts)
-
-
-def code(text):
-    "Code for a cell of a Markdown table"
-    return f'`{text}`'.replace('|', r'\|') if text else ''
-
-
-def table(header, rows):
-    "A Markdown table without its empty columns"
-    keep = [i for i in range(len(header)) if any(row[i] for row in rows)]
-    lines = [header, ['---'] * len(header), *rows]
-    return '\n'.join('| ' + ' | '.join(line[i] for i in keep) + ' |' for line in lines) + '\n'
-
-
-def parameter_table(rows):
-    "(name, type, default, meaning) of each parameter, if there is anything to say about one of them"
-    if not any(meaning for *_, meaning in rows):
-        return ''
-    cells = [[code(name), code(kind), code(default), escape(meaning)] for name, kind, default, meaning in rows]
-    return '{.parameters}\n' + table(['name', 'type', 'default', 'meaning'], cells)
-
-
-def heading(path):
-    "Title and lead of a notebook or a Markdown file"
-    text = path.read_text(encoding='utf-8')
-    if path.suffix == '.ipynb':
-        text = ''.join(json.loads(text)['cells'][0]['source'])
-    title = re.search(r'^# +(.+)', text, re.M)
-    lead = re.search(r'^> +(.+(?:\n> *.+)*)', text, re.M)
-    return title[1], re.sub(r'\n> *', ' ', lead[1]) if lead else ''
-
-
-# Definitions, read from their source
-
-def comments(source):
-    "Comments by the line they end"
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {t.start[0]: t.string.lstrip('# ').strip() for t in tokens if t.type == tokenize.COMMENT}
-
-
-def text_of(node):
-    return ast.unparse(node) if node else ''
-
-
-def arguments(node):
-    "(argument, default) of a function, in order"
-    args = node.args
-    plain = [*args.posonlyargs, *args.args]
-    defaults = [None] * (len(plain) - len(args.defaults)) + args.defaults
-    pairs = [*zip(plain, defaults), (args.vararg, None), *zip(args.kwonlyargs, args.kw_defaults), (args.kwarg, None)]
-    return [(arg, default) for arg, default in pairs if arg and arg.arg not in ('self', 'cls')]
-
-
-def parameters(node, notes):
-    "Rows of a function; a comment belongs to the last parameter of its line"
-    rows, lines = {}, {}
-    for arg, default in arguments(node):
-        rows[arg.arg] = [arg.arg, text_of(arg.annotation), text_of(default), '']
-        lines[arg.lineno] = arg.arg
-    if node.returns:
-        rows['returns'] = ['returns', text_of(node.returns), '', '']
-        lines[node.returns.lineno] = 'returns'
-    for line in range(node.lineno, max(node.body[0].lineno, node.lineno + 1)):
-        if line in notes:
-            rows.setdefault(lines.get(line, 'returns'), ['returns', '', '', ''])[3] = notes[line]
-    return list(rows.values())
-
-
-def fields(node, notes):
-    "Rows of a dataclass"
-    return [[f.target.id, text_of(f.annotation), text_of(f.value), notes.get(f.end_lineno, '')]
-            for f in node.body if isinstance(f, ast.AnnAssign)]
-
-
-def simple(default):
-    "A default that Sphinx can write; others are in the table"
-    try:
-        unparse(default)
-    except NotImplementedError:
-        return ast.Constant(...)
-    return default
-
-
-def signature(node):
-    "A function's parameters without their types"
-    args = copy.deepcopy(node.args)
-    args.defaults = [simple(default) for default in args.defaults]
-    args.kw_defaults = [default and simple(default) for default in args.kw_defaults]
-    for arg in ast.walk(args):
-        if isinstance(arg, ast.arg):
-            arg.annotation = None
-    return f"({re.sub(r'^(self|cls)(, )?', '', ast.unparse(args))})"
-
-
-def directive(kind, name, call, body, depth=3):
-    "A definition for Sphinx's Python domain"
-    fence = ':' * depth
-    return f'{fence}{{py:{kind}}} {name}{call}\n\n{body}\n{fence}\n'
-
-
-def function(node, notes):
-    "A function, or a method that fastcore patches into its class"
-    body = f'{ast.get_docstring(node) or ""}\n\n{parameter_table(parameters(node, notes))}'
-    if any('patch' in text_of(d) for d in node.decorator_list):
-        owner = text_of(node.args.args[0].annotation).strip("'")
-        return directive('method', f'{owner}.{node.name}', signature(node), body)
-    return directive('function', node.name, signature(node), body)
-
-
-def klass(node, notes):
-    "A class: how it is made, and the methods that say what they do"
-    methods = {f.name: f for f in node.body if isinstance(f, ast.FunctionDef)}
-    if '__init__' in methods:
-        call = signature(methods['__init__'])
-        rows = [row for row in parameters(methods['__init__'], notes) if row[0] != 'returns']
-    else:
-        rows = fields(node, notes)
-        call = '(' + ', '.join(f'{name}={default}' if default else name for name, _, default, _ in rows) + ')'
-    body = f'{ast.get_docstring(node) or ""}\n\n{parameter_table(rows)}\n'
-    for name, method in methods.items():
-        if not name.startswith('_') and ast.get_docstring(method):
-            body += directive('method', name, signature(method), ast.get_docstring(method)) + '\n'
-    return directive('class', node.name, '' if call == '()' else call, body, depth=4)
-
-
-def definition(node, notes):
-    return klass(node, notes) if isinstance(node, ast.ClassDef) else function(node, notes)
 
 
 # Cells
@@ -162,7 +23,9 @@ def markdown_cell(text):
 
 def code_cell(cell, source, folded=''):
     "A code cell as it is, or folded under a line of text"
-    metadata = dict(tags=['hide-input'], mystnb=dict(code_prompt_show=folded, code_prompt_hide=folded)) if folded else {}
+    metadata = {}
+    if folded:
+        metadata = dict(tags=['hide-input'], mystnb=dict(code_prompt_show=folded, code_prompt_hide=folded))
     return cell | dict(metadata=metadata, source=source)
 
 
@@ -214,12 +77,24 @@ def shown(cell):
 
 # Pages
 
+def heading(path):
+    "Title and lead of a notebook or a Markdown file"
+    text = path.read_text(encoding='utf-8')
+    if path.suffix == '.ipynb':
+        text = ''.join(json.loads(text)['cells'][0]['source'])
+    title = re.search(r'^# +(.+)', text, re.M)
+    lead = re.search(r'^> +(.+(?:\n> *.+)*)', text, re.M)
+    return title[1], re.sub(r'\n> *', ' ', lead[1]) if lead else ''
+
+
 def page_name(name):
-    "Sphinx has a page `search` of its own"
+    "The page of a source; Sphinx has a page `search` of its own"
     return 'search-run' if name == 'search' else name
 
 
 class Pages(Project):
+    "The pages of the site, none of them called `search`"
+
     def path2doc(self, filename):
         return page_name(super().path2doc(filename))
 
@@ -250,14 +125,14 @@ def origin(module, path):
 
 def rewrite_links(text, folder, srcdir):
     "Links to folders and recipes lead to the pages that describe them; the index speaks of paths from the root"
-    def lead(match):
+    def target(match):
         link = match[1].removeprefix('nbs/') if folder == srcdir else match[1]
         if (folder/link).is_dir() and (folder/link/'README.md').is_file():
             link = f'{link.rstrip("/")}/README.md'
         if link.endswith('.yaml'):
             link = f'{Path(link).parent}/README.md#{Path(link).stem}'
         return f']({link})'
-    return re.sub(r'\]\((?!\w+:|#)([^()\s]+)\)', lead, text)
+    return re.sub(r'\]\((?!\w+:|#)([^()\s]+)\)', target, text)
 
 
 def sidebar(srcdir, config):
@@ -308,33 +183,42 @@ def recipe_page(folder):
         values = yaml.safe_load(text)
         rows.append([f'[{path.stem}](#{path.stem})', *(code(str(values.get(key, ''))) for key in columns)])
         remarks = re.match(r'(?:#.*\n)*', text)[0]
-        said = ' '.join(line.lstrip('# ') for line in remarks.splitlines())
-        bodies.append(f'## {path.stem}\n\n{escape(said)}\n\n```yaml\n{text[len(remarks):]}```\n')
+        meaning = ' '.join(line.lstrip('# ') for line in remarks.splitlines())
+        bodies.append(f'## {path.stem}\n\n{escape(meaning)}\n\n```yaml\n{text[len(remarks):]}```\n')
     return table(['recipe', *columns], rows) + '\n' + '\n'.join(bodies)
+
+
+def read_markdown(path, text):
+    "A tutorial as it is; rooms and recipes with what their folder holds"
+    if path.name != 'README.md':
+        return text
+    page = recipe_page if path.parent.name == 'recipes' else room_page
+    return f'{text}\n{page(path.parent)}'
+
+
+def read_notebook(path, notebook, app):
+    "The cells that show, on the index with the sidebar, elsewhere with where the page comes from"
+    cells = [part for cell in notebook['cells'] for part in shown(cell)]
+    if path.stem == 'index':
+        cells.append(markdown_cell(sidebar(Path(app.srcdir), app.config)))
+    else:
+        cells.insert(1, markdown_cell(origin(module_of(notebook), path.relative_to(app.srcdir))))
+    for number, cell in enumerate(cells):
+        cell['id'] = f'cell-{number}'
+    metadata = notebook['metadata'] | dict(language_info=dict(name='python', pygments_lexer='ipython3'))
+    return notebook | dict(cells=cells, metadata=metadata)
 
 
 def read_source(app, docname, content):
     "Rewrite a page before MyST reads it"
     srcdir, path = Path(app.srcdir), Path(app.env.doc2path(docname))
-    links = lambda text: rewrite_links(text, path.parent, srcdir)
     if path.suffix == '.md':
-        room = path.name == 'README.md'
-        extra = '' if not room else recipe_page(path.parent) if path.parent.name == 'recipes' else room_page(path.parent)
-        content[0] = links(f'{content[0]}\n{extra}')
+        content[0] = rewrite_links(read_markdown(path, content[0]), path.parent, srcdir)
         return
-    notebook = json.loads(content[0])
-    cells = [part for cell in notebook['cells'] for part in shown(cell)]
-    for cell in cells:
+    notebook = read_notebook(path, json.loads(content[0]), app)
+    for cell in notebook['cells']:
         if cell['cell_type'] == 'markdown':
-            cell['source'] = links(cell['source'])
-    if docname == 'index':
-        cells.append(markdown_cell(sidebar(srcdir, app.config)))
-    else:
-        cells.insert(1, markdown_cell(origin(module_of(notebook), path.relative_to(srcdir))))
-    for number, cell in enumerate(cells):
-        cell['id'] = f'cell-{number}'
-    notebook['cells'] = cells
-    notebook['metadata']['language_info'] = dict(name='python', pygments_lexer='ipython3')
+            cell['source'] = rewrite_links(cell['source'], path.parent, srcdir)
     content[0] = json.dumps(notebook)
 
 

@@ -94,11 +94,12 @@ def test_nothing_to_save(name):
 def test_p_is_per_clip(name):
     stage = next(s for s in SHAPES if s in augments[name].stage)
     x = torch.rand(2000, *((256,) if stage == 'wave' else (64, 64))) + .1
-    kw = dict(semitones=12) if name == 'pitch_shift' else dict(
-        seconds=1
-    ) if name == 'roll' else dict(size=64) if 'mask' in name else {}
+    options = {}
+    if name == 'pitch_shift': options = dict(semitones=12)
+    if name == 'roll': options = dict(seconds=1)
+    if 'mask' in name: options = dict(size=64)
     if name == 'pitch_shift': x = torch.rand(300, 2000) + .1
-    changed = (create_augment(name, **kw, p=.3)(x) != x).flatten(1).any(1).sum().item()
+    changed = (create_augment(name, **options, p=.3)(x) != x).flatten(1).any(1).sum().item()
     assert stats.binomtest(changed, len(x), .3 if 'mask' not in name else .3*63/64).pvalue > LIKELY
 
 
@@ -432,9 +433,8 @@ def test_mixstyle_is_the_formula(scale):
     torch.manual_seed(3)
     torch.rand(())
     perm = torch.randperm(5)
-    lam = torch.distributions.Beta(
-        torch.full((5,), .3), torch.full((5,), .3)
-    ).sample()[:, None, None, None]
+    alpha = torch.full((5,), .3)
+    lam = torch.distributions.Beta(alpha, alpha).sample()[:, None, None, None]
     mu = x.mean((1, 3), keepdim=True)
     sd = (x.var((1, 3), keepdim=True) + 1e-6).sqrt()
     close(

@@ -170,9 +170,8 @@ def test_published_shapes():
     assert shape('tf_sepnet_dragon_60', 'feature.1.rho') == (1, 120, 1, 1)
     assert shape('beats', 'encoder.encoder.pos_conv.0.weight_v') == (768, 48, 128)
     assert shape('beats', 'encoder.encoder.pos_conv.0.weight_g') == (1, 1, 128)
-    assert shape(
-        'beats', 'encoder.encoder.layers.0.self_attn.relative_attention_bias.weight'
-    ) == (320, 12)
+    table = 'encoder.encoder.layers.0.self_attn.relative_attention_bias.weight'
+    assert shape('beats', table) == (320, 12)
 
 
 def test_cp_widths():
@@ -376,12 +375,11 @@ def test_passt_against_plain_arithmetic():
     )
     b = net.blocks[0]
     ln = lambda z, m: F.layer_norm(z, (8,), m.weight, m.bias, m.eps)
-    q, k, v = (
-        ln(z, b.norm1) @ b.attn.qkv.weight.T + b.attn.qkv.bias
-    ).view(1, -1, 3, 2, 4).permute(2, 0, 3, 1, 4)
-    z = z + (
-        (q @ k.transpose(2, 3)/2).softmax(-1) @ v
-    ).transpose(1, 2).reshape(1, -1, 8) @ b.attn.proj.weight.T + b.attn.proj.bias
+    qkv = ln(z, b.norm1) @ b.attn.qkv.weight.T + b.attn.qkv.bias
+    q, k, v = qkv.view(1, -1, 3, 2, 4).permute(2, 0, 3, 1, 4)
+    heads = (q @ k.transpose(2, 3)/2).softmax(-1) @ v
+    attention = heads.transpose(1, 2).reshape(1, -1, 8)
+    z = z + attention @ b.attn.proj.weight.T + b.attn.proj.bias
     z = z + b.mlp.fc2(F.gelu(b.mlp.fc1(ln(z, b.norm2))))
     z = ln(z, net.norm)[:, :2].mean(1)
     with torch.no_grad():

@@ -67,15 +67,15 @@ def table(path):
 def test_official_lists(name):
     "Counts per scene, device and city, and the fingerprint of the set; split100 and all by expansion of the 2020 lists"
     file = dict(split100='tau2020_train', all='tau2020_total').get(name)
-    df = expand_2020(read_list(TAU/f'{file}.csv')) if file else read_list(TAU/f'{name}.csv')
+    df = read_list(TAU/f'{file or name}.csv')
+    if file: df = expand_2020(df)
     assert fingerprint(df.filename) == FINGERPRINTS['2022'][name]
-    part = df.filename.str.extract(
-        r'^audio/([^-]+)-([^-]+)-(\d+)-(\d+)-(\d)-([^-]+)\.wav$'
-    ).set_axis(['scene', 'city', 'location', 'segment', 'snippet', 'device'], axis=1)
-    assert (part.scene == df.scene_label).all() and part.notna().all().all()
-    totals = pd.concat(
-        [part[c].value_counts() for c in ('scene', 'device', 'city')]
-    ).reindex(OFFICIAL.index, fill_value=0)
+    part = df.filename.str.extract(r'^audio/([^-]+)-([^-]+)-(\d+)-(\d+)-(\d)-([^-]+)\.wav$')
+    part.columns = ['scene', 'city', 'location', 'segment', 'snippet', 'device']
+    assert (part.scene == df.scene_label).all()
+    assert part.notna().all().all()
+    totals = pd.concat([part[c].value_counts() for c in ('scene', 'device', 'city')])
+    totals = totals.reindex(OFFICIAL.index, fill_value=0)
     assert totals.to_dict() == OFFICIAL[name].to_dict()
     assert not part.duplicated(['segment', 'snippet', 'device']).any()
     # a location: one scene, one city
@@ -441,9 +441,8 @@ def test_counts_of_a_partial_tau(tmp_path):
 def test_split_that_is_not_the_official_one(tmp_path):
     d = tmp_path/'any name'
     d.mkdir()
-    expand_2020(
-        read_list(TAU/'tau2020_total.csv', META)
-    ).to_csv(d/'meta.csv', sep='\t', index=False)
+    rows = expand_2020(read_list(TAU/'tau2020_total.csv', META))
+    rows.to_csv(d/'meta.csv', sep='\t', index=False)
     read_list(TAU/'split5.csv').iloc[:-10].to_csv(d/'split5.csv', sep='\t', index=False)
     findings = check_corpus(d, progress=False).set_index('what')
     assert findings.loc['split5.csv is not the official one', 'count'] == 10

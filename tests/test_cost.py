@@ -303,16 +303,14 @@ def test_to_dict_is_json():
 
 def test_pictures_of_small_and_deep_networks(tmp_path):
     for name in ('cp_mobile_24', 'beats'):
-        complexity(
-            create_backbone(name), (1, *backbones[name].shape)
-        ).plot().savefig(tmp_path/'c.png')
+        cost = complexity(create_backbone(name), (1, *backbones[name].shape))
+        cost.plot().savefig(tmp_path/'c.png')
 
 
 def test_the_frontend_of_the_baseline():
     "65 transforms of length 4096, and two mel bands for nearly every bin"
-    h = complexity(
-        create_backbone('cp_mobile_24'), (1, 256, 65), frontend=create_frontend('dcase24')
-    ).honest
+    net = create_backbone('cp_mobile_24')
+    h = complexity(net, (1, 256, 65), frontend=create_frontend('dcase24')).honest
     fft = 65 * 4096 * 12
     assert fft < h['frontend_macs'] < fft + 65 * 2 * 2049
     with pytest.raises(InputError, match='makes \\(1, 256, 64\\)'):
@@ -326,9 +324,8 @@ def test_masks_and_devices():
     for m in convs: prune.l1_unstructured(m, 'weight', .9)
     masked = complexity(net, (1, 256, 65)).honest
     for m in convs: prune.remove(m, 'weight')
-    assert masked['nonzero'] == complexity(
-        net, (1, 256, 65)
-    ).honest['nonzero'] < masked['params'] / 4
+    pruned = complexity(net, (1, 256, 65)).honest
+    assert masked['nonzero'] == pruned['nonzero'] < masked['params'] / 4
     both = nn.Module()
     both.base_model = create_backbone('cp_mobile_24')
     both.device_models = nn.ModuleDict({'a': create_backbone('cp_mobile_24')})

@@ -59,9 +59,9 @@ def teacher(data, tmp_path_factory):
         pd.Categorical(rows.scene, categories=corpus.scenes).codes.astype(np.int64)
     )
     recording = torch.from_numpy(pd.factorize(rows.recording)[0])
-    logits = 3 * F.one_hot(y, len(corpus.scenes)) + torch.randn(
-        len(y), len(corpus.scenes)
-    )[recording] + .5 * torch.randn(len(y), len(corpus.scenes))
+    of_recordings = torch.randn(len(y), len(corpus.scenes))[recording]
+    of_clips = .5 * torch.randn(len(y), len(corpus.scenes))
+    logits = 3 * F.one_hot(y, len(corpus.scenes)) + of_recordings + of_clips
     save_teacher(folder/'logits.safetensors', rows.filename.tolist(), logits, corpus.scenes)
     return dict(run=str(folder/'run'), file=str(folder/'logits.safetensors'), self='self')
 
@@ -107,9 +107,10 @@ def test_mixed_rows_teach_what_mixed_losses_do():
     grads = []
     for mixed in (True, False):
         x = torch.linspace(-1, 1, 60).reshape(6, 10).requires_grad_()
-        loss = soft_loss(
-            x, mix_teacher(z, lam, perm, T), T
-        ) if mixed else lam * soft_loss(x, z, T) + (1 - lam) * soft_loss(x, z[perm], T)
+        if mixed:
+            loss = soft_loss(x, mix_teacher(z, lam, perm, T), T)
+        else:
+            loss = lam * soft_loss(x, z, T) + (1 - lam) * soft_loss(x, z[perm], T)
         loss.mean().backward()
         grads.append(x.grad)
     assert torch.allclose(*grads, atol=1e-6)
@@ -229,9 +230,8 @@ def test_windows_get_the_rows_of_their_windows(data):
             self.requests = list(zip(recordings, seconds))
             return torch.zeros(len(seconds), len(scenes))
     w = Windows()
-    waves, *_, logits = ClipData(
-        store, train, corpus.scenes, corpus.devices, crop='windows', teacher=w
-    ).batch(range(8))
+    clips = ClipData(store, train, corpus.scenes, corpus.devices, crop='windows', teacher=w)
+    waves, *_, logits = clips.batch(range(8))
     assert logits.shape == (8, 10) and len({s for _, s in w.requests}) > 4
     for x, (recording, second) in zip(waves, w.requests):
         k = store.recordings[store.recordings.recording == recording].iloc[0]

@@ -134,12 +134,10 @@ def test_joined_snippets_are_the_ten_second_files(packed, ten, tmp_path):
     assert filed.clip_len == whole.clip_len == 441000
     for read in (read_test, lambda c: read_split(c, 100)):
         rows, want = join_snippets(read(corpus), 10, 10), read(ten)
-        assert rows.filename.tolist() == want.filename.tolist() == join_snippets(
-            want, 10, 1
-        ).filename.tolist()
-        assert (
-            whole.batch(whole.index(rows.filename)) == filed.batch(filed.index(want.filename))
-        ).all()
+        assert rows.filename.tolist() == want.filename.tolist()
+        assert rows.filename.tolist() == join_snippets(want, 10, 1).filename.tolist()
+        joined = whole.batch(whole.index(rows.filename))
+        assert (joined == filed.batch(filed.index(want.filename))).all()
 
 
 def test_training_on_ten_seconds(packed, ten, tmp_path):

@@ -21,11 +21,13 @@ class Killed(Exception): pass
 
 
 class Kill(Callback):
-    "Dies in epoch `at`: after the logs have its row, before the checkpoint"
+    "Dies in this epoch, counted from 1: after the logs have its row, before the checkpoint"
     order = 99
-    def __init__(self, epoch): self.epoch = epoch
+
+    def __init__(self, number): self.number = number
+
     def after_epoch(self):
-        if self.epoch + 1 == self.epoch: raise Killed('killed')
+        if self.epoch + 1 == self.number: raise Killed('killed')
 
 
 def training(folder, log, resume=False, kill=0):

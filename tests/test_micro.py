@@ -27,9 +27,8 @@ needs_cc = pytest.mark.skipif(which('cc') is None, reason='no C compiler')
 def clips():
     "100 synthetic clips of a second, ten of each scene"
     rng = np.random.default_rng(0)
-    return torch.from_numpy(
-        np.concatenate([play(rng, draw_location(rng, s)).reshape(10, -1) for s in SCENES])
-    ).float()
+    recordings = [play(rng, draw_location(rng, scene)) for scene in SCENES]
+    return torch.from_numpy(np.concatenate([r.reshape(10, -1) for r in recordings])).float()
 
 
 @pytest.fixture(scope='module')
@@ -81,9 +80,8 @@ class Mixed(nn.Module):
         self.mean = nn.AdaptiveAvgPool2d(1)
     def forward(self, x):
         x = self.grouped(self.pool(self.linear(self.stem(x))))
-        return self.mean(
-            self.head(self.act(self.add(x, self.back(self.twice(self.deep(x))))))
-        ).flatten(1)
+        x = self.add(x, self.back(self.twice(self.deep(x))))
+        return self.mean(self.head(self.act(x))).flatten(1)
 
 
 def published(network, x, **options):
@@ -225,7 +223,7 @@ def test_response_normalisation_and_float_models_are_refused(small, tmp_path):
         run_c(tmp_path/'m.c', small[2], 'no-such-compiler')
 
 
-def test_frontend_tables_give_the_log_mel(small, clips, tmp_path):
+def test_frontend_tables_give_the_log_mel(small, tmp_path):
     "Read back from the C text, with numpy's FFT, by the recipe of the header"
     m = small[0]
     size = write_frontend_header(m, tmp_path/'frontend.h')

@@ -53,9 +53,8 @@ def clips(shared):
 @pytest.mark.parametrize('file, signal', [(f, g) for f in FILES for g in golden_logits(f)])
 def test_golden_logits(published, file, signal):
     "Appendix A; sp4asc's own spectrogram is a DFT by convolution: fed with it, the largest difference is 8e-6"
-    worst = (
-        reference_logits(published[file], signal) - golden_logits(file)[signal]
-    ).abs().max().item()
+    difference = reference_logits(published[file], signal) - golden_logits(file)[signal]
+    worst = difference.abs().max().item()
     print(f'{file} on {signal}: largest difference {worst:.1e}')
     assert worst < (2e-2 if file != CP and signal == 'chirp' else 1e-4)
 
@@ -129,9 +128,8 @@ def test_the_frontend_in_the_2025_file_is_ours(shared):
     assert torch.allclose(fe.taper[512:-512], state['mel.1.spectrogram.window'], atol=1e-6)
     x = torch.randn(1, 44100)
     k = state['mel.0.kernel']
-    y = torch.conv1d(
-        torch.nn.functional.pad(x, (9, 9 + 441))[:, None], k, stride=441
-    )[0].T.reshape(-1)[:32000]
+    padded = torch.nn.functional.pad(x, (9, 9 + 441))[:, None]
+    y = torch.conv1d(padded, k, stride=441)[0].T.reshape(-1)[:32000]
     assert (Resample(44100, 32000)(x)[0] - y).abs().max() < 1e-5
 
 
@@ -282,9 +280,8 @@ def test_a_merged_layout_is_refused_with_the_remedy(tmp_path):
     "The published figures: 54 tensors after folding, 122 after conversion to int8"
     state = merged(create_backbone('cp_mobile_23'))
     assert len(state) == 54
-    assert {
-        'in_c.0.0.0.bias', 'stages.s1.b1.block.0.0.0.weight', 'stages.s3.b6.block.2.0.bias'
-    } <= set(state)
+    names = 'in_c.0.0.0.bias', 'stages.s1.b1.block.0.0.0.weight', 'stages.s3.b6.block.2.0.bias'
+    assert set(names) <= set(state)
     for more, says in (({}, 'merged into the convolutions: give the checkpoint from before'),
                        ({'in_c.0.0.zero_point': torch.tensor(0)}, 'converted to int8')):
         torch.save(state | more, tmp_path/'a.pt')

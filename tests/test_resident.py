@@ -124,7 +124,7 @@ def test_windows_of_joined_snippets_know_their_second(tmp_path):
     store, requests = pack(corpus, tmp_path/'s', progress=False), []
     class Windows:
         starts = ()
-        def windows(self, recordings, seconds, scenes):
+        def at(self, recordings, seconds, scenes):
             requests.extend(zip(recordings, seconds))
             return torch.zeros(len(seconds), 1)
     data = ClipData(

@@ -44,7 +44,7 @@ def study_of(path, space=SPACE):
     return open_study(path, dict(space=space), pruner=PRUNER)
 
 
-class AfterEpoch(Prune):
+class PruneAndCall(Prune):
     "Pruning, and a call after each epoch with the numbers of the trial and of the epoch"
     def __init__(self, trial, call):
         super().__init__(trial)
@@ -64,7 +64,7 @@ def search(parts, path, n=4, run='a', space=SPACE, after_epoch=None, **fixed):
     def objective(trial):
         "Train with the parameters of this trial, and no progress bar"
         def make(cbs, **options):
-            if after_epoch: cbs = [AfterEpoch(trial, after_epoch)]
+            if after_epoch: cbs = [PruneAndCall(trial, after_epoch)]
             learn, train = create_training(*parts, cbs=cbs, **options)
             return learn, lambda: quiet(learn, train)
         return run_trial(trial, make, values, params, run=run)

@@ -241,9 +241,8 @@ def test_lists_of_the_other_edition(edition):
     meta = plan(snippets=1)
     write(edition.dir.parent/'d'/'meta.csv', meta)
     write(edition.dir.parent/'d'/'split100.csv', read_list(edition.dir/'split100.csv'))
-    assert read_split(
-        load_corpus(edition.dir.parent/'d'), 100
-    ).filename.tolist() == whole.filename.tolist()
+    rows = read_split(load_corpus(edition.dir.parent/'d'), 100)
+    assert rows.filename.tolist() == whole.filename.tolist()
 
 
 @pytest.fixture(scope='module')
@@ -256,9 +255,8 @@ def tau(tmp_path_factory):
     write(names['2020']/'meta.csv', whole)
     (names['2020']/'evaluation_setup').mkdir()
     for ours, theirs in [('fold1_train', 'train'), ('fold1_evaluate', 'test')]:
-        (
-            names['2020']/'evaluation_setup'/f'{ours}.csv'
-        ).symlink_to((TAU/f'tau2020_{theirs}.csv').resolve())
+        link = names['2020']/'evaluation_setup'/f'{ours}.csv'
+        link.symlink_to((TAU/f'tau2020_{theirs}.csv').resolve())
     for y in names: (names[y]/'split5.csv').symlink_to((TAU/'split5.csv').resolve())
     return {y: load_corpus(p) for y, p in names.items()}
 

@@ -313,6 +313,5 @@ def test_runs_go_on_where_each_was(synthetic, tmp_path, monkeypatch):
         )
         # its own part of the stack
         assert all(v.untyped_storage().nbytes() == v.nbytes for v in whole['model'].values())
-        assert (tmp_path/f'whole/{s}/history.csv').read_bytes() == (
-            tmp_path/f'even/{s}/history.csv'
-        ).read_bytes()
+        histories = [tmp_path/f'{kind}/{s}/history.csv' for kind in ('whole', 'even')]
+        assert histories[0].read_bytes() == histories[1].read_bytes()

@@ -147,9 +147,10 @@ def test_published_warm_up_of_every_split(clips):
     for step in range(min(n, 5000)):
         if step % batches == 0:
             pos = step // batches / 150  # fastai's count
-        want = step / 2000 if step < 2000 else .5 * (
-            1 + math.cos(math.pi * (step - 2000) / (n - 2000))
-        )
+        if step < 2000:
+            want = step / 2000
+        else:
+            want = .5 * (1 + math.cos(math.pi * (step - 2000) / (n - 2000)))
         assert f(pos) == pytest.approx(want, abs=1e-9)
         pos += 1 / n
 
@@ -283,9 +284,8 @@ def test_early_stop_logs_and_saves_the_last_epoch(learner, tmp_path):
             self.recorder.values[-1][1] = float(self.epoch)
     learn = run(learner(patience=2, cbs=[Worse(), Checkpoint(tmp_path)]), 9)
     assert len(learn.epoch_log.history) == 3
-    assert torch.load(
-        tmp_path/'checkpoint.pt', weights_only=True
-    )['callbacks']['early_stop'] == dict(best=0., wait=2, stopped=True)
+    checkpoint = torch.load(tmp_path/'checkpoint.pt', weights_only=True)
+    assert checkpoint['callbacks']['early_stop'] == dict(best=0., wait=2, stopped=True)
 
 
 # precision
@@ -360,9 +360,8 @@ def test_layers_of_every_network(name):
     assert 3 <= len(groups) == len(rates) <= 20
     assert rates[-1] == 1
     assert rates == sorted(rates)
-    assert {id(p) for p in net.get_submodule(head_of(net)).parameters()} <= {
-        id(p) for p in groups[-1]
-    }
+    head = net.get_submodule(head_of(net))
+    assert {id(p) for p in head.parameters()} <= {id(p) for p in groups[-1]}
     assert layers_of(net)
 
 
@@ -387,9 +386,8 @@ def test_every_network_trains_on_a_single_clip(name):
     need(name)
     torch.manual_seed(0)
     net = create_backbone(name, **SMALL.get(name, {})).train()
-    F.cross_entropy(
-        net(torch.randn(1, 1, *SHAPES.get(name, backbones[name].shape))), torch.tensor([3])
-    ).backward()
+    x = torch.randn(1, 1, *SHAPES.get(name, backbones[name].shape))
+    F.cross_entropy(net(x), torch.tensor([3])).backward()
     assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
 
 
@@ -398,9 +396,8 @@ def test_every_network_trains_on_a_single_clip(name):
 def test_relus_in_place_change_nothing(name):
     "The same loss and gradients when ReLUs write over their input"
     net = create_backbone(name, **SMALL.get(name, {}))
-    x = torch.randn(
-        2, 1, *SHAPES.get(name, backbones[name].shape)
-    ).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(2, 1, *SHAPES.get(name, backbones[name].shape))
+    x = x.contiguous(memory_format=torch.channels_last)
     net.train().to(memory_format=torch.channels_last)
     def step(on):
         torch.manual_seed(0)

@@ -23,22 +23,23 @@ from .experiment.cells import sweep_cells
 from .experiment.sweeps import Sweep, changes
 from .use.commands import demo_command, predict_command
 
+# %% ../nbs/90_cli.ipynb #0fa86202
+def _read_setting(word, what):
+    "The name and the value of one word"
+    import yaml
+    name, sign, value = word.partition('=')
+    if not sign or not name.isidentifier():
+        raise InputError(f'{what} {word!r}: write name=value, such as epochs=10')
+    try: return name, yaml.safe_load(value) if value else ''
+    except yaml.YAMLError as e: raise InputError(f'{what} {word!r}: the value is not YAML') from e
+
 # %% ../nbs/90_cli.ipynb #82af82c5
 def read_settings(
     words, # 'name=value'
     what,  # the option they belong to, for the message
 ) -> dict:
     "Names and values of a command line"
-    import yaml
-    settings = {}
-    for word in words or ():
-        name, sign, value = word.partition('=')
-        if not sign or not name.isidentifier():
-            raise InputError(f'{what} {word!r}: write name=value, such as epochs=10')
-        try: settings[name] = yaml.safe_load(value) if value else ''
-        except yaml.YAMLError as e:
-            raise InputError(f'{what} {word!r}: the value is not YAML') from e
-    return settings
+    return dict(_read_setting(word, what) for word in words or ())
 
 # %% ../nbs/90_cli.ipynb #bac6a1a9
 def _as_text(column, value):
@@ -89,17 +90,22 @@ def watch(
             time.sleep(.5)
 
 # %% ../nbs/90_cli.ipynb #6c5d0b43
+def _print_results(out):
+    "Print the tables of a sweep, as far as there are any"
+    for path in [*sorted(out.glob('splits-*.md')), *sorted(out.glob('summary-*.md'))]:
+        print()
+        print(path.read_text(encoding='utf-8'), end='')
+
+# %% ../nbs/90_cli.ipynb #7f6622d4
 def _run_watched(out, parameters):
-    "Run the notebook of a sweep and watch its table; print the tables of results"
+    "Run the notebook of a sweep, watch its table, print its results"
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(run_notebook, out, 'sweep', parameters, tries=1)
         try: watch(out/'cells.csv', job.done)
         except BaseException:
             end_runs()
             raise
-    for path in [*sorted(out.glob('splits-*.md')), *sorted(out.glob('summary-*.md'))]:
-        print()
-        print(path.read_text(encoding='utf-8'), end='')
+    _print_results(out)
     job.result()
     print(f'\nEverything is in {out}')
 
@@ -145,14 +151,17 @@ def check_command(
     if problems: sys.exit(1)
 
 # %% ../nbs/90_cli.ipynb #997cffee
+def _check_ranks(ranks, gpus):
+    "InputError for more ranks than GPUs"
+    if ranks <= gpus: return
+    raise InputError(f'{ranks} ranks for {gpus} GPUs: start torchrun with --nproc_per_node {gpus}')
+
+# %% ../nbs/90_cli.ipynb #c12dc51b
 def rank_environment() -> dict:
     "What a rank sees: one GPU, its own, where there are any"
     gpus = visible_gpus()
     if not gpus: return {}
-    ranks = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
-    if ranks > len(gpus):
-        raise InputError(f'{ranks} ranks for {len(gpus)} GPUs: '
-                         f'start torchrun with --nproc_per_node {len(gpus)}')
+    _check_ranks(int(os.environ.get('LOCAL_WORLD_SIZE', 1)), len(gpus))
     return dict(CUDA_VISIBLE_DEVICES=gpus[int(os.environ.get('LOCAL_RANK', 0))])
 
 # %% ../nbs/90_cli.ipynb #0f54b88d
@@ -190,6 +199,13 @@ def _print_usage():
     print('usage: asc COMMAND …; asc COMMAND --help says more\n')
     for name, function in commands.items(): print(f'  {name:<10} {function.__doc__}')
 
+# %% ../nbs/90_cli.ipynb #8af70fb7
+def _parse(name, words):
+    "The options of a command, without those that fastcore adds"
+    options = vars(anno_parser(commands[name], prog=f'asc {name}').parse_args(words))
+    for key in ('pdb', 'xtra'): options.pop(key, None)
+    return options
+
 # %% ../nbs/90_cli.ipynb #b4f2f8c3
 def main(
     argv=None, # words after `asc`; default: those of the process
@@ -200,9 +216,6 @@ def main(
     if name not in commands:
         _print_usage()
         sys.exit(0 if name in ('-h', '--help') else f'asc: no command {name!r}')
-    parser = anno_parser(commands[name], prog=f'asc {name}')
-    options = vars(parser.parse_args(words))
-    for key in ('pdb', 'xtra'): options.pop(key, None)
-    try: commands[name](**options)
+    try: commands[name](**_parse(name, words))
     except (InputError, RunFailed) as e: sys.exit(f'asc {name}: {e}')
     except KeyboardInterrupt: sys.exit(130)

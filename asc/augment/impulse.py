@@ -25,14 +25,25 @@ def stack_responses(
     return stack, torch.tensor([len(r) for r in responses])
 
 # %% ../../nbs/augment/10_impulse.ipynb #e13bb9f3
-def _read_response(file, rate): # -> 1-D tensor at `rate` Hz, or as it is for None
-    try:
-        x, file_rate = sf.read(file, dtype='float32', always_2d=True)
+def _read_mono(file): # -> (N,) and Hz
+    try: x, rate = sf.read(file, dtype='float32', always_2d=True)
     except (OSError, sf.LibsndfileError) as e:
         raise InputError(f'impulse response {file}: not readable as audio ({e}); remove it') from e
-    x = torch.from_numpy(x.mean(1))
-    if not x.any(): raise InputError(f'impulse response {file}: silent; remove it or name it in exclude')
+    return torch.from_numpy(x.mean(1)), rate
+
+# %% ../../nbs/augment/10_impulse.ipynb #6a0fc053
+def _read_response(file, rate): # -> (N,) at `rate` Hz, or as it is for None
+    x, file_rate = _read_mono(file)
+    if not x.any():
+        raise InputError(f'impulse response {file}: silent; remove it or name it in exclude')
     return resample(x, file_rate, rate or file_rate)
+
+# %% ../../nbs/augment/10_impulse.ipynb #5fa09847
+def _bank_files(folder, exclude): # -> name -> path
+    files = {f.stem: f for f in sorted(resolve(folder).glob('*.wav'))}
+    if unknown := ', '.join(sorted(set(exclude) - set(files))):
+        raise InputError(f'impulse responses: {unknown} in exclude, but {folder} has no such .wav file')
+    return {name: f for name, f in files.items() if name not in exclude}
 
 # %% ../../nbs/augment/10_impulse.ipynb #1bdc66f2
 def load_bank(
@@ -41,45 +52,43 @@ def load_bank(
     exclude=(), # names without .wav to leave out
 ) -> tuple: # as `stack_responses`, in the order of the names
     "The impulse responses in a folder"
-    files = {f.stem: f for f in sorted(resolve(folder).glob('*.wav'))}
-    if unknown := set(exclude) - set(files):
-        names = ', '.join(sorted(unknown))
-        raise InputError(f'impulse responses: {names} in exclude, but {folder} has no such .wav file')
-    responses = [_read_response(f, rate) for name, f in files.items() if name not in exclude]
-    if not responses:
-        raise InputError(f'impulse responses: no .wav file to use in {folder}; give another folder, or none at all')
-    return stack_responses(responses)
+    files = _bank_files(folder, exclude)
+    if not files:
+        raise InputError(f'impulse responses: no .wav file to use in {folder}; '
+                         'give another folder, or none at all')
+    return stack_responses([_read_response(f, rate) for f in files.values()])
 
 # %% ../../nbs/augment/10_impulse.ipynb #556c53e2
-def _interpolate_knots(
-    knots,    # values (n,K)
-    position, # between 0 and K − 1, below the last, (M,)
-): # (n,M)
+def _interpolate_knots(knots, position): # (n,K); below K − 1, (M,) -> (n,M)
     "Straight lines from knot to knot"
     left = position.long()
     return knots[:, left]*(1 - position + left) + knots[:, left + 1]*(position - left)
 
 # %% ../../nbs/augment/10_impulse.ipynb #c33f7662
+def _wandering(freqs, n, g): # -> factors (n,M)
+    "A few decibels up and down, at twelve frequencies from 40 Hz to 16 kHz"
+    knots = torch.randn(n, 12, generator=g)*3
+    position = torch.log2(freqs.clamp(min=1)/40)*11/torch.log2(torch.tensor(400.))
+    decibels = _interpolate_knots(knots, position.clamp(0, 10.999))
+    return 10**(decibels/20)
+
+# %% ../../nbs/augment/10_impulse.ipynb #df716e8b
 def synthetic_gain(
-    freqs,   # Hz (M,)
-    n,       # responses
-    seed,    # … that they come from
+    freqs, # Hz (M,)
+    n,     # responses
+    seed,  # … that they come from
 ) -> torch.Tensor: # magnitude (n,M)
     "Frequency responses of invented microphones"
     g = torch.Generator().manual_seed(seed)
-    knots = torch.randn(n, 12, generator=g)*3      # dB, at twelve frequencies from 40 Hz to 16 kHz
-    position = torch.log2(freqs.clamp(min=1)/40)*11/torch.log2(torch.tensor(400.))
-    curve = _interpolate_knots(knots, position.clamp(0, 10.999))
+    wandering = _wandering(freqs, n, g)
     low = 40*2**(3*torch.rand(n, 1, generator=g))      # 40 … 320 Hz
     high = 4000*2**(2*torch.rand(n, 1, generator=g))   # 4 … 16 kHz
     r, s = (freqs/low)**2, (freqs/high)**2
-    return 10**(curve/20)*(r + 1e-3)/(1 + r*r).sqrt()/(1 + s*s).sqrt()
+    return wandering*(r + 1e-3)/(1 + r*r).sqrt()/(1 + s*s).sqrt()
 
 # %% ../../nbs/augment/10_impulse.ipynb #ce3ea614
-def _minimum_phase(
-    gain, # magnitudes (n,m + 1)
-): # responses (n,m)
-    "The responses of least delay with such magnitudes, from the folded cepstrum"
+def _minimum_phase(gain): # magnitudes (n,m + 1) -> responses (n,m)
+    "The responses of least delay, from the folded cepstrum"
     m = gain.shape[1] - 1
     cepstrum = torch.fft.irfft(gain.log())
     cepstrum[:, 1:m] *= 2
@@ -112,18 +121,26 @@ class ImpulseBank(nn.Module):
 
 # %% ../../nbs/augment/10_impulse.ipynb #ae9d3fc9
 @patch
+def prepare(self:ImpulseBank, n, same): # samples of a clip -> points of the FFT
+    "Spectra for `convolve`, unless they are there"
+    m = self.irs.shape[1]
+    if not same: m = min(n, m)    # the rest would act on samples that are dropped
+    size = next_fast_len(n + m - 1, real=True)
+    if self.made_for != (n, same):
+        self.made_for = n, same
+        self.spectra = torch.fft.rfft(self.irs[:, :m], size)
+    return size
+
+# %% ../../nbs/augment/10_impulse.ipynb #07175979
+@patch
 def convolve(self:ImpulseBank,
     x,          # waves (B,N)
     which,      # the response for each, int64 (B,)
     same=False, # True: the centre of the convolution instead of its beginning
 ) -> torch.Tensor: # (B,N)
     "Each wave with its response"
-    n, m = x.shape[1], self.irs.shape[1]
-    if not same: m = min(n, m)    # the rest would act on samples that are dropped
-    size = next_fast_len(n + m - 1, real=True)
-    if self.made_for != (n, same):
-        self.made_for = n, same
-        self.spectra = torch.fft.rfft(self.irs[:, :m], size)
+    n = x.shape[1]
+    size = self.prepare(n, same)
     y = torch.fft.irfft(torch.fft.rfft(x, size)*self.spectra[which], size)
     start = (self.lengths[which] - 1)//2 if same else torch.zeros_like(which)
     return y.unfold(1, n, 1)[torch.arange(len(x), device=x.device), start]
@@ -157,12 +174,9 @@ class DIR(nn.Module):
 
     def forward(self, x, device=None): # x (B,N) -> (B,N)
         if not (self.training and self.p): return x
-        hit = clip_coin(x, self.p)
-        response = torch.randint(len(self.bank), (len(x),), device=x.device)
-        if self.devices is not None: hit &= self.applies(device)
-        rows = hit.nonzero().squeeze(1)
+        rows, responses = self.draw(x, device)
         if not len(rows): return x
-        wet = self.bank.convolve(x[rows], response[rows], self.same)
+        wet = self.bank.convolve(x[rows], responses, self.same)
         if self.keep_level: wet = _with_level_of(x[rows], wet)
         return x.index_copy(0, rows, wet)
 
@@ -170,9 +184,20 @@ class DIR(nn.Module):
 def _with_level_of(dry, wet): # waves (B,N) each
     return wet*(dry.norm(dim=1, keepdim=True)/wet.norm(dim=1, keepdim=True).clamp(min=1e-9))
 
+# %% ../../nbs/augment/10_impulse.ipynb #aebfc7cc
+@patch
+def draw(self:DIR, x, device): # waves (B,N), their devices -> int64 (R,), int64 (R,)
+    "Which clips are changed, and by which response"
+    hit = clip_coin(x, self.p)
+    response = torch.randint(len(self.bank), (len(x),), device=x.device)
+    if self.devices is not None: hit &= self.applies(device)
+    rows = hit.nonzero().squeeze(1)
+    return rows, response[rows]
+
+# %% ../../nbs/augment/10_impulse.ipynb #e523cb21
 @patch
 def applies(self:DIR, device): # int64 (B,) -> bool (B,)
-    "Whether each clip is of one of the devices"
+    "Which clips are of one of the devices"
     if device is None:
-        raise InputError(f'dir: it applies to devices {self.devices} only, but the batch has no device indices')
+        raise InputError(f'dir: only for devices {self.devices}, but the batch has no device indices')
     return torch.isin(device, torch.tensor(self.devices, device=device.device))

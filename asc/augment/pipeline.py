@@ -21,19 +21,25 @@ from ..frontend.logmel import create_frontend
 from ..frontend.mel import Resample
 
 # %% ../../nbs/augment/30_pipeline.ipynb #a41a57cb
-RESERVED = ('resample', 'mel', 'log')
+def _is_named_dict(step): # {'name': {…}} or {'name': None}
+    if not isinstance(step, dict) or len(step) != 1: return False
+    name, kw = next(iter(step.items()))
+    return isinstance(name, str) and (not kw or isinstance(kw, dict))
 
+# %% ../../nbs/augment/30_pipeline.ipynb #b85d26a6
 def parse_step(
     step, # 'name' or {'name': {keyword: value}}
 ): # (name, keywords)
     "A step's name and keywords"
     if isinstance(step, str): return step, {}
-    if isinstance(step, dict) and len(step) == 1:
+    if _is_named_dict(step):
         (name, kw), = step.items()
-        if isinstance(name, str) and isinstance(kw or {}, dict): return name, dict(kw or {})
+        return name, dict(kw or {})
     raise InputError(f"pipeline: {step!r} is no step; write 'name' or {{'name': {{'keyword': value}}}}")
 
 # %% ../../nbs/augment/30_pipeline.ipynb #510a418e
+RESERVED = ('resample', 'mel', 'log')
+
 def _check_reserved(steps): # names in order
     reserved = [s for s in steps if s in RESERVED]
     if reserved not in (list(RESERVED), list(RESERVED[1:])):
@@ -55,14 +61,17 @@ def place_steps(
     return places
 
 # %% ../../nbs/augment/30_pipeline.ipynb #f417eb22
+def _refuse_place(i, name, stage, at):
+    raise InputError(f"pipeline step {i + 1} ({name}) works on {stage!r} but stands at {at!r}: "
+                     "'wave' is before mel, 'mel' between mel and log, 'spec' after log")
+
+# %% ../../nbs/augment/30_pipeline.ipynb #0abaafd9
 def place_augment(i, name, kw, at, rate) -> nn.Module:
-    "The augmentation of step number `i` at stage `at`, where waves have `rate` Hz"
+    "The augmentation of step `i` at stage `at`, where waves have `rate` Hz"
     cls = augment_class(name)
-    if at not in cls.stage:
-        raise InputError(f'pipeline step {i + 1} ({name}) works on {cls.stage!r} but stands at '
-                         f"{at!r}: 'wave' is before mel, 'mel' between mel and log, 'spec' after log")
-    if 'rate' in inspect.signature(cls).parameters: kw = {'rate': rate, **kw}
-    return create_augment(name, **kw)
+    if at not in cls.stage: _refuse_place(i, name, cls.stage, at)
+    takes_rate = 'rate' in inspect.signature(cls).parameters
+    return create_augment(name, **({'rate': rate} | kw if takes_rate else kw))
 
 # %% ../../nbs/augment/30_pipeline.ipynb #e5ad3df7
 class Choice(nn.Module):
@@ -93,11 +102,16 @@ def draw(self:Choice, n, at, device): # -> int64 (n,); len(ops) where no op with
     return torch.multinomial(weights, 1).squeeze(1)
 
 # %% ../../nbs/augment/30_pipeline.ipynb #9e8cb5ce
+def _check_weights(title, weights): # None where an earlier choice draws
+    if weights is None: return
+    if min(weights) < 0 or sum(weights) <= 0:
+        raise InputError(f'{title} has weights {weights}: give none below 0 and one above')
+
+# %% ../../nbs/augment/30_pipeline.ipynb #d22a2cb9
 def _check_choice(title, steps, n, weights): # title for messages; steps and how many are needed
     if len(steps) != n:
         raise InputError(f'{title} has {len(steps)} steps for {n} weights: give one for each, or None')
-    if weights is not None and not (min(weights) >= 0 and sum(weights) > 0):
-        raise InputError(f'{title} has weights {weights}: give none below 0 and one above')
+    _check_weights(title, weights)
     if 'mixup' in [parse_step(s)[0] for s in steps if s is not None]:
         raise InputError(f'{title}: mixup needs whole batches, put it after the choice')
 
@@ -142,11 +156,17 @@ class Pipeline(nn.Module):
     def forward(self, x, device=None): # wave (B,N), or mel (B,F,T) of a cache -> (B,1,F,T)
         start = self.plan.index('mel') + 1 if x.ndim == 3 else 0
         for name in self.plan[start:]:
-            if name == 'mel': x = self.frontend.mel(x)
-            elif name == 'log': x = self.frontend.log(x)
-            elif name == 'resample': x = self.ops[name](x)
-            elif self.ops[name].training: x = self.ops[name](x, device)
+            x = self._apply_step(name, x, device)
         return x
+
+# %% ../../nbs/augment/30_pipeline.ipynb #c6354141
+@patch
+def _apply_step(self:Pipeline, name, x, device):
+    if name == 'mel': return self.frontend.mel(x)
+    if name == 'log': return self.frontend.log(x)
+    op = self.ops[name]
+    if name == 'resample': return op(x)
+    return op(x, device) if op.training else x
 
 # %% ../../nbs/augment/30_pipeline.ipynb #1fb30413
 @patch
@@ -250,7 +270,7 @@ def step_names(steps) -> list:
     return names
 
 # %% ../../nbs/augment/30_pipeline.ipynb #e16948e6
-def _revise_step(step, changes): # -> the step, or None where it is left out
+def _revise_step(step, changes): # -> the step, or None
     name, kw = parse_step(step)
     change = changes.get(name)
     if change is False: return None
@@ -259,18 +279,26 @@ def _revise_step(step, changes): # -> the step, or None where it is left out
     return {name: kw} if kw else name
 
 # %% ../../nbs/augment/30_pipeline.ipynb #5d12471a
+def _check_changes(changes, names):
+    if wrong := ', '.join(sorted(set(changes) - set(names))):
+        raise InputError(f"pipeline: no step {wrong} to change; its steps are {', '.join(names)}")
+
+# %% ../../nbs/augment/30_pipeline.ipynb #d6e26ac9
 def revise(
-    steps,   # steps of a pipeline
-    changes, # step name -> keywords to change, or False to leave the step out
+    steps,   # of a pipeline
+    changes, # step name -> keywords, or False to leave it out
 ) -> list:
-    "The steps with some keywords changed or steps left out, inside choices too"
-    names = step_names(steps)
-    if wrong := set(changes) - set(names):
-        raise InputError(f"pipeline: no step {', '.join(sorted(wrong))} to change; "
-                         f"its steps are {', '.join(names)}")
-    return [revised for s in steps if (revised := _revise_step(s, changes))]
+    "The steps with such changes, inside choices too"
+    _check_changes(changes, step_names(steps))
+    revised = [_revise_step(s, changes) for s in steps]
+    return [s for s in revised if s]
 
 # %% ../../nbs/augment/30_pipeline.ipynb #a44cbb86
+def _find_preset(name): # of a preset, or a list of steps
+    if isinstance(name, (list, tuple)): return dict(frontend='dcase24', steps=name)
+    return pick(pipelines, name, 'pipeline')
+
+# %% ../../nbs/augment/30_pipeline.ipynb #0e3d3299
 def create_pipeline(
     name='dcase24',     # name of a preset, or a list of steps
     rate:int=44100,     # Hz of the waves that come in
@@ -281,8 +309,7 @@ def create_pipeline(
     **changes,          # step=dict(keyword=value) changes a step, step=False omits it
 ) -> Pipeline:
     "A pipeline from a name or a list of steps"
-    is_list = isinstance(name, (list, tuple))
-    preset = dict(frontend='dcase24', steps=name) if is_list else pick(pipelines, name, 'pipeline')
+    preset = _find_preset(name)
     steps = preset['steps']
     if quirks: steps = revise(steps, preset.get('quirks', {}))
     steps = revise(steps, changes) if augment else pipelines['none']['steps']

@@ -40,12 +40,15 @@ class Mask(nn.Module):
     def forward(self, x, device=None): # x (B,F,T) or (B,1,F,T) -> same
         if not (self.training and self.p and self.size): return x
         hidden = self.draw(len(x) if self.per == 'sample' else 1, x.shape[self.axis], x.device)
-        along = (-1, 1) if self.axis == -2 else (1, -1)
-        hidden = hidden.view(len(hidden), *[1]*(x.ndim - 3), *along)
         fill = x.mean((0, -1), keepdim=True) if self.fill == 'mean' else self.fill
-        return torch.where(hidden, fill, x)
+        return torch.where(_stripes(hidden, x.ndim, self.axis), fill, x)
 
 # %% ../../nbs/augment/15_spec.ipynb #da8ce849
+def _stripes(hidden, ndim, axis): # bool (b, length) -> bool with `ndim` axes
+    along = (-1, 1) if axis == -2 else (1, -1)
+    return hidden.view(len(hidden), *[1]*(ndim - 3), *along)
+
+# %% ../../nbs/augment/15_spec.ipynb #3db04141
 @patch
 def draw(self:Mask, b, length, device): # -> bool (b, length)
     "Which places of the axis are hidden in each of `b` clips"
@@ -67,10 +70,7 @@ class TimeMask(Mask):
     axis = -1
 
 # %% ../../nbs/augment/15_spec.ipynb #636ad3d3
-def draw_beta(
-    alpha,  # both parameters of the Beta distribution, > 0
-    n,      # how many
-    device=None) -> torch.Tensor: # (n,) in [0, 1]
+def draw_beta(alpha, n, device=None) -> torch.Tensor: # (n,) in [0, 1]
     "λ ~ Beta(α, α) from the default generator of `device`"
     a = torch.full((n,), float(alpha), device=device)
     return torch.distributions.Beta(a, a, validate_args=False).sample()
@@ -83,20 +83,25 @@ def check_alpha(alpha) -> float:
     return alpha
 
 # %% ../../nbs/augment/15_spec.ipynb #bbba3407
-def partners(n, at, device=None, cross=False) -> torch.Tensor: # int64 (n,)
-    "A partner for each clip: a permutation, or with `cross` a clip of another device (itself if there is none)"
-    if not cross: return torch.randperm(n, device=at)
-    if device is None: raise InputError('mixstyle: cross needs the device of each clip, and the batch has none')
+def _strangers(device): # int64 (n,) -> int64 (n,)
+    "For each clip one of another device, or itself if there is none"
+    if device is None:
+        raise InputError('mixstyle: cross needs the device of each clip, and the batch has none')
     other = (device[:, None] != device[None]).float()
     alone = other.sum(1, keepdim=True) == 0
-    return torch.multinomial(other + torch.eye(n, device=at)*alone, 1).squeeze(1)
+    return torch.multinomial(other + torch.eye(len(device), device=device.device)*alone, 1).squeeze(1)
+
+# %% ../../nbs/augment/15_spec.ipynb #a2ebc9bc
+def partners(n, at, device=None, cross=False) -> torch.Tensor: # int64 (n,)
+    "A partner for each of `n` clips on the torch device `at`"
+    return _strangers(device) if cross else torch.randperm(n, device=at)
 
 # %% ../../nbs/augment/15_spec.ipynb #85780f95
-def _centre(x, dims): # -> the mean, x without it, and the (unbiased) deviation
+def _centre(x, dims): # -> the mean, x without it, the deviation
     mean = x.detach().mean(dims, keepdim=True)
     centred = x - mean
-    n = x.numel()//mean.numel()
-    variance = centred.detach().square().sum(dims, keepdim=True)/(n - 1)  # torch.var takes 10 times as long
+    n = x.numel()//mean.numel()                    # torch.var takes 10 times as long
+    variance = centred.detach().square().sum(dims, keepdim=True)/(n - 1)
     return mean, centred, (variance + 1e-6).sqrt()
 
 # %% ../../nbs/augment/15_spec.ipynb #018661e2
@@ -124,8 +129,7 @@ class MixStyle(nn.Module):
 # %% ../../nbs/augment/15_spec.ipynb #13154cf4
 class FreqMixStyle(MixStyle):
     "MixStyle with the statistics of each frequency bin (or of each frame: `axis='time'`)"
-    def __init__(
-        self, p=0.4, alpha=0.3, lam='sample', cross=False,
+    def __init__(self, p=0.4, alpha=0.3, lam='sample', cross=False,
         axis='freq', # 'freq', or 'time', the wrong axis of easy-dcase's BEATs recipe
     ):
         super().__init__(p, alpha, lam, cross)
@@ -139,11 +143,7 @@ class ChannelMixStyle(MixStyle):
         super().__init__(p, alpha, lam, cross)
 
 # %% ../../nbs/augment/15_spec.ipynb #023a0b96
-def _scale_bands(
-    x,     # linear mel (B,F,T)
-    curve, # gains, dB (B,F)
-    p,     # probability per clip
-):
+def _scale_bands(x, curve, p): # linear mel (B,F,T), gains in dB (B,F), probability per clip
     "Multiply by a gain per frequency, in some of the clips"
     return x*10**(curve*clip_coin(x, p)[:, None]/10)[..., None]
 
@@ -171,16 +171,29 @@ class FilterAugment(nn.Module):
 
 # %% ../../nbs/augment/15_spec.ipynb #195f7119
 @patch
+def draw_count(self:FilterAugment, f): # -> int
+    "How many bands `f` bins are divided into"
+    k = int(torch.randint(self.bands[0], self.bands[1] + 1, ()))
+    return min(k, max(1, f//self.width))
+
+# %% ../../nbs/augment/15_spec.ipynb #8721dc34
+@patch
 def draw_ends(self:FilterAugment, b, f, at=None): # -> int64 (b,k + 1), from 0 to f
-    "Where the bands of `b` filters of `f` bins end; their number k is drawn once"
-    drawn = int(torch.randint(self.bands[0], self.bands[1] + 1, ()))
-    k = min(drawn, max(1, f//self.width))
+    "Where the bands of `b` filters of `f` bins end"
+    k = self.draw_count(f)
     free = max(f - k*self.width, 0)
     inner = (torch.rand(b, k - 1, device=at)*(free + 1)).long().sort().values
     inner = inner + self.width*torch.arange(1, k, device=at)
     return F.pad(F.pad(inner, (1, 0)), (0, 1), value=f)
 
 # %% ../../nbs/augment/15_spec.ipynb #89171155
+def _join_ends(gain, ends, bins, band): # (b,k + 1) twice, (b,f) twice -> (b,f)
+    "Straight lines between the gains at the ends"
+    left, right = ends.gather(1, band), ends.gather(1, band + 1)
+    part = (bins - left)/(right - left)
+    return torch.lerp(gain.gather(1, band), gain.gather(1, band + 1), part)
+
+# %% ../../nbs/augment/15_spec.ipynb #9dc96d1f
 @patch
 def curve(self:FilterAugment, b, f, at=None): # -> gains in dB (b,f)
     "Random filters of `b` clips and `f` bins"
@@ -188,10 +201,7 @@ def curve(self:FilterAugment, b, f, at=None): # -> gains in dB (b,f)
     gain = (2*torch.rand(*ends.shape, device=at) - 1)*self.db
     bins = torch.arange(f, device=at).expand(b, f).contiguous()
     band = torch.searchsorted(ends, bins, right=True) - 1
-    if self.step: return gain.gather(1, band)
-    left, right = ends.gather(1, band), ends.gather(1, band + 1)
-    part = (bins - left)/(right - left)
-    return torch.lerp(gain.gather(1, band), gain.gather(1, band + 1), part)
+    return gain.gather(1, band) if self.step else _join_ends(gain, ends, bins, band)
 
 # %% ../../nbs/augment/15_spec.ipynb #b676e998
 class FreqGain(nn.Module):

@@ -8,9 +8,12 @@ __all__ = ['check_p', 'clip_coin', 'batch_coin', 'TimeRoll', 'Gain', 'shift_pitc
 
 # %% ../../nbs/augment/05_wave.ipynb #90672fb2
 from fractions import Fraction
+
 import torch
+from fastcore.basics import patch
 from torch import nn
 from torchaudio.functional import phase_vocoder, resample
+
 from ..core import InputError
 
 # %% ../../nbs/augment/05_wave.ipynb #b459ac92
@@ -33,12 +36,7 @@ def batch_coin(p) -> bool:
     return bool(p) and torch.rand(()).item() < p
 
 # %% ../../nbs/augment/05_wave.ipynb #12752e2c
-def _roll_clips(
-    x,     # waves (B,N)
-    shift, # samples to the right, int64 (B,), at most `reach` either way
-    reach, # samples, at most N
-):
-    "Each wave shifted in a circle"
+def _roll_clips(x, shift, reach): # waves (B,N); samples to the right, int64 (B,); largest shift
     n, rows = x.shape[1], torch.arange(len(x), device=x.device)
     circle = torch.cat([x[:, -reach:], x, x[:, :reach]], 1)
     return circle.unfold(1, n, 1)[rows, reach - shift]
@@ -83,11 +81,7 @@ class Gain(nn.Module):
         return x*torch.where(clip_coin(x, self.p)[:, None], factor, 1.)
 
 # %% ../../nbs/augment/05_wave.ipynb #94fd10ed
-def _stretch(
-    x,      # waves (B,N)
-    factor, # how many times as long
-    n_fft,  # window, samples
-):
+def _stretch(x, factor, n_fft): # waves (B,N), how many times as long, window in samples
     "Waves of another length and the same pitch, by a phase vocoder"
     hop, window = n_fft//4, torch.hann_window(n_fft, device=x.device)
     spec = torch.stft(x, n_fft, hop, window=window, return_complex=True)
@@ -120,12 +114,18 @@ class PitchShift(nn.Module):
 
     def forward(self, x, device=None): # x (B,N) -> (B,N)
         if not (self.training and self.p): return x
-        choice = torch.randint(len(self.semitones), (len(x),), device=x.device)
-        choice = choice.masked_fill(~clip_coin(x, self.p), -1)
+        choice = self.draw(x)
         for k, semitones in enumerate(self.semitones):
             rows = (choice == k).nonzero().squeeze(1)
             if len(rows): x = x.index_copy(0, rows, shift_pitch(x[rows], semitones))
         return x
+
+# %% ../../nbs/augment/05_wave.ipynb #b94d0978
+@patch
+def draw(self:PitchShift, x): # waves (B,N) -> int64 (B,)
+    "Which of `semitones` each clip gets, or −1 for none"
+    choice = torch.randint(len(self.semitones), (len(x),), device=x.device)
+    return choice.masked_fill(~clip_coin(x, self.p), -1)
 
 # %% ../../nbs/augment/05_wave.ipynb #0a163004
 def random_windows(
@@ -142,10 +142,10 @@ def random_windows(
 
 # %% ../../nbs/augment/05_wave.ipynb #b65acabf
 def draw_shifts(
-    size,           # how many clips
-    rate,           # sample rate of the recordings, Hz
-    seconds=tuple(i/10 for i in range(1, 10)), # shifts to draw from, s
-    generator=None, # torch.Generator; default: torch's
+    size, # how many clips
+    rate, # Hz
+    seconds=tuple(i/10 for i in range(1, 10)), # shifts to draw from
+    generator=None, # torch.Generator
 ) -> torch.Tensor: # samples, int64 (size,)
     "A shift for each clip, in samples"
     shifts = torch.tensor([round(s*rate) for s in seconds])
@@ -153,20 +153,20 @@ def draw_shifts(
 
 # %% ../../nbs/augment/05_wave.ipynb #d9bd141d
 def shifted_starts(
-    piece,  # which piece of its recording each clip is: 0, 1, …, int64 (B,)
-    frames, # samples in each clip's recording, int64 (B,) or int
+    piece,  # number of each piece in its recording, int64 (B,)
+    frames, # samples in each recording, int64 (B,) or int
     n,      # samples of a piece
-    shift,  # samples by which the recording is turned, int64 (B,) or int
-) -> torch.Tensor: # first sample of each piece in the recording as it is, int64 (B,)
+    shift,  # samples the recording is turned by, int64 (B,) or int
+) -> torch.Tensor: # first samples in the unturned recording, int64 (B,)
     "Where the pieces of a circularly shifted recording begin"
     return (torch.as_tensor(piece)*n - shift) % frames
 
 # %% ../../nbs/augment/05_wave.ipynb #77e25706
 def wrapped(
-    start, # first samples, int64 (B,)
-    n,     # samples of a window
+    start,  # first samples, int64 (B,)
+    n,      # samples of a window
     frames, # samples in each recording, int64 (B,) or int
-) -> torch.Tensor: # index of every sample of every window, int64 (B,n)
+) -> torch.Tensor: # index of every sample, int64 (B,n)
     "Indices of windows that run on from a recording's end to its beginning"
     frames = torch.as_tensor(frames).reshape(-1, 1)
     return (start[:, None] + torch.arange(n, device=start.device)) % frames

@@ -38,12 +38,11 @@ augments = {
 
 # %% ../../nbs/augment/25_zoo.ipynb #0e77ce0e
 def _check_stage(cls, name):
-    stages = 'wave', 'mel', 'spec'
     stage = getattr(cls, 'stage', ())
-    named = [stage] if isinstance(stage, str) else stage
-    if not named or any(s not in stages for s in named):
-        raise InputError(f'augmentation {name}: the class needs `stage`, one or more of '
-                         f"{', '.join(stages)}; found {stage!r}")
+    stages = {stage} if isinstance(stage, str) else set(stage)
+    if not stages or stages - {'wave', 'mel', 'spec'}:
+        raise InputError(f'augmentation {name}: the class needs `stage`, '
+                         f'one or more of wave, mel, spec; found {stage!r}')
 
 # %% ../../nbs/augment/25_zoo.ipynb #21d960ad
 def augment_class(name): # a key of `augments`, or a class of your own, 'file.py:Class'
@@ -54,14 +53,16 @@ def augment_class(name): # a key of `augments`, or a class of your own, 'file.py
     return cls
 
 # %% ../../nbs/augment/25_zoo.ipynb #916ae6ca
+def _check_keywords(name, kw, allowed):
+    if wrong := ', '.join(sorted(set(kw) - set(allowed))):
+        raise InputError(f"augmentation {name!r} has no keyword {wrong}: it has {', '.join(allowed)}")
+
+# %% ../../nbs/augment/25_zoo.ipynb #a24610c3
 def create_augment(
-    name:str, # a key of `augments`, or a class of your own, 'file.py:Class'
+    name:str, # a key of `augments`, or 'file.py:Class'
     **kw,     # its keywords
-) -> nn.Module: # identity in eval(); `stage` says where it may stand
+) -> nn.Module: # `stage` says where it may stand
     "The augmentation called `name`"
     cls = augment_class(name)
-    allowed = inspect.signature(cls).parameters
-    if wrong := set(kw) - set(allowed):
-        raise InputError(f"augmentation {name!r} has no keyword {', '.join(sorted(wrong))}: "
-                         f"it has {', '.join(allowed)}")
+    _check_keywords(name, kw, inspect.signature(cls).parameters)
     return cls(**kw)

@@ -63,6 +63,11 @@ class PosConv(nn.Module):
         return F.conv1d(x, w, self.bias, padding=self.k//2, groups=self.groups)[..., :x.shape[-1]]
 
 # %% ../../nbs/backbone/50_beats.ipynb #169cd1c8
+def _wide_buckets(distance, exact, far, half): # from bucket `exact` at that distance to the last at `far`
+    part = torch.log(distance.clamp(min=1)/exact)/log(far/exact)
+    return (exact + (part*(half - exact)).long()).clamp(max=half - 1)
+
+# %% ../../nbs/backbone/50_beats.ipynb #5d183979
 def buckets(
     n:int,        # tokens
     num:int=320,  # buckets in all
@@ -70,11 +75,10 @@ def buckets(
 ): # int64 (n, n): bucket of key j seen from query i
     "Bucket numbers of relative positions, bidirectional and logarithmic"
     offset = torch.arange(n)[None] - torch.arange(n)[:, None]
-    half, exact = num//2, num//4
-    distance = offset.abs()
-    octaves = torch.log(distance.clamp(min=1)/exact)/log(far/exact)
-    wide = exact + (octaves*(half - exact)).long()
-    return (offset > 0)*half + torch.where(distance < exact, distance, wide.clamp(max=half - 1))
+    half, distance = num//2, offset.abs()
+    exact = num//4
+    wide = _wide_buckets(distance, exact, far, half)
+    return (offset > 0)*half + torch.where(distance < exact, distance, wide)
 
 # %% ../../nbs/backbone/50_beats.ipynb #e1eaf0c8
 class GatedAttention(nn.Module):
@@ -221,7 +225,7 @@ def features(self:BEATs, x): # (B, 1, F, T) -> (B, tokens, C)
 
 # %% ../../nbs/backbone/50_beats.ipynb #90d650b1
 def beats_state(
-    state:dict,  # name -> tensor, with the table of relative positions in every layer or in the first only
+    state:dict, # name -> tensor, with the table of relative positions in every layer or in the first only
 ) -> dict: # the same with the table in the first layer only
     "Leave out the copies of the relative position table, having checked that they are copies"
     name = 'self_attn.relative_attention_bias.weight'
@@ -233,8 +237,9 @@ def beats_state(
     return {k: v for k, v in state.items() if k not in tables or k == first}
 
 # %% ../../nbs/backbone/50_beats.ipynb #badb4e03
-def _check_beats_mode(mode, tuned, what): # mode of `BEATs`, whether the file is fine-tuned, its name
-    if tuned == (pick(BEATS_MODES, mode, 'BEATs mode') == 'ssl+sl'): return
+def _check_beats_mode(mode, tuned, what): # `tuned`: the file `what` is
+    pick(BEATS_MODES, mode, 'BEATs mode')
+    if tuned == (mode == 'ssl+sl'): return
     if tuned: raise InputError(f'{what} is fine-tuned on AudioSet: choose mode ssl+sl, not {mode}')
     raise InputError(f'{what} is self-supervised only: choose mode ssl or ssl*, not {mode}')
 

@@ -100,6 +100,7 @@ class ResNorm(nn.Module):
 def _per_channel(c, value): # a parameter of (B, C, F, T)
     return nn.Parameter(torch.full((1, c, 1, 1), value))
 
+# %% ../../nbs/backbone/10_blocks.ipynb #92703e55
 class AdaResNorm(nn.Module):
     "gamma·(rho·x + (1 − rho)·freq_norm(x)) + beta with the three learned per channel"
     def __init__(self, c:int): # channels
@@ -146,16 +147,20 @@ class GRN(nn.Module):
         return self.gamma*x*share + self.beta + x
 
 # %% ../../nbs/backbone/10_blocks.ipynb #1baa342a
+def _shuffle_last(x, groups): # as `shuffle`, channels_last
+    B, C, H, W = x.shape
+    table = x.permute(0, 2, 3, 1).reshape(B, H, W, C//groups, groups)
+    return table.transpose(3, 4).reshape(B, H, W, C).permute(0, 3, 1, 2)
+
+# %% ../../nbs/backbone/10_blocks.ipynb #20b002a6
 def shuffle(
     x,          # (B, C, F, T)
     groups:int, # divides C
 ): # same shape: channel i·groups + j moves to place j·C/groups + i
     "Mix the channels across `groups` columns; keeps the memory layout of `x`"
+    if is_channels_last(x): return _shuffle_last(x, groups)
     B, C, H, W = x.shape
-    if not is_channels_last(x):
-        return x.reshape(B, C//groups, groups, H, W).transpose(1, 2).reshape(B, C, H, W)
-    table = x.permute(0, 2, 3, 1).reshape(B, H, W, C//groups, groups)
-    return table.transpose(3, 4).reshape(B, H, W, C).permute(0, 3, 1, 2)
+    return x.reshape(B, C//groups, groups, H, W).transpose(1, 2).reshape(B, C, H, W)
 
 # %% ../../nbs/backbone/10_blocks.ipynb #57a08046
 def pooled_classifier(c, n_classes): # input channels -> (B, n_classes, 1, 1)
@@ -165,8 +170,8 @@ def pooled_classifier(c, n_classes): # input channels -> (B, n_classes, 1, 1)
 
 # %% ../../nbs/backbone/10_blocks.ipynb #44fb7ff5
 def init_kaiming(
-    net,  # convolutions get Kaiming-normal weights, linear layers N(0, 0.01)
-    mode='fan_out',     # 'fan_out' or 'fan_in'
+    net,            # convolutions get Kaiming-normal weights, linear layers N(0, 0.01)
+    mode='fan_out', # or 'fan_in'
 ):
     "The initialisation of the CP-JKU networks; batch norms keep 1 and 0"
     for m in net.modules():
@@ -177,7 +182,7 @@ def init_kaiming(
 
 # %% ../../nbs/backbone/10_blocks.ipynb #744e581e
 def relus_in_place(
-    net,        # a network of this package
+    net,          # a network of this package
     on:bool=True, # whether its ReLUs write over their input
 ):
     "Set it for all of them"

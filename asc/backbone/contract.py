@@ -73,8 +73,8 @@ def gradients(make, x):
     "In training, the gradient reaches every parameter that is to be trained"
     net = shaken(make).train()
     (net(x)*torch.randn(len(x), 1)).square().sum().backward()
-    trained = [p for p in net.parameters() if p.requires_grad]
-    return all(p.grad is not None and bool(p.grad.any()) for p in trained)
+    grads = [p.grad for p in net.parameters() if p.requires_grad]
+    return all(g is not None and g.any() for g in grads)
 
 # %% ../../nbs/backbone/95_contract.ipynb #f07bdbaf
 def half(make, x):
@@ -89,36 +89,45 @@ def half(make, x):
 def _is_stray(t): # a map whose channels are no neighbours in memory
     return min(t.shape[1:]) > 1 and t.stride(1) != 1
 
-def channels_last(make, x):
-    "In channels_last the logits stay, and every convolution gets and gives maps of neighbouring channels"
-    net, strays = shaken(make), []
-    y = net(x)
-
+# %% ../../nbs/backbone/95_contract.ipynb #d1be6d14
+def _collect_strays(net): # -> a list that fills when the network runs
+    strays = []
     def collect(module, inputs, output):
         strays.extend(t for t in (*inputs, output) if _is_stray(t))
-
     for m in net.modules():
         if isinstance(m, nn.Conv2d): m.register_forward_hook(collect)
+    return strays
+
+# %% ../../nbs/backbone/95_contract.ipynb #17cc6e4f
+def channels_last(make, x):
+    "In channels_last the logits stay, and every convolution gets and gives maps of neighbouring channels"
+    net = shaken(make)
+    y, strays = net(x), _collect_strays(net)
     layout = dict(memory_format=torch.channels_last)
     return close(net.to(**layout)(x.contiguous(**layout)), y) and not strays
 
 # %% ../../nbs/backbone/95_contract.ipynb #e6833d8f
 def exports(make, x):
     "torch.export takes it with a free batch size, and the exported program gives the same logits"
-    net = shaken(make)
-    batch = {0: torch.export.Dim('batch')}
-    program = torch.export.export(net, (x,), dynamic_shapes=(batch,)).module()
-    many = torch.cat([x, x.flip(0), x])
-    return close(program(many), net(many))
+    net, many = shaken(make), torch.cat([x, x.flip(0), x])
+    free = {0: torch.export.Dim('batch')},
+    program = torch.export.export(net, (x,), dynamic_shapes=free)
+    return close(program.module()(many), net(many))
 
 # %% ../../nbs/backbone/95_contract.ipynb #87a36507
-contract = dict(one_clip=one_clip, lengths=lengths, seeded=seeded, gradients=gradients, round_trip=round_trip,
-                repeatable=repeatable, half=half, channels_last=channels_last, exports=exports)
+contract = dict(one_clip=one_clip, lengths=lengths, seeded=seeded, gradients=gradients,
+                round_trip=round_trip, repeatable=repeatable, half=half,
+                channels_last=channels_last, exports=exports)
 
 # %% ../../nbs/backbone/95_contract.ipynb #191d01f9
+def _check_logits(name, y):
+    if y.shape != (2, 3) or not y.isfinite().all():
+        raise AssertionError(f'{name}: (2, 3) finite logits expected, found {tuple(y.shape)}')
+
+# %% ../../nbs/backbone/95_contract.ipynb #7eb1c9a4
 @torch.no_grad()
 def check_backbone(
-    name,  # a name for `create_backbone`, or a function of n_classes that makes a network
+    name,          # for `create_backbone`, or a function of n_classes that makes a network
     shape=None,    # (F, T) of the input; a registered name knows its own
     checks=None,   # names in `contract`, default all
     **kw):         # options for `create_backbone`
@@ -126,9 +135,7 @@ def check_backbone(
     make = partial(create_backbone, name, 3, **kw) if isinstance(name, str) else partial(name, 3, **kw)
     torch.manual_seed(0)
     x = torch.randn(2, 1, *(shape or pick(backbones, name, 'backbone').shape))
-    y = shaken(make)(x)
-    if y.shape != (2, 3) or not y.isfinite().all():
-        raise AssertionError(f'{name}: (2, 3) finite logits expected, found {tuple(y.shape)}')
+    _check_logits(name, shaken(make)(x))
     broken = [k for k in checks or contract if not pick(contract, k, 'check')(make, x)]
     if broken:
         promises = ', '.join(f'{k} ({contract[k].__doc__})' for k in broken)

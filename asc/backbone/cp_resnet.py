@@ -110,13 +110,17 @@ def _he_deviation(conv): # by fan-out, groups ignored
     return sqrt(2/(prod(conv.kernel_size)*conv.out_channels))
 
 # %% ../../nbs/backbone/20_cp_resnet.ipynb #f3367be4
+def _fixup_block(block, n): # one of `n`
+    nn.init.normal_(block.conv1.weight, 0, _he_deviation(block.conv1)/sqrt(n))
+    nn.init.zeros_(block.conv2.weight)
+    if not isinstance(block.shortcut, ConvNorm): return
+    conv = block.shortcut[0]
+    nn.init.normal_(conv.weight, 0, _he_deviation(conv))
+
+# %% ../../nbs/backbone/20_cp_resnet.ipynb #46d5ed1d
 def fixup(net):
     "Fixup initialisation of the blocks of `net`, and a classifier of zeros"
     blocks = [m for m in net.modules() if isinstance(m, ResBlock)]
-    for b in blocks:
-        nn.init.normal_(b.conv1.weight, 0, _he_deviation(b.conv1)/sqrt(len(blocks)))
-        nn.init.zeros_(b.conv2.weight)
-        if isinstance(b.shortcut, ConvNorm):
-            conv = b.shortcut[0]
-            nn.init.normal_(conv.weight, 0, _he_deviation(conv))
+    for block in blocks:
+        _fixup_block(block, len(blocks))
     nn.init.zeros_(net.feed_forward[0].weight)

@@ -22,23 +22,27 @@ def swap(net, name, new):
     setattr(net.get_submodule(parent), leaf, new)
 
 # %% ../../nbs/backbone/85_images.ipynb #bb20f367
+def _replacement(m, n_classes): # -> a layer in place of one with 1000 outputs, otherwise None
+    if isinstance(m, nn.Linear) and m.out_features == 1000:
+        return nn.Linear(m.in_features, n_classes)
+    if isinstance(m, nn.Conv2d) and m.out_channels == 1000:
+        return nn.Conv2d(m.in_channels, n_classes, m.kernel_size)
+
+# %% ../../nbs/backbone/85_images.ipynb #7458edde
 def new_head(net, n_classes):
     "Replace every layer with 1000 outputs by a fresh one with `n_classes`"
     for name, m in list(net.named_modules()):
-        if isinstance(m, nn.Linear) and m.out_features == 1000:
-            swap(net, name, nn.Linear(m.in_features, n_classes))
-        elif isinstance(m, nn.Conv2d) and m.out_channels == 1000:
-            swap(net, name, nn.Conv2d(m.in_channels, n_classes, m.kernel_size))
+        if head := _replacement(m, n_classes): swap(net, name, head)
     return net
 
 # %% ../../nbs/backbone/85_images.ipynb #6ad91e81
 @torch.no_grad()
-def _grey_conv(conv):
+def _grey_conv(m):
     "A convolution for a single channel, its filters summed over the colours"
-    has_bias = conv.bias is not None
-    grey = nn.Conv2d(1, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, bias=has_bias)
-    grey.weight.copy_(conv.weight.sum(1, keepdim=True))
-    if has_bias: grey.bias.copy_(conv.bias)
+    shape = m.kernel_size, m.stride, m.padding, m.dilation
+    grey = nn.Conv2d(1, m.out_channels, *shape, bias=m.bias is not None)
+    grey.weight.copy_(m.weight.sum(1, keepdim=True))
+    if m.bias is not None: grey.bias.copy_(m.bias)
     return grey
 
 # %% ../../nbs/backbone/85_images.ipynb #b04126b6
@@ -80,6 +84,7 @@ def _refuse_name(library, name, names):
     similar = ', '.join(get_close_matches(name, names, 5)) or 'see its list_models()'
     raise InputError(f'unknown {library} model {name!r}: {similar}')
 
+# %% ../../nbs/backbone/85_images.ipynb #09b8c567
 def _make_with(make, name, kw):
     try: return make(**kw)
     except TypeError as e:
@@ -102,7 +107,7 @@ def _timm_network(name, n_classes, pretrained, kw):
 
 # %% ../../nbs/backbone/85_images.ipynb #13f36f4a
 def _plain_logits(net):
-    "Switch off the re-scaling and the auxiliary classifiers of GoogLeNet and Inception"
+    "Without re-scaling and auxiliary classifiers"
     if hasattr(net, 'transform_input'): net.transform_input = False
     if not getattr(net, 'aux_logits', False): return
     net.aux_logits = False
@@ -110,6 +115,12 @@ def _plain_logits(net):
         setattr(net, part, None)
 
 # %% ../../nbs/backbone/85_images.ipynb #46e0fd17
+def _check_torchvision_options(name, kw, *makers): # functions that share the options
+    known = {option for make in makers for option in inspect.signature(make).parameters}
+    if unknown := set(kw) - known:
+        raise InputError(f"torchvision:{name} has no option {', '.join(sorted(unknown))}")
+
+# %% ../../nbs/backbone/85_images.ipynb #088e2245
 def _torchvision_network(name, n_classes, pretrained, kw):
     from torchvision import models
     names = models.list_models(module=models)
@@ -120,10 +131,7 @@ def _torchvision_network(name, n_classes, pretrained, kw):
         return models.get_model(name, weights='DEFAULT' if pretrained else None, **options)
 
     net = _make_with(make, name, kw)
-    builder = models.get_model_builder(name)
-    known = {*inspect.signature(builder).parameters, *inspect.signature(type(net)).parameters}
-    if unknown := set(kw) - known:
-        raise InputError(f"torchvision:{name} has no option {', '.join(sorted(unknown))}")
+    _check_torchvision_options(name, kw, models.get_model_builder(name), type(net))
     _plain_logits(net)
     usual = 299 if name == 'inception_v3' else 224
     size = getattr(net, 'image_size', None) or kw.get('input_size') or usual

@@ -37,7 +37,7 @@ def drop_lines(
     return x.index_select(dim, keep.to(x.device))
 
 # %% ../../nbs/backbone/45_passt.ipynb #b3dbd04b
-def _check_patchout(f, t, patches, rows): # left out: rows, columns, single patches; rows there are
+def _check_patchout(f, t, patches, rows): # rows, columns and patches left out; rows there are
     if not 0 <= f < rows:
         raise InputError(f'PaSST: patchout_f {f} is out of range; there are {rows} rows, choose 0 to {rows - 1}')
     if t < 0 or patches < 0:
@@ -47,13 +47,15 @@ def _check_patchout(f, t, patches, rows): # left out: rows, columns, single patc
 def _zeros(*shape):
     return nn.Parameter(torch.zeros(1, *shape))
 
+# %% ../../nbs/backbone/45_passt.ipynb #c8f2daae
 def _init_passt(net):
-    "Truncated normal positions and linear layers, biases 0"
-    for p in (net.cls_token, net.dist_token, net.new_pos_embed, net.freq_new_pos_embed, net.time_new_pos_embed):
+    "Truncated normal tokens, positions and linear layers; biases 0"
+    tokens = net.cls_token, net.dist_token
+    positions = net.new_pos_embed, net.freq_new_pos_embed, net.time_new_pos_embed
+    linears = [m for m in net.modules() if isinstance(m, nn.Linear)]
+    for p in (*tokens, *positions, *(m.weight for m in linears)):
         nn.init.trunc_normal_(p, std=.02)
-    for m in net.modules():
-        if not isinstance(m, nn.Linear): continue
-        nn.init.trunc_normal_(m.weight, std=.02)
+    for m in linears:
         nn.init.zeros_(m.bias)
 
 # %% ../../nbs/backbone/45_passt.ipynb #c538d4bd
@@ -90,6 +92,14 @@ class PaSST(nn.Module):
 
 # %% ../../nbs/backbone/45_passt.ipynb #35eda560
 @patch
+def time_positions(self:PaSST, n): # -> (1, dim, 1, n)
+    "From the first one on, in training from a random one"
+    spare = self.time_new_pos_embed.shape[-1] - n
+    start = int(torch.randint(spare + 1, ())) if self.training else 0
+    return self.time_new_pos_embed[..., start:start + n]
+
+# %% ../../nbs/backbone/45_passt.ipynb #f59d653a
+@patch
 def patches(self:PaSST, x): # (B, 1, F, T) -> (B, dim, rows, columns)
     "The embedded patches, positions added"
     rows, columns = self.freq_new_pos_embed.shape[2], self.time_new_pos_embed.shape[-1]
@@ -97,14 +107,11 @@ def patches(self:PaSST, x): # (B, 1, F, T) -> (B, dim, rows, columns)
     if x.shape[2] != rows:
         raise InputError(f'PaSST: the input gives {x.shape[2]} rows of patches for {rows} positions; '
                          'it needs 128 mel bands')
-    used = x.shape[-1]
-    start = int(torch.randint(columns - used + 1, ())) if self.training else 0
-    return x + self.time_new_pos_embed[..., start:start + used] + self.freq_new_pos_embed
+    return x + self.time_positions(x.shape[-1]) + self.freq_new_pos_embed
 
 # %% ../../nbs/backbone/45_passt.ipynb #d8e2a411
 @patch
 def _tokens(self:PaSST, x): # (B, 1, F, T) -> (B, tokens, dim)
-    "The patches that are left after patchout, as a sequence"
     x = self.patches(x)
     if not self.training: return x.flatten(2).transpose(1, 2)
     x = drop_lines(drop_lines(x, 3, self.patchout_t), 2, self.patchout_f)
@@ -113,7 +120,7 @@ def _tokens(self:PaSST, x): # (B, 1, F, T) -> (B, tokens, dim)
 # %% ../../nbs/backbone/45_passt.ipynb #81b6edfb
 @patch
 def features(self:PaSST, x): # (B, 1, F, T) -> (B, dim)
-    "The mean of the two class tokens behind the transformer"
+    "The mean of the two class tokens"
     x = self._tokens(x)
     classes = torch.cat([self.cls_token, self.dist_token], 1) + self.new_pos_embed
     x = self.norm(self.blocks(torch.cat([classes.expand(x.shape[0], -1, -1), x], 1)))

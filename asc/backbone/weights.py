@@ -27,14 +27,16 @@ PUBLISHED_WEIGHTS = {
     **{name: f'{_cpjku}{name}.pt' for name in _teachers}}
 
 # %% ../../nbs/backbone/05_weights.ipynb #ce9e46da
+def _refuse_beats(path):
+    raise InputError(f'{path}: no such file; download it by hand from the UniLM BEATs page '
+                     '(github.com/microsoft/unilm/tree/master/beats) '
+                     f'to data/weights/{Path(path).stem}.pt, or pass its path')
+
+# %% ../../nbs/backbone/05_weights.ipynb #ba2eee53
 def _check_published(path):
     "Refuse what can neither be found nor fetched"
     if str(path) in PUBLISHED_WEIGHTS: return
-    name = Path(path).stem
-    if name.startswith(('BEATs_iter', 'Tokenizer_iter')):
-        raise InputError(f'{path}: no such file; download it by hand from the UniLM BEATs page '
-                         '(github.com/microsoft/unilm/tree/master/beats) '
-                         f'to data/weights/{name}.pt, or pass its path')
+    if Path(path).stem.startswith(('BEATs_iter', 'Tokenizer_iter')): _refuse_beats(path)
     raise InputError(f'{path}: no such file; give the path of a downloaded checkpoint, or one of '
                      f"{', '.join(PUBLISHED_WEIGHTS)}")
 
@@ -51,10 +53,11 @@ def weights_file(
     return fetch(PUBLISHED_WEIGHTS[str(path)], fetched)
 
 # %% ../../nbs/backbone/05_weights.ipynb #df11afc0
+_FILE_KINDS = {b'<': 'a web page', b'RIFF': 'a wav file',
+               b'version': 'a Git LFS pointer', b'PK': 'a zip archive'}
+
 def _looks_like(head): # the first bytes of a file -> what it may be, in words
-    kinds = {b'<': 'a web page', b'RIFF': 'a wav file',
-             b'version': 'a Git LFS pointer', b'PK': 'a zip archive'}
-    for start, kind in kinds.items():
+    for start, kind in _FILE_KINDS.items():
         if head.startswith(start): return kind
     return f'it begins with {head!r}' if head else 'an empty file'
 
@@ -129,6 +132,7 @@ def state_of(
 def _conv_shapes(shapes): # name -> shape
     return sorted(tuple(s) for s in shapes.values() if len(s) == 4)
 
+# %% ../../nbs/backbone/05_weights.ipynb #7587eb45
 def _has_norms(shapes):
     return any(k.endswith('running_mean') for k in shapes)
 
@@ -146,13 +150,16 @@ def merged_form(
             'that, and merge it again with asc.size.fold if wished')
 
 # %% ../../nbs/backbone/05_weights.ipynb #83088592
+def _misshapen(have, want): # as `merged_form`
+    both = [k for k in want if k in have and have[k] != want[k]]
+    return [f'{k} {tuple(have[k])} for {tuple(want[k])}' for k in both]
+
+# %% ../../nbs/backbone/05_weights.ipynb #c84103ab
 def _misfits(have, want): # name -> shape of a file's and of a network's tensors
     "The names that do not fit, by what is wrong with them"
-    misshapen = [f'{k} {tuple(have[k])} for {tuple(shape)}' for k, shape in want.items()
-                 if k in have and have[k] != shape]
     return {'missing': [k for k in want if k not in have],
             'unexpected': [k for k in have if k not in want],
-            'misshapen': misshapen}
+            'misshapen': _misshapen(have, want)}
 
 # %% ../../nbs/backbone/05_weights.ipynb #1475f761
 def _first_names(names): # the first eight in words
@@ -164,13 +171,16 @@ def _without(state, prefixes): # -> name -> tensor
     return {k: v for k, v in state.items() if not k.startswith(tuple(prefixes))}
 
 # %% ../../nbs/backbone/05_weights.ipynb #8472e323
+def _describe(misfits): # problem -> names
+    return '; '.join(f'{len(names)} {problem}: {_first_names(names)}'
+                     for problem, names in misfits.items() if names)
+
+# %% ../../nbs/backbone/05_weights.ipynb #1e0c03b4
 def _check_fit(have, want, title): # name -> tensor of a file and of a network
     shapes = [{k: v.shape for k, v in state.items()} for state in (have, want)]
-    misfits = {problem: names for problem, names in _misfits(*shapes).items() if names}
-    if misfits:
-        problems = [f'{len(names)} {problem}: {_first_names(names)}' for problem, names in misfits.items()]
+    if problems := _describe(_misfits(*shapes)):
         advice = merged_form(*shapes) or 'check the name and options of the network'
-        raise InputError(f"{title} ({'; '.join(problems)}); {advice}")
+        raise InputError(f'{title} ({problems}); {advice}')
 
 # %% ../../nbs/backbone/05_weights.ipynb #28a27aac
 def load_weights(

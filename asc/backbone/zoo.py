@@ -84,12 +84,19 @@ def _load_named(make, n_classes, path, kw): # a class of the registry, outputs, 
     return load_weights(net, state, what=path)
 
 # %% ../../nbs/backbone/90_zoo.ipynb #4e6afed7
-def _foreign_backbone(name, n_classes, weights, kw): # as `create_backbone`
-    if is_own(name): net = make_own(name, 'backbone', n_classes=n_classes, **kw)
-    else: net = image_backbone(*name.split(':', 1), n_classes, **kw)
+def _own_backbone(name, n_classes, kw): # as `create_backbone`
+    net = make_own(name, 'backbone', n_classes=n_classes, **kw)
     if not isinstance(net, nn.Module):
-        raise InputError(f'backbone {name}: found {type(net).__name__}, a torch.nn.Module was expected')
-    return load_weights(net, state_of(read_weights(weights), weights), what=weights) if weights else net
+        raise InputError(f'backbone {name}: found {type(net).__name__}, '
+                         'a torch.nn.Module was expected')
+    return net
+
+# %% ../../nbs/backbone/90_zoo.ipynb #1082119d
+def _foreign_backbone(name, n_classes, weights, kw): # as `create_backbone`
+    if is_own(name): net = _own_backbone(name, n_classes, kw)
+    else: net = image_backbone(*name.split(':', 1), n_classes, **kw)
+    if weights: load_weights(net, state_of(read_weights(weights), weights), what=weights)
+    return net
 
 # %% ../../nbs/backbone/90_zoo.ipynb #815a494a
 def _check_options(name, make, kw):
@@ -100,7 +107,7 @@ def _check_options(name, make, kw):
 
 # %% ../../nbs/backbone/90_zoo.ipynb #f1cc0679
 def create_backbone(
-    name:str,  # one of `list_backbones()`, timm:NAME, torchvision:NAME or 'file.py:Class'
+    name:str,         # one of `list_backbones()`, timm:NAME, torchvision:NAME or 'file.py:Class'
     n_classes:int=10, # outputs
     weights=None,     # checkpoint (path or public name) under the published tensor names
     **kw):            # options of that network, instead of the published ones

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LISTS', 'scan_audio', 'find_list', 'leaks', 'check_corpus']
 
-# %% ../../nbs/data/17_check.ipynb #1c1ad3ff
+# %% ../../nbs/data/17_check.ipynb #7fb5bb4d
 import os
 import re
 from itertools import combinations
@@ -17,7 +17,7 @@ from ..core import SCENES, InputError, fingerprint
 from .corpus import FINGERPRINTS, OFFICIAL, load_corpus, name_parts, read_list, recordings
 from .sound import scan_wavs
 
-# %% ../../nbs/data/17_check.ipynb #f060e5ac
+# %% ../../nbs/data/17_check.ipynb #69af92a2
 def _check_columns(meta):
     "meta.csv against the file names"
     parts = name_parts(meta.filename)
@@ -28,10 +28,10 @@ def _check_columns(meta):
         wrong = parts.scene.notna() & (listed != named)
         if not wrong.any(): continue
         example = f'{meta.filename[wrong].iloc[0]}: {listed[wrong].iloc[0]}'
-        yield ('error', f'{column} in meta.csv differs from the file name', int(wrong.sum()), example,
-               'fetch meta.csv again; the table rules until then')
+        yield ('error', f'{column} in meta.csv differs from the file name', int(wrong.sum()),
+               example, 'fetch meta.csv again; the table rules until then')
 
-# %% ../../nbs/data/17_check.ipynb #32e7beb6
+# %% ../../nbs/data/17_check.ipynb #6205f4e7
 def _check_gaps(meta):
     "Recordings that lack snippets"
     rec = recordings(meta)
@@ -40,7 +40,7 @@ def _check_gaps(meta):
         yield ('warning', 'recordings lack snippets', len(gaps), gaps.recording.iloc[0],
                'unpack all parts of the download again')
 
-# %% ../../nbs/data/17_check.ipynb #b75ba997
+# %% ../../nbs/data/17_check.ipynb #9743e346
 def _check_counts(rows, official, what):
     "Where the counts of a list differ from the published ones"
     mine = pd.concat([rows[c].value_counts() for c in ('scene', 'device', 'city')])
@@ -49,24 +49,24 @@ def _check_counts(rows, official, what):
     worst = share[share > 0].sort_values(ascending=False, kind='stable').index[:4]
     example = ', '.join(f'{name} {mine[name]} for {official[name]}' for name in worst)
     clips = abs(len(rows) - int(official[list(SCENES)].sum()))
-    yield ('error', f'{what} is not the official one', clips, example or 'the counts agree, the names do not',
-           'fetch it again')
+    example = example or 'the counts agree, the names do not'
+    yield ('error', f'{what} is not the official one', clips, example, 'fetch it again')
 
-# %% ../../nbs/data/17_check.ipynb #62ded1d7
+# %% ../../nbs/data/17_check.ipynb #fdebbde7
 def _check_edition(corpus):
     "Whether a folder named as TAU is TAU"
     year = re.match(r'TAU-urban-acoustic-scenes-(2020|2022)-mobile-development', corpus.dir.name)
-    if not year or corpus.edition is not None: return
-    official = OFFICIAL['all']//(10 if year[1] == '2020' else 1)
-    yield from _check_counts(corpus.meta, official, 'meta.csv')
+    if not year or corpus.edition: return
+    cut = 10 if year[1] == '2020' else 1
+    yield from _check_counts(corpus.meta, OFFICIAL['all']//cut, 'meta.csv')
 
-# %% ../../nbs/data/17_check.ipynb #5235bc6c
+# %% ../../nbs/data/17_check.ipynb #209c12bf
 def scan_audio(corpus, deep=False, workers=None, progress=True):
     "`scan_wavs` of a corpus"
     slack = np.where(corpus.meta.snippet.isna(), .01, 0.)
     return scan_wavs(corpus.dir, corpus.meta.filename, slack, deep, workers, progress)
 
-# %% ../../nbs/data/17_check.ipynb #be7d9f30
+# %% ../../nbs/data/17_check.ipynb #609c2f38
 def _check_faults(corpus, deep, progress):
     "Listed files that are missing or broken, by kind of fault"
     scan = scan_audio(corpus, deep=deep, progress=progress)
@@ -77,70 +77,94 @@ def _check_faults(corpus, deep, progress):
         yield ('error', what, len(group), f'{group.filename.iloc[0]}: {group.fault.iloc[0]}',
                'unpack them again, or fetch the archive again')
 
-# %% ../../nbs/data/17_check.ipynb #6e0975b7
+# %% ../../nbs/data/17_check.ipynb #1ede7f21
 def _check_extra(corpus):
     "Files that are not listed"
     audio = corpus.dir/'audio'
     if not audio.is_dir(): return
     names = {f'audio/{entry.name}' for entry in os.scandir(audio) if entry.name.endswith('.wav')}
     extra = sorted(names - set(corpus.meta.filename))
-    if extra: yield ('note', 'sound files not in meta.csv', len(extra), extra[0], 'they are not used; nothing to do')
+    if extra:
+        yield ('note', 'sound files not in meta.csv', len(extra), extra[0],
+               'they are not used; nothing to do')
 
-# %% ../../nbs/data/17_check.ipynb #9f8652f0
+# %% ../../nbs/data/17_check.ipynb #f3dd2c94
 LISTS = {'split5': ['split5.csv'], 'split10': ['split10.csv'], 'split25': ['split25.csv'],
          'split50': ['split50.csv'], 'split100': ['split100.csv', 'fold1_train.csv'],
          'test': ['test.csv', 'fold1_evaluate.csv']}
 
-def find_list(folders, # folders to look in; their evaluation_setup/ and split_setup/ are looked in too
+def _list_paths(folders, name):
+    "Where a split list may lie, in the order of preference"
+    for filename in LISTS.get(name, [f'{name}.csv']):
+        for folder in folders:
+            for sub in ('', 'split_setup', 'evaluation_setup'): yield folder/sub/filename
+
+# %% ../../nbs/data/17_check.ipynb #3e10d04f
+def find_list(folders, # to look in, also in their evaluation_setup/ and split_setup/
               name,    # 'test' or 'split<percent>'
               ):       # path of the first one found, or None
     "Where a split list lies"
-    places = [folder/sub for folder in folders for sub in ('', 'split_setup', 'evaluation_setup')]
-    for filename in LISTS.get(name, [f'{name}.csv']):
-        for place in places:
-            if (place/filename).is_file(): return place/filename
+    return next((path for path in _list_paths(folders, name) if path.is_file()), None)
 
-# %% ../../nbs/data/17_check.ipynb #66815d40
+# %% ../../nbs/data/17_check.ipynb #e66e6ece
 def _identities(rows):
     "What must not be in two parts: values of each clip, by what they are"
     segments = rows[rows.segment.notna()]
     segments = segments.location.astype(str) + ', segment ' + segments.segment.astype(str)
-    return {'clips': rows.filename, 'recordings': rows.recording, 'segments (parallel devices)': segments,
-            'locations': rows.location}
+    return {'clips': rows.filename, 'recordings': rows.recording,
+            'segments (parallel devices)': segments, 'locations': rows.location}
 
-# %% ../../nbs/data/17_check.ipynb #67a62d4e
+# %% ../../nbs/data/17_check.ipynb #c61d46c3
+def _shared(rows_a, rows_b):
+    "What two parts share: name of the kind, and the values"
+    a, b = _identities(rows_a), _identities(rows_b)
+    for what in a:
+        values = sorted(set(a[what].dropna()) & set(b[what].dropna()))
+        if values: yield what, values
+
+# %% ../../nbs/data/17_check.ipynb #31fd03ec
 def leaks(**parts, # name=rows of `Corpus.meta`
           ):       # yields rows of `check_corpus`
     "What two parts have in common that they must not"
     for (a, rows_a), (b, rows_b) in combinations(parts.items(), 2):
-        identities_b = _identities(rows_b)
-        for what, values in _identities(rows_a).items():
-            shared = sorted(set(values.dropna()) & set(identities_b[what].dropna()))
-            if not shared: continue
-            yield ('error', f'{a} and {b} share {what}', len(shared), shared[0], 'take them out of one of the two lists')
+        for what, shared in _shared(rows_a, rows_b):
+            yield ('error', f'{a} and {b} share {what}', len(shared), shared[0],
+                   'take them out of one of the two lists')
 
-# %% ../../nbs/data/17_check.ipynb #e67a2d78
-def _check_list(corpus, name, path, listed):
-    "Findings about one list, and its clips as rows of `meta`"
-    meta = corpus.meta.set_index('filename')
-    findings = []
-    lost = listed.filename[~listed.filename.isin(meta.index)]
+# %% ../../nbs/data/17_check.ipynb #f0cfe931
+def _clips_of(listed, corpus):
+    "The clips of a list that the corpus has, as rows of `meta`"
+    rows = corpus.meta.set_index('filename').reindex(listed.filename)
+    return rows.dropna(subset='recording').reset_index()
+
+# %% ../../nbs/data/17_check.ipynb #0b40da32
+def _check_known(listed, corpus, name):
+    "Clips of a list that the corpus does not have"
+    lost = listed.filename[~listed.filename.isin(corpus.meta.filename)]
     if len(lost):
-        findings.append(('error', f'{path.name} names clips that are not in meta.csv', len(lost), lost.iloc[0],
-                         'list and corpus do not belong together'))
-    rows = meta.reindex(listed.filename).dropna(subset='recording').reset_index()
+        yield ('error', f'{name} names clips that are not in meta.csv', len(lost), lost.iloc[0],
+               'list and corpus do not belong together')
+
+# %% ../../nbs/data/17_check.ipynb #620b6f4e
+def _check_labels(listed, rows, name):
+    "Clips of a list whose scene is not that of meta.csv"
     labels = listed.set_index('filename').scene_label.reindex(rows.filename).values
     wrong = rows[rows.scene != labels]
     if len(wrong):
-        findings.append(('error', f'{path.name} and meta.csv disagree on the scene', len(wrong),
-                         wrong.filename.iloc[0], 'fetch both again'))
-    if corpus.edition == '2022' and fingerprint(listed.filename) != FINGERPRINTS['2022'][name]:
-        findings += _check_counts(rows, OFFICIAL[name], path.name)
-    return findings, rows
+        yield ('error', f'{name} and meta.csv disagree on the scene', len(wrong),
+               wrong.filename.iloc[0], 'fetch both again')
 
-# %% ../../nbs/data/17_check.ipynb #afea9286
+# %% ../../nbs/data/17_check.ipynb #982a2c27
+def _check_list(corpus, name, path, listed, rows):
+    "Findings about one list"
+    yield from _check_known(listed, corpus, path.name)
+    yield from _check_labels(listed, rows, path.name)
+    if corpus.edition == '2022' and fingerprint(listed.filename) != FINGERPRINTS['2022'][name]:
+        yield from _check_counts(rows, OFFICIAL[name], path.name)
+
+# %% ../../nbs/data/17_check.ipynb #be22a6ef
 def _check_lists(corpus):
-    "Split lists that do not fit meta.csv or the official ones, and what training shares with the test"
+    "Lists that do not fit meta.csv or the official ones, and what training shares with the test"
     parts = {}
     for name in LISTS:
         path = find_list([corpus.dir], name)
@@ -148,13 +172,13 @@ def _check_lists(corpus):
         try: listed = read_list(path)
         except InputError as e: yield ('error', str(e), 1, '', 'fetch it again')
         else:
-            findings, parts[name] = _check_list(corpus, name, path, listed)
-            yield from findings
+            parts[name] = _clips_of(listed, corpus)
+            yield from _check_list(corpus, name, path, listed, parts[name])
     if 'test' not in parts: return
     test = parts.pop('test')
     for name, rows in parts.items(): yield from leaks(**{name: rows, 'test': test})
 
-# %% ../../nbs/data/17_check.ipynb #9518416c
+# %% ../../nbs/data/17_check.ipynb #b2f7d3cb
 def _check_all(corpus, deep, progress):
     yield from _check_faults(corpus, deep, progress)
     yield from _check_extra(corpus)
@@ -164,12 +188,12 @@ def _check_all(corpus, deep, progress):
     yield from _check_edition(corpus)
     yield from _check_lists(corpus)
 
-# %% ../../nbs/data/17_check.ipynb #cf3347a1
+# %% ../../nbs/data/17_check.ipynb #57fb88b3
 def check_corpus(data_dir,      # folder of a corpus
                  deep=False,    # decode every file, not only its header
                  progress=True, # show bars
                  kind='development', # or 'evaluation'
-                 ) -> pd.DataFrame: # one row per finding: severity ('error', 'warning', 'note') what count example remedy
+                 ) -> pd.DataFrame: # one a finding: severity what count example remedy
     "Everything that is wrong with a corpus on disk; no rows when all is well"
     try: corpus = load_corpus(data_dir, kind)
     except InputError as e: findings = [('error', str(e), 1, '', 'see there')]

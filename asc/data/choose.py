@@ -13,7 +13,7 @@ from .synthetic import make_synthetic
 # %% ../../nbs/data/45_choose.ipynb #0c132238
 TAU2022 = 'TAU-urban-acoustic-scenes-2022-mobile-development'
 
-def find_corpus(data='synthetic',  # 'synthetic' (made on the spot) or 'tau2022' (data/TAU-… under the project root)
+def find_corpus(data='synthetic',  # 'synthetic' (made on the spot) or 'tau2022' (in data/TAU-…)
                 data_dir='',       # any folder in the DCASE layout; overrides `data`
                 ):                 # asc.data.corpus.Corpus
     "The corpus of a run"
@@ -26,7 +26,7 @@ def data_facts(corpus,       # asc.data.corpus.Corpus
                store=None,   # asc.data.store.Store the clips are read from
                **lists,      # name -> rows: train=…, valid=…, test=…
                ) -> dict:
-    "What identifies the data of a run: names, counts and fingerprints of the lists, key of the store"
+    "What identifies the data of a run: names, lists and their fingerprints, key of the store"
     facts = dict(corpus=corpus.name, dir=str(corpus.dir), synthetic=corpus.synthetic,
                  scenes=list(corpus.scenes), devices=list(corpus.devices))
     facts['lists'] = {name: dict(clips=len(rows), fingerprint=fingerprint(rows.filename))

@@ -33,17 +33,19 @@ class ClipName:
     snippet:int|None  # position in its recording in seconds from 0, None for a whole recording
     device:str        # recording device
 
-    def __str__(self):
-        snippet = '' if self.snippet is None else f'{self.snippet}-'
-        return f'audio/{self.scene}-{self.city}-{self.location}-{self.segment}-{snippet}{self.device}.wav'
+# %% ../../nbs/data/15_corpus.ipynb #5f1b48bc
+@patch
+def __str__(self:ClipName):
+    snippet = '' if self.snippet is None else f'{self.snippet}-'
+    return f'audio/{self.scene}-{self.city}-{self.location}-{self.segment}-{snippet}{self.device}.wav'
 
-# %% ../../nbs/data/15_corpus.ipynb #97f1041b
+# %% ../../nbs/data/15_corpus.ipynb #730eb439
 @patch(as_prop=True)
 def recording(self:ClipName):
     "Name of the recording a clip belongs to"
     return f'{self.scene}-{self.city}-{self.location}-{self.segment}-{self.device}'
 
-# %% ../../nbs/data/15_corpus.ipynb #f811001b
+# %% ../../nbs/data/15_corpus.ipynb #37b35235
 @patch(cls_method=True)
 def parse(cls:ClipName, filename):
     "The parts of `filename`, with or without `audio/`"
@@ -65,33 +67,44 @@ def _text(path):
     except UnicodeDecodeError:
         raise InputError(f'{path} is not UTF-8 text: save it as UTF-8, or fetch it again') from None
 
-# %% ../../nbs/data/15_corpus.ipynb #038dbdb6
+# %% ../../nbs/data/15_corpus.ipynb #a5059619
+def _comma_hint(header):
+    has_commas = len(header) == 1 and ',' in header[0]
+    return '; it looks comma separated, DCASE lists use tabs' if has_commas else ''
+
+# %% ../../nbs/data/15_corpus.ipynb #5d4e5362
 def _check_header(path, header, columns):
     "InputError if a column is not there"
-    lacking = [c for c in columns if c not in header]
+    lacking = ', '.join(c for c in columns if c not in header)
     if not lacking: return
-    hint = ''
-    if len(header) == 1 and ',' in header[0]: hint = '; it looks comma separated, DCASE lists use tabs'
-    raise InputError(f"{path} has no column {', '.join(lacking)}: its header row is {' | '.join(header)!r}{hint}. "
+    row = ' | '.join(header)
+    raise InputError(f'{path} has no column {lacking}: its header row is {row!r}{_comma_hint(header)}. '
                      'Add it, or fetch the file again')
 
-# %% ../../nbs/data/15_corpus.ipynb #bd1df034
+# %% ../../nbs/data/15_corpus.ipynb #d9f453ce
 def _check_rows(path, header, rows, places):
     "InputError if a row is of another length than the header, or empty where a column is read"
     if not rows: raise InputError(f'{path} has a header but no rows: fetch it again')
     for i, row in enumerate(rows, 1):
         if len(row) != len(header) or not all(row[k].strip() for k in places):
-            raise InputError(f'{path}, row {i} after the header: {len(header)} filled fields expected, found {row}')
+            raise InputError(f'{path}, row {i} after the header: {len(header)} filled fields expected, '
+                             f'found {row}')
 
-# %% ../../nbs/data/15_corpus.ipynb #d9fa5200
-def _check_names(path, names):
-    "InputError if a file name occurs twice or leads out of the corpus"
+# %% ../../nbs/data/15_corpus.ipynb #ed1b8165
+def _check_unique(path, names):
+    "InputError if a file name occurs twice"
     twice = names[names.duplicated()]
     if len(twice):
-        raise InputError(f'{path} names {twice.iloc[0]} twice ({len(twice)} repeated rows): remove the repetitions')
+        raise InputError(f'{path} names {twice.iloc[0]} twice ({len(twice)} repeated rows): '
+                         'remove the repetitions')
+
+# %% ../../nbs/data/15_corpus.ipynb #c20b7483
+def _check_inside(path, names):
+    "InputError if a file name leads out of the corpus"
     outside = names[names.str.contains(r'^[/~]|^\w:|(?:^|/)\.\.(?:/|$)')]
     if len(outside):
-        raise InputError(f'{path} names {outside.iloc[0]}, which is outside the corpus: names start with audio/')
+        raise InputError(f'{path} names {outside.iloc[0]}, which is outside the corpus: '
+                         'names start with audio/')
 
 # %% ../../nbs/data/15_corpus.ipynb #543c1c41
 def read_list(path,                                # a tab-separated file with a header row
@@ -104,7 +117,8 @@ def read_list(path,                                # a tab-separated file with a
     places = [header.index(c) for c in columns]
     _check_rows(path, header, rows, places)
     df = pd.DataFrame({c: [row[k].strip() for row in rows] for c, k in zip(columns, places)})
-    _check_names(path, df[columns[0]])
+    _check_unique(path, df[columns[0]])
+    _check_inside(path, df[columns[0]])
     return df
 
 # %% ../../nbs/data/15_corpus.ipynb #27a93e7e
@@ -149,7 +163,7 @@ stockholm            820    1460    3420    6780    13630 2700 22560
 vienna               750    1430    3600    7190    14150 2700 22200
 '''
 
-# %% ../../nbs/data/15_corpus.ipynb #359ae2f8
+# %% ../../nbs/data/15_corpus.ipynb #a6c16c92
 OFFICIAL = pd.read_csv(StringIO((_SCENES + _DEVICES + _CITIES).strip()), sep=r'\s+')
 
 # %% ../../nbs/data/15_corpus.ipynb #f3d54310
@@ -161,7 +175,7 @@ FINGERPRINTS = {
                  split50='fea6fd3b5dc00e66', split100='90ba03b9476321b7', test='324e1ba9e0e21926',
                  all='52fe8e9dc2e9f25f')}
 
-# %% ../../nbs/data/15_corpus.ipynb #6a938134
+# %% ../../nbs/data/15_corpus.ipynb #87f608db
 def _edition_of(filenames):
     "'2020' or '2022' when the names are exactly those of that TAU development set, else None"
     mine = fingerprint(filenames)
@@ -172,7 +186,7 @@ def _edition_of(filenames):
 class Corpus:
     "A folder in the DCASE layout and its `meta.csv`"
     dir:Path            # folder that holds audio/ and meta.csv
-    meta:pd.DataFrame   # one row per clip: filename scene device city location recording segment snippet
+    meta:pd.DataFrame   # one a clip: filename scene device city location recording segment snippet
     kind:str            # 'development', or 'evaluation' (scene, device, city and location are None)
 
     @cached_property
@@ -184,20 +198,20 @@ class Corpus:
     @cached_property
     def edition(self): return _edition_of(self.meta.filename)
 
-# %% ../../nbs/data/15_corpus.ipynb #c5b1537d
+# %% ../../nbs/data/15_corpus.ipynb #d6b76eef
 @patch(as_prop=True)
 def synthetic(self:Corpus):
     "Whether the sounds are made by `make_synthetic`"
     return (self.dir/'SYNTHETIC').is_file()
 
-# %% ../../nbs/data/15_corpus.ipynb #458d8a7f
+# %% ../../nbs/data/15_corpus.ipynb #982306be
 @patch(as_prop=True)
 def name(self:Corpus):
     "Name of the folder, which says 'synthetic' of a synthetic corpus"
     if self.synthetic and 'synthetic' not in self.dir.name: return f'{self.dir.name}-synthetic'
     return self.dir.name
 
-# %% ../../nbs/data/15_corpus.ipynb #b541e9f9
+# %% ../../nbs/data/15_corpus.ipynb #08d12078
 @patch
 def __repr__(self:Corpus):
     scenes, devices = self.meta.scene.nunique(), self.meta.device.nunique()
@@ -210,17 +224,17 @@ def name_parts(filenames) -> pd.DataFrame: # scene city location segment snippet
     rows = [match.groups() if match else [None]*6 for match in matches]
     return pd.DataFrame(rows, columns=list(NAME.groupindex), dtype=object)
 
-# %% ../../nbs/data/15_corpus.ipynb #e7f2a829
+# %% ../../nbs/data/15_corpus.ipynb #7794cbb8
 def _recording_names(filenames, parts):
     "The recording each clip belongs to"
-    columns = (parts[c] for c in ('scene', 'city', 'location', 'segment', 'device'))
-    names = zip(filenames, *columns)
-    return ['-'.join(part) if part[0] else re.sub(r'^audio/|\.wav$', '', filename) for filename, *part in names]
+    stems = [re.sub(r'^audio/|\.wav$', '', name) for name in filenames]
+    columns = [parts[c] for c in ('scene', 'city', 'location', 'segment', 'device')]
+    return ['-'.join(part) if part[0] else stem for stem, *part in zip(stems, *columns)]
 
-# %% ../../nbs/data/15_corpus.ipynb #4fec514e
+# %% ../../nbs/data/15_corpus.ipynb #54370c68
 def _whole_numbers(texts): return pd.array([text and int(text) for text in texts], 'Int32')
 
-# %% ../../nbs/data/15_corpus.ipynb #6508c0e3
+# %% ../../nbs/data/15_corpus.ipynb #dde6639b
 def _meta_of(listed):
     "Rows of a list with what the file names tell"
     parts, none = name_parts(listed.filename), [None]*len(listed)
@@ -235,29 +249,33 @@ def _meta_of(listed):
         segment=_whole_numbers(parts.segment),
         snippet=_whole_numbers(parts.snippet)))
 
-# %% ../../nbs/data/15_corpus.ipynb #a0b7e3a2
+# %% ../../nbs/data/15_corpus.ipynb #be0af2fc
+def _nearby_corpus(folder):
+    "What to say of a folder that is no corpus"
+    for path in [*folder.glob('*/meta.csv'), folder.parent/'meta.csv']:
+        if path.is_file(): return f'did you mean {path.parent}?'
+    return 'a corpus has audio/ and meta.csv; the latter comes in the *.meta.zip of the download'
+
+# %% ../../nbs/data/15_corpus.ipynb #d981110d
 def _find_meta(folder, kind):
     "The list of a corpus' clips"
-    lists = ['meta.csv'] if kind == 'development' else ['evaluation_setup/fold1_test.csv', 'meta.csv']
+    lists = ['meta.csv']
+    if kind == 'evaluation': lists.insert(0, 'evaluation_setup/fold1_test.csv')
     for name in lists:
         if (folder/name).is_file(): return folder/name
-    hint = 'a corpus has audio/ and meta.csv; the latter comes in the *.meta.zip of the download'
-    for path in [*folder.glob('*/meta.csv'), folder.parent/'meta.csv']:
-        if path.is_file():
-            hint = f'did you mean {path.parent}?'
-            break
-    raise InputError(f"{folder} has no {' and no '.join(lists)}: {hint}")
+    raise InputError(f"{folder} has no {' and no '.join(lists)}: {_nearby_corpus(folder)}")
 
 # %% ../../nbs/data/15_corpus.ipynb #c335c347
 META = ('filename', 'scene_label', 'identifier', 'source_label')
 
-def load_corpus(data_dir,            # folder with audio/ and meta.csv; ~ and paths from the project root are fine
+def load_corpus(data_dir,            # folder with audio/ and meta.csv, also from the project root
                 kind='development',  # 'development' or 'evaluation' (unlabelled)
                 ) -> Corpus:
     "The corpus in a folder; the sound files are not touched"
     pick(('development', 'evaluation'), kind, 'kind of corpus')
     folder = resolve(data_dir)
-    if not folder.is_dir(): raise InputError(f'no folder {folder}: pass the folder that holds audio/ and meta.csv')
+    if not folder.is_dir():
+        raise InputError(f'no folder {folder}: pass the folder that holds audio/ and meta.csv')
     columns = META if kind == 'development' else META[:1]
     return Corpus(folder, _meta_of(read_list(_find_meta(folder, kind), columns)), kind)
 
@@ -269,11 +287,12 @@ def counts(meta,             # `Corpus.meta`, or rows of it
 
 # %% ../../nbs/data/15_corpus.ipynb #f44f7c13
 def recordings(meta,              # `Corpus.meta`, or rows of it
-               ) -> pd.DataFrame: # one a recording: recording scene device location filenames snippets complete
+               ) -> pd.DataFrame: # recording scene device location filenames snippets complete
     "Snippets grouped into the recordings they were cut from, in the order of time"
     meta = meta.assign(snippet=meta.snippet.fillna(0).astype(int))
     groups = meta.sort_values(['recording', 'snippet'], kind='stable').groupby('recording')
-    rec = groups.agg(scene=('scene', 'first'), device=('device', 'first'), location=('location', 'first'),
-                     filenames=('filename', list), snippets=('snippet', list)).reset_index()
+    rec = groups.agg(scene=('scene', 'first'), device=('device', 'first'),
+                     location=('location', 'first'), filenames=('filename', list),
+                     snippets=('snippet', list)).reset_index()
     whole = list(range(rec.snippets.map(len).max()))
     return rec.assign(complete=[snippets == whole for snippets in rec.snippets])

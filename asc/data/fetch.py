@@ -20,36 +20,39 @@ from ..core import InputError, pick, resolve
 from .sound import bar
 
 with warnings.catch_warnings():
-    warnings.simplefilter('ignore')     # pooch looks for a bar of widgets, which warns where there are none
+    warnings.simplefilter('ignore')     # pooch warns where there are no widgets
     import pooch
 
 # %% ../../nbs/data/10_fetch.ipynb #e4014dff
 class Resume:
-    "A pooch downloader that goes on from `part`, retries, and checks the finished file before handing it over"
+    "A pooch downloader that goes on from `part`, retries, and checks the finished file"
     def __init__(self, part,         # where the beginning is kept between attempts
-                 check=None,         # called with the path of the whole file; raises if the content is wrong
+                 check=None,         # called with the path of the whole file; raises if it is wrong
                  progress=True,      # show a bar
                  tries=3,            # attempts before giving up
                  ):
         self.part, self.check, self.progress, self.tries = Path(part), check, progress, tries
 
-    def __call__(self, url, output_file, pooch, check_only=False):
-        self._complete(url)
-        if self.check: self._verify()
-        os.replace(self.part, output_file)
+# %% ../../nbs/data/10_fetch.ipynb #981c826e
+@patch
+def __call__(self:Resume, url, output_file, pooch, check_only=False):
+    "Fetch a file; pooch calls this"
+    self._complete(url)
+    if self.check: self._verify()
+    os.replace(self.part, output_file)
 
-# %% ../../nbs/data/10_fetch.ipynb #0f9b3399
+# %% ../../nbs/data/10_fetch.ipynb #3ebf0875
 @patch
 def _complete(self:Resume, url):
     "Go on with the download until `part` is whole"
     for attempt in range(1, self.tries + 1):
         try: return self._go_on(url)
-        except requests.HTTPError: raise                  # the server's answer will be the same next time
+        except requests.HTTPError: raise        # the answer will be the same next time
         except requests.RequestException:
             if attempt == self.tries: raise
             time.sleep(.5)
 
-# %% ../../nbs/data/10_fetch.ipynb #6a9d79f9
+# %% ../../nbs/data/10_fetch.ipynb #81e2a632
 @patch
 def _verify(self:Resume):
     "Remove `part` if its content is wrong"
@@ -73,7 +76,7 @@ def _go_on(self:Resume, url):
         response.raise_for_status()
         self._save(response, 'ab' if have and response.status_code == 206 else 'wb')
 
-# %% ../../nbs/data/10_fetch.ipynb #9c2870ce
+# %% ../../nbs/data/10_fetch.ipynb #81c307e1
 @patch
 def _save(self:Resume, response, mode):
     "Write what a server sends to `part`"
@@ -85,12 +88,13 @@ def _save(self:Resume, response, mode):
 # %% ../../nbs/data/10_fetch.ipynb #cdb727c0
 def _no_answer(e):
     "Why a request came to nothing"
-    if isinstance(e, requests.HTTPError): return f'the server answered {e.response.status_code} {e.response.reason}'
+    if isinstance(e, requests.HTTPError):
+        return f'the server answered {e.response.status_code} {e.response.reason}'
     if isinstance(e, requests.Timeout): return 'the server did not answer in time'
     if isinstance(e, requests.ConnectionError): return 'no connection to the server'
     return type(e).__name__
 
-# %% ../../nbs/data/10_fetch.ipynb #689d839a
+# %% ../../nbs/data/10_fetch.ipynb #adaf26c2
 def _why_not(e, url, path, md5):
     "Why a file could not be fetched and what to do"
     if isinstance(e, requests.RequestException):
@@ -106,7 +110,7 @@ pooch.get_logger().setLevel('WARNING')
 def fetch(url,           # where it is
           path,          # where it shall be
           md5=None,      # its MD5 as 32 hex digits, when known
-          check=None,    # called with a path; raises `InputError` when the content is not what it should be
+          check=None,    # called with a path; raises `InputError` when the content is wrong
           progress=True, # show a bar
           ) -> Path:     # `path`
     "Fetch one file, or say why it could not be had and what to do"
@@ -115,7 +119,7 @@ def fetch(url,           # where it is
     known_hash = md5 and f'md5:{md5}'
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pooch.retrieve(url, known_hash=known_hash, fname=path.name, path=path.parent, downloader=download)
+        pooch.retrieve(url, known_hash, fname=path.name, path=path.parent, downloader=download)
     except InputError: raise
     except (ValueError, OSError) as e: raise InputError(_why_not(e, url, path, md5)) from e
     return path
@@ -126,15 +130,15 @@ def _open_zip(archive):
     except (zipfile.BadZipFile, FileNotFoundError) as e:
         raise InputError(f'{archive} cannot be unpacked: {e}. Remove it and fetch it again') from e
 
-# %% ../../nbs/data/10_fetch.ipynb #cd77da37
-def _check_inside(members, out, archive):
+# %% ../../nbs/data/10_fetch.ipynb #5fc16c22
+def _check_inside(names, out, archive):
     "InputError if a member of an archive would be written outside a folder"
     folder = Path(out).resolve()
-    for member in members:
-        if not Path(out, member.filename).resolve().is_relative_to(folder):
-            raise InputError(f'{archive} would write outside {out}: {member.filename!r}')
+    for name in names:
+        if not Path(out, name).resolve().is_relative_to(folder):
+            raise InputError(f'{archive} would write outside {out}: {name!r}')
 
-# %% ../../nbs/data/10_fetch.ipynb #73190a6c
+# %% ../../nbs/data/10_fetch.ipynb #ff4263c6
 def _unpack_member(zf, member, out):
     "Write one file of an open archive, unless it is there"
     path = Path(out, member.filename)
@@ -142,14 +146,15 @@ def _unpack_member(zf, member, out):
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + '.part')
     try:
-        with zf.open(member) as source, open(part, 'wb') as target: shutil.copyfileobj(source, target, 1 << 20)
+        with zf.open(member) as source, open(part, 'wb') as target:
+            shutil.copyfileobj(source, target, 1 << 20)
         os.replace(part, path)
     except (zipfile.BadZipFile, OSError) as e:
         part.unlink(missing_ok=True)
         reason = getattr(e, 'strerror', None) or e
         raise InputError(f'{member.filename} of {zf.filename} cannot be unpacked: {reason}') from e
 
-# %% ../../nbs/data/10_fetch.ipynb #e86cfc72
+# %% ../../nbs/data/10_fetch.ipynb #3b0c4132
 def unpack(archive,       # zip file
            out,           # folder to unpack into
            progress=True, # show a bar
@@ -157,7 +162,7 @@ def unpack(archive,       # zip file
     "Unpack a zip; members that are there in their full size are kept"
     with _open_zip(archive) as zf:
         members = [m for m in zf.infolist() if not m.is_dir()]
-        _check_inside(members, out, archive)
+        _check_inside([m.filename for m in members], out, archive)
         for member in bar(members, len(members), progress): _unpack_member(zf, member, out)
 
 # %% ../../nbs/data/10_fetch.ipynb #b776a9fb
@@ -167,14 +172,15 @@ def _record(url):
         response = requests.get(url, timeout=30)
         response.raise_for_status()
         files = [f for f in response.json()['files'] if f['checksum'].startswith('md5:')]
-        return [dict(name=f['key'], size=f['size'], md5=f['checksum'][4:], url=f['links']['self']) for f in files]
+        return [dict(name=f['key'], size=f['size'], md5=f['checksum'][4:], url=f['links']['self'])
+                for f in files]
     except requests.RequestException as e:
         raise InputError(f'could not ask {url} for its files ({type(e).__name__}): check the connection, '
                          'or download by hand and unpack into one folder') from e
     except (KeyError, ValueError) as e:
         raise InputError(f'{url} is not a record with files and MD5 sums: check the number') from e
 
-# %% ../../nbs/data/10_fetch.ipynb #367be7b1
+# %% ../../nbs/data/10_fetch.ipynb #3d1b90e6
 def _check_room(files, out, name):
     "InputError if a disk has no room for archives and sound"
     need = 2*sum(f['size'] for f in files)
@@ -193,7 +199,7 @@ def download_corpus(name,          # one of CORPORA, or the number of any Zenodo
                     base_url=ZENODO, # where records are described
                     progress=True, # show bars
                     ) -> list:     # folders of the unpacked corpus (one)
-    "Fetch, check and unpack a published corpus; TAU's development sets need about twice their 35 GB"
+    "Fetch, check and unpack a published corpus; a TAU development set needs about 70 GB"
     record = int(name) if str(name).isdigit() else pick(CORPORA, name, 'corpus')
     out = resolve(out)
     files = _record(f'{base_url}/{record}')

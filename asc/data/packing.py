@@ -20,20 +20,25 @@ from fastcore.basics import patch
 from ..core import write_json, write_text
 from .sound import FAULTS, bar, fault_of, read_int16, to_int16
 
-# %% ../../nbs/data/28_packing.ipynb #fa1a7a0e
+# %% ../../nbs/data/28_packing.ipynb #b044ef3d
+def _stretches(rows):
+    "Number of the stretch of each clip; a clip goes on where the one before it ends"
+    before = rows.shift()
+    joins = (rows.recording == before.recording) & (rows.snippet == before.snippet + 1)
+    return (~joins).cumsum() - 1
+
+# %% ../../nbs/data/28_packing.ipynb #800c2576
 def store_layout(meta,              # `Corpus.meta`
                  clip_len:int,      # samples of a clip
-                 ) -> pd.DataFrame: # one row per clip in store order: filename recording snippet stretch offset frames
+                 ) -> pd.DataFrame: # in store order: filename recording snippet stretch offset frames
     "Which clip lies where"
     snippet = meta.snippet.fillna(0).astype(int)
     rows = pd.DataFrame(dict(filename=meta.filename, recording=meta.recording, snippet=snippet))
-    rows = rows.sort_values(['recording', 'snippet', 'filename'], kind='stable').reset_index(drop=True)
-    before = rows.shift()
-    joins = (rows.recording == before.recording) & (rows.snippet == before.snippet + 1)
+    rows = rows.sort_values(['recording', 'snippet', 'filename'], kind='stable', ignore_index=True)
     offset = np.arange(len(rows), dtype=np.int64)*clip_len
-    return rows.assign(stretch=(~joins).cumsum() - 1, offset=offset, frames=clip_len)
+    return rows.assign(stretch=_stretches(rows), offset=offset, frames=clip_len)
 
-# %% ../../nbs/data/28_packing.ipynb #bbfad9a1
+# %% ../../nbs/data/28_packing.ipynb #6ad87ade
 CHUNK = 1 << 22
 
 def chunks(stretch,  # stretch number of each clip
@@ -49,7 +54,7 @@ def chunks(stretch,  # stretch number of each clip
         first = end
     return cuts
 
-# %% ../../nbs/data/28_packing.ipynb #9e6a29d1
+# %% ../../nbs/data/28_packing.ipynb #9297078c
 def crc_of(path, chunk, clip_len):
     "CRC-32 of the clips of a chunk"
     first, end = chunk
@@ -57,7 +62,7 @@ def crc_of(path, chunk, clip_len):
         f.seek(first*clip_len*2)
         return zlib.crc32(f.read((end - first)*clip_len*2))
 
-# %% ../../nbs/data/28_packing.ipynb #757b425e
+# %% ../../nbs/data/28_packing.ipynb #cdb5b635
 class Packing:
     "The packing of one store, chunk by chunk"
     def __init__(self, src_dir,  # folder of the corpus
@@ -73,12 +78,12 @@ class Packing:
         self.part, self.final = folder/'audio.part', folder/'audio.i16'
         self.resample = _resampler(src_rate, rate) if rate != src_rate else None
 
-# %% ../../nbs/data/28_packing.ipynb #9cefedc3
+# %% ../../nbs/data/28_packing.ipynb #a725cbc7
 def _resampler(source, target):
     from torchaudio.transforms import Resample
     return Resample(source, target)
 
-# %% ../../nbs/data/28_packing.ipynb #660d2ea9
+# %% ../../nbs/data/28_packing.ipynb #8e164569
 @patch
 def decode(self:Packing, chunk):
     "Samples of the clips of a chunk, and what is wrong with those that cannot be read"
@@ -89,16 +94,18 @@ def decode(self:Packing, chunk):
         except FAULTS as e: faults[name] = fault_of(e)
     return x, faults
 
-# %% ../../nbs/data/28_packing.ipynb #51db37a1
+# %% ../../nbs/data/28_packing.ipynb #0eaa43cf
 @patch
 def at_rate(self:Packing, x, stretch):
     "Resample each stretch of int16 clips and round again"
     import torch
-    sounds = (x[stretch == number].reshape(-1)/np.float32(32768) for number in np.unique(stretch))
-    with torch.inference_mode(): resampled = [self.resample(torch.from_numpy(sound)).numpy() for sound in sounds]
+    resampled = []
+    for number in np.unique(stretch):
+        sound = torch.from_numpy(x[stretch == number].reshape(-1)/np.float32(32768))
+        with torch.inference_mode(): resampled.append(self.resample(sound).numpy())
     return to_int16(np.concatenate(resampled))
 
-# %% ../../nbs/data/28_packing.ipynb #01f7e3af
+# %% ../../nbs/data/28_packing.ipynb #18c2c076
 @patch
 def do(self:Packing, chunk):
     "Decode one chunk and write it: (chunk, checksum, faults)"
@@ -111,26 +118,25 @@ def do(self:Packing, chunk):
         f.write(x)
     return chunk, zlib.crc32(x), faults
 
-# %% ../../nbs/data/28_packing.ipynb #38adbd16
+# %% ../../nbs/data/28_packing.ipynb #1ace6c4d
 @patch
 def noted(self:Packing):
     "Chunks noted by an earlier attempt: {(first, end): checksum}"
     log = self.folder/'progress'
     if not (self.part.exists() and log.exists()): return {}
-    lines = log.read_text().split('\n')[:-1]
-    notes = [map(int, line.split()) for line in lines]
+    notes = [map(int, line.split()) for line in log.read_text().split('\n')[:-1]]
     return {(first, end): crc for first, end, crc in notes}
 
-# %% ../../nbs/data/28_packing.ipynb #6e7bf641
+# %% ../../nbs/data/28_packing.ipynb #b042dc82
 @patch
 def done(self:Packing):
     "Noted chunks whose bytes are still what was noted: {(first, end): checksum}"
-    if self.final.exists(): os.replace(self.final, self.part)                # killed between file and manifest
+    if self.final.exists(): os.replace(self.final, self.part)      # killed before the manifest
     noted = self.noted()
-    return {chunk: noted[chunk] for chunk in self.chunks
-            if chunk in noted and crc_of(self.part, chunk, self.clip_len) == noted[chunk]}
+    chunks = [chunk for chunk in self.chunks if chunk in noted]
+    return {c: noted[c] for c in chunks if crc_of(self.part, c, self.clip_len) == noted[c]}
 
-# %% ../../nbs/data/28_packing.ipynb #a14ff53c
+# %% ../../nbs/data/28_packing.ipynb #156ee8af
 @patch
 def reserve(self:Packing, done):
     "Make the file as long as it will be, or raise OSError when the disk has no room"
@@ -140,14 +146,15 @@ def reserve(self:Packing, done):
     self.part.touch()
     os.truncate(self.part, len(self.rows)*self.clip_len*2)
 
-# %% ../../nbs/data/28_packing.ipynb #4669af40
+# %% ../../nbs/data/28_packing.ipynb #34439e5e
 @patch
 def run(self:Packing, workers=None, progress=True):
     "Do what is left: (checksums of all chunks in order, faults by file name)"
     sums, faults = self.done(), {}
     self.reserve(sums)
     left = [chunk for chunk in self.chunks if chunk not in sums]
-    with ThreadPoolExecutor(workers or 2*(os.cpu_count() or 1)) as pool, open(self.folder/'progress', 'w') as log:
+    threads = workers or 2*(os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool, open(self.folder/'progress', 'w') as log:
         for chunk, crc in sums.items(): print(*chunk, crc, file=log, flush=True)
         for chunk, crc, chunk_faults in bar(pool.map(self.do, left), len(left), progress):
             faults |= chunk_faults
@@ -156,22 +163,23 @@ def run(self:Packing, workers=None, progress=True):
             print(*chunk, crc, file=log, flush=True)
     return [sums.get(chunk) for chunk in self.chunks], faults
 
-# %% ../../nbs/data/28_packing.ipynb #3b4fcaa1
+# %% ../../nbs/data/28_packing.ipynb #379bf9e9
 STORE_FORMAT = 1
+_RESAMPLING = 'torchaudio Resample, sinc_interp_hann, width 6, rolloff 0.99, over unbroken stretches'
 
 def digest(text): return hashlib.sha256(text.encode()).hexdigest()
 
-# %% ../../nbs/data/28_packing.ipynb #119de069
+# %% ../../nbs/data/28_packing.ipynb #41fbcc13
 @patch
 def facts(self:Packing, sums, rows):
     "What the manifest says of the file; `rows` is the text of rows.csv"
-    resampling = 'torchaudio Resample, sinc_interp_hann, width 6, rolloff 0.99, over unbroken stretches'
-    return dict(format=STORE_FORMAT, clips=len(self.rows), clip_len=self.clip_len, dtype='int16, little endian',
-                rows=digest(rows), rounding='to the nearest, halves up, saturating',
-                resampling=resampling if self.resample else 'none',
+    return dict(format=STORE_FORMAT, clips=len(self.rows), clip_len=self.clip_len,
+                dtype='int16, little endian', rows=digest(rows),
+                rounding='to the nearest, halves up, saturating',
+                resampling=_RESAMPLING if self.resample else 'none',
                 chunks=[[first, end, crc] for (first, end), crc in zip(self.chunks, sums)])
 
-# %% ../../nbs/data/28_packing.ipynb #fe86a04e
+# %% ../../nbs/data/28_packing.ipynb #92cbe3ef
 @patch
 def finish(self:Packing, sums, files, facts):
     "Give the file its name, then write the rows and, last, the manifest"
@@ -180,5 +188,6 @@ def finish(self:Packing, sums, files, facts):
     rows = self.rows.merge(files, on='filename').to_csv(index=False, lineterminator='\n')
     write_text(self.folder/'rows.csv', rows)
     facts = dict(facts, **self.facts(sums, rows))
-    write_json(self.folder/'manifest.json', dict(facts, digest=digest(json.dumps(facts, sort_keys=True))))
+    facts['digest'] = digest(json.dumps(facts, sort_keys=True))
+    write_json(self.folder/'manifest.json', facts)
     (self.folder/'progress').unlink(missing_ok=True)

@@ -22,11 +22,13 @@ class Samples:
         self.file = open(path, 'rb', buffering=0)
         self.flat = np.asarray(np.memmap(self.file, '<i2', 'r'))
 
-    def close(self):
-        self.file.close()
-        self.flat = None
+# %% ../../nbs/data/25_pcm.ipynb #451ba03b
+@patch
+def close(self:Samples):
+    self.file.close()
+    self.flat = None
 
-# %% ../../nbs/data/25_pcm.ipynb #087989b5
+# %% ../../nbs/data/25_pcm.ipynb #bcf41e27
 @patch
 def take(self:Samples,
          first, # sample at which each piece begins, (B,)
@@ -42,7 +44,7 @@ def take(self:Samples,
             raise InputError(f'{self.path} ends before sample {start + n}: it was cut short')
     return pieces
 
-# %% ../../nbs/data/25_pcm.ipynb #4a2f5fdf
+# %% ../../nbs/data/25_pcm.ipynb #5de11c1f
 @patch
 def turned(self:Samples,
            first,  # where each range begins, (B,)

@@ -15,9 +15,9 @@ import pandas as pd
 import soundfile as sf
 from fastprogress import progress_bar
 
-# %% ../../nbs/data/05_sound.ipynb #ccadaa4b
+# %% ../../nbs/data/05_sound.ipynb #9a6c358f
 def _find_data(f):
-    "Go to the first sample of an open file: the content of `fmt `, and the length promised for `data`"
+    "Go to the first sample of a file: the content of `fmt `, and the length promised for `data`"
     riff, fmt = f.read(12), b''
     if riff[:4] != b'RIFF' or riff[8:] != b'WAVE': raise ValueError('unreadable (not a wav file)')
     while len(chunk := f.read(8)) == 8:
@@ -28,7 +28,7 @@ def _find_data(f):
         f.seek(start + length + length % 2)               # a chunk begins at an even byte
     raise ValueError('unreadable (the wav header ends early)')
 
-# %% ../../nbs/data/05_sound.ipynb #11c0ee02
+# %% ../../nbs/data/05_sound.ipynb #74fca375
 def _read_format(fmt):
     "Channels, rate and bytes of a frame"
     if len(fmt) == 16:
@@ -37,7 +37,7 @@ def _read_format(fmt):
     raise ValueError('unreadable (the wav header has no valid fmt chunk)')
 
 # %% ../../nbs/data/05_sound.ipynb #35fa1bac
-def wav_info(path) -> dict: # rate (Hz), channels, frames (promised by the header), held (frames in the file)
+def wav_info(path) -> dict: # rate (Hz), channels, frames (promised), held (frames in the file)
     "What the header of a wav file says; `ValueError` with the reason when it is none"
     with open(path, 'rb', buffering=512) as f:
         size = os.fstat(f.fileno()).st_size
@@ -62,14 +62,14 @@ def bar(it, total, show=True):
     "`it` with a progress bar of `total` steps, if one is wanted"
     return progress_bar(it, total=total, leave=False) if show else it
 
-# %% ../../nbs/data/05_sound.ipynb #2279ad92
+# %% ../../nbs/data/05_sound.ipynb #12138609
 def _decode(path):
     "Number of samples that can be decoded"
     x = sf.read(path, dtype='float32')[0]
     if not np.isfinite(x).all(): raise ValueError('holds NaN or infinite samples')
     return len(x)
 
-# %% ../../nbs/data/05_sound.ipynb #906b9560
+# %% ../../nbs/data/05_sound.ipynb #5ac12f96
 def _look_at(path, deep):
     "Rate, channels, frames promised, frames held, and what is wrong with a file"
     try:
@@ -85,7 +85,7 @@ def _usual(scan):
     frames = scan.held[well & (scan.held > 0)].mode()
     return scan.rate[well].mode()[0], frames.iloc[0] if len(frames) else 0
 
-# %% ../../nbs/data/05_sound.ipynb #b62ce8c8
+# %% ../../nbs/data/05_sound.ipynb #0c1efe77
 def _suspicions(scan, slack):
     "What may be wrong with a file: which rows, and the words for it"
     rate, frames = _usual(scan)
@@ -97,7 +97,7 @@ def _suspicions(scan, slack):
     yield ((scan.held < frames) | (scan.held > longest),
            f'wrong length ({{held:.0f}} samples, most files have {frames:.0f})')
 
-# %% ../../nbs/data/05_sound.ipynb #77402e9b
+# %% ../../nbs/data/05_sound.ipynb #bd96cfcf
 def _judge(scan, slack):
     "Fill `fault` where nothing was wrong so far"
     if (scan.fault != '').all(): return scan
@@ -109,11 +109,11 @@ def _judge(scan, slack):
 # %% ../../nbs/data/05_sound.ipynb #d31d38c0
 def scan_wavs(folder,        # folder the names are relative to
               names,         # file names
-              slack=0.,      # share by which a file may be longer than most, one number or one per file
+              slack=0.,      # share by which a file may be longer than most, one or one per file
               deep=False,    # decode every file too, not only its header
               workers=None,  # threads, default twice the cores
               progress=True, # show a bar
-              ) -> pd.DataFrame: # one row per file: filename rate channels frames held fault ('' when it is well)
+              ) -> pd.DataFrame: # one row per file: filename rate channels frames held fault ('': none)
     "Look at the header of every file and say what is wrong with it"
     names = list(names)
     blocks = [names[i:i+200] for i in range(0, len(names), 200)]
@@ -126,13 +126,13 @@ def scan_wavs(folder,        # folder the names are relative to
     return _judge(scan, slack)
 
 # %% ../../nbs/data/05_sound.ipynb #55f381df
-def to_int16(x, # samples: int32 with the source's bits on top (24-bit s arrives as 256·s), or float in [-1, 1)
+def to_int16(x, # int32 with the source's bits on top (24-bit s arrives as 256·s), or float in [-1, 1)
              ): # int16, same shape
     "Nearest int16: floor(x/65536 + 1/2) or floor(32768·x + 1/2), saturating"
     if x.dtype == np.int32: return ((np.minimum(x, 0x7fff7fff) + 0x8000) >> 16).astype(np.int16)
     return np.clip(np.floor(x*32768. + .5), -32768, 32767).astype(np.int16)
 
-# %% ../../nbs/data/05_sound.ipynb #f7bff78b
+# %% ../../nbs/data/05_sound.ipynb #eeeda45f
 _COARSE = ('PCM_16', 'PCM_U8', 'PCM_S8', 'ALAW', 'ULAW')
 
 def _read_fine(f, frames):

@@ -5,28 +5,29 @@
 # %% auto #0
 __all__ = ['RATE', 'SECONDS', 'N', 'bed', 'envelope', 'hum', 'events', 'draw_location', 'play', 'response', 'record']
 
-# %% ../../nbs/data/38_soundscape.ipynb #a822f733
+# %% ../../nbs/data/38_soundscape.ipynb #d83a7d33
 import numpy as np
 from scipy.fft import irfft, rfft, rfftfreq
 
 from ..core import DEVICES
 
-# %% ../../nbs/data/38_soundscape.ipynb #3df32bf7
+# %% ../../nbs/data/38_soundscape.ipynb #f0ed9304
 RATE, SECONDS = 44100, 10
 N = RATE * SECONDS      # samples of one recording
 
-# %% ../../nbs/data/38_soundscape.ipynb #136bdb77
+# %% ../../nbs/data/38_soundscape.ipynb #e993214d
 def _unit(x): return (x / (np.sqrt(np.mean(x ** 2)) + 1e-12)).astype(np.float32)
 
 # %% ../../nbs/data/38_soundscape.ipynb #b0c87943
 def bed(rng, slope=-6.0, lo=20., hi=20000.):
     "Stationary noise between `lo` and `hi` Hz whose spectrum falls by `slope` dB an octave"
     f = rfftfreq(N, 1 / RATE)
-    gain = np.maximum(f, 20.) ** (slope / 6.02) / (1 + (lo / np.maximum(f, 1)) ** 4) / (1 + (f / hi) ** 4)
+    tilt = np.maximum(f, 20.) ** (slope / 6.02)
+    gain = tilt / (1 + (lo / np.maximum(f, 1)) ** 4) / (1 + (f / hi) ** 4)
     z = rng.standard_normal((2, len(f)), dtype=np.float32)
     return _unit(irfft(gain.astype(np.float32) * (z[0] + 1j * z[1]), N))
 
-# %% ../../nbs/data/38_soundscape.ipynb #c7ec3888
+# %% ../../nbs/data/38_soundscape.ipynb #09fcb3ab
 def envelope(rng, rate, width, depth=1.0):
     "Sum of Gaussian bumps, `rate` a second, `width` seconds wide, floor 1 - `depth`"
     step = 441                                           # a grid of 10 ms, then interpolated
@@ -37,7 +38,7 @@ def envelope(rng, rate, width, depth=1.0):
     env = 1 - depth + depth * env / env.max()
     return np.interp(np.arange(N) / RATE, t, env).astype(np.float32)
 
-# %% ../../nbs/data/38_soundscape.ipynb #42126935
+# %% ../../nbs/data/38_soundscape.ipynb #3fe9ab1c
 def _voices(rng, **kw): return bed(rng, -4., 250, 3200) * envelope(rng, depth=.9, **kw)
 
 def _passes(rng, **kw): return bed(rng, -5., 60, 5000) * envelope(rng, depth=1., **kw)
@@ -50,9 +51,9 @@ def hum(rng, f0=100., partials=6, drift=.01):
     amp = rng.uniform(.3, 1, partials) / np.arange(1, partials + 1)
     return _unit(sum(a * np.sin((k + 1) * phase + rng.uniform(0, 6.3)) for k, a in enumerate(amp)))
 
-# %% ../../nbs/data/38_soundscape.ipynb #f4684625
+# %% ../../nbs/data/38_soundscape.ipynb #a77eae51
 def events(rng, rate=2., lo=2000., hi=5000., length=.12, sweep=.3, noisy=False):
-    "Short sounds, `rate` a second: tones that sweep by the share `sweep` from `lo`–`hi` Hz, or clicks of noise"
+    "Short sounds, `rate` a second: tones of `lo`–`hi` Hz that sweep by `sweep`, or clicks of noise"
     x = np.zeros(N, np.float32)
     n = int(length * RATE)
     t = np.arange(n) / RATE
@@ -66,50 +67,52 @@ def events(rng, rate=2., lo=2000., hi=5000., length=.12, sweep=.3, noisy=False):
 
 # %% ../../nbs/data/38_soundscape.ipynb #06b43c14
 _BED = dict(
-    airport=(-4.5, 60, 9000), bus=(-7.5, 25, 5000), metro=(-6.5, 40, 7000), metro_station=(-5., 70, 8000),
-    park=(-5., 120, 12000), public_square=(-5., 80, 9000), shopping_mall=(-5.5, 90, 8000),
+    airport=(-4.5, 60, 9000), bus=(-7.5, 25, 5000), metro=(-6.5, 40, 7000),
+    metro_station=(-5., 70, 8000), park=(-5., 120, 12000), public_square=(-5., 80, 9000), shopping_mall=(-5.5, 90, 8000),
     street_pedestrian=(-4.5, 80, 10000), street_traffic=(-6., 40, 9000), tram=(-6.5, 35, 8000))
 
-# %% ../../nbs/data/38_soundscape.ipynb #f1a007bd
-_VOICES = dict(airport=-8, metro_station=-6, public_square=-2, shopping_mall=0, street_pedestrian=-3, bus=-12,
-               tram=-12, metro=-14)
-_PASSES = dict(street_traffic=4, metro_station=0, public_square=-6, metro=-2, street_pedestrian=-12, park=-14)
+# %% ../../nbs/data/38_soundscape.ipynb #b11b5b8a
+_VOICES = dict(airport=-8, metro_station=-6, public_square=-2, shopping_mall=0,
+               street_pedestrian=-3, bus=-12, tram=-12, metro=-14)
+_PASSES = dict(street_traffic=4, metro_station=0, public_square=-6, metro=-2,
+               street_pedestrian=-12, park=-14)
 _HUM = dict(bus=(4, 45, 90), tram=(-2, 80, 160), metro=(0, 90, 220), shopping_mall=(-10, 100, 120),
             airport=(-8, 180, 420))
 
-# %% ../../nbs/data/38_soundscape.ipynb #a9cd51b9
-_CHIRPS = dict(park=(0, 1.5, 2500, 6500), airport=(-10, .4, 500, 900), metro_station=(-7, .5, 900, 1500),
-               tram=(-7, .6, 2000, 4500), shopping_mall=(-8, 1.5, 300, 900), public_square=(-12, .5, 2500, 6000))
-_CLICKS = dict(street_pedestrian=(-4, 3.5), shopping_mall=(-9, 2.5), public_square=(-9, 2.), metro=(-6, 5.),
-               tram=(-5, 3.), metro_station=(-10, 2.))
+# %% ../../nbs/data/38_soundscape.ipynb #f8d151cf
+_CHIRPS = dict(park=(0, 1.5, 2500, 6500), airport=(-10, .4, 500, 900),
+               metro_station=(-7, .5, 900, 1500), tram=(-7, .6, 2000, 4500),
+               shopping_mall=(-8, 1.5, 300, 900), public_square=(-12, .5, 2500, 6000))
+_CLICKS = dict(street_pedestrian=(-4, 3.5), shopping_mall=(-9, 2.5), public_square=(-9, 2.),
+               metro=(-6, 5.), tram=(-5, 3.), metro_station=(-10, 2.))
 
-# %% ../../nbs/data/38_soundscape.ipynb #c9b0d2eb
+# %% ../../nbs/data/38_soundscape.ipynb #547cfab9
 def _level(rng, decibels): return decibels + rng.uniform(-5, 5)
 
 def _vary(rng, value): return value * rng.uniform(1 - .3, 1 + .3)
 
-# %% ../../nbs/data/38_soundscape.ipynb #eff72b96
+# %% ../../nbs/data/38_soundscape.ipynb #871ca436
 def _draw_bed(rng, slope, lo, hi):
     return 0., dict(slope=slope + rng.uniform(-1.5, 1.5), lo=_vary(rng, lo), hi=_vary(rng, hi))
 
-# %% ../../nbs/data/38_soundscape.ipynb #257262b7
+# %% ../../nbs/data/38_soundscape.ipynb #cbc318ed
 def _draw_envelope(rng, level, rate, width):
     return _level(rng, level), dict(rate=_vary(rng, rate), width=_vary(rng, width))
 
-# %% ../../nbs/data/38_soundscape.ipynb #c1708d0d
+# %% ../../nbs/data/38_soundscape.ipynb #a485c428
 def _draw_hum(rng, level, lowest, highest):
     return _level(rng, level), dict(f0=rng.uniform(lowest, highest), drift=_vary(rng, .02))
 
-# %% ../../nbs/data/38_soundscape.ipynb #5429c0a1
+# %% ../../nbs/data/38_soundscape.ipynb #3ffdc990
 def _draw_chirps(rng, level, rate, lo, hi):
     pitch = _vary(rng, 1.)
     return _level(rng, level), dict(rate=_vary(rng, rate), lo=lo * pitch, hi=hi * pitch)
 
-# %% ../../nbs/data/38_soundscape.ipynb #a4de1e43
+# %% ../../nbs/data/38_soundscape.ipynb #4e1bd88e
 def _draw_clicks(rng, level, rate):
     return _level(rng, level), dict(rate=_vary(rng, rate), length=_vary(rng, .03), noisy=True)
 
-# %% ../../nbs/data/38_soundscape.ipynb #abf4f766
+# %% ../../nbs/data/38_soundscape.ipynb #3e4c7719
 def draw_location(rng,        # the location's own generator
                   scene:str,  # one of SCENES
                   ) -> dict:  # ingredient -> (level dB, keywords)
@@ -129,12 +132,19 @@ def play(rng,                   # the segment's own generator
          place:dict,            # what `draw_location` gave
          ) -> np.ndarray:       # float32 (441000,), RMS about 0.05
     "Ten seconds at one place"
-    sounds = (10 ** (level / 20) * _unit(_INGREDIENTS[name](rng, **kw)) for name, (level, kw) in place.items())
+    sounds = (10 ** (level / 20) * _unit(_INGREDIENTS[name](rng, **kw))
+              for name, (level, kw) in place.items())
     return _unit(sum(sounds)) * np.float32(.05 * 10 ** (rng.uniform(-4, 4) / 20))
 
+# %% ../../nbs/data/38_soundscape.ipynb #94c326e5
+def _bump(rng, strength, octaves):
+    "A Gaussian of random height and width, `octaves` from its centre, in dB"
+    height = strength * rng.uniform(-1, 1)
+    return height * np.exp(-.5 * (octaves / rng.uniform(.4, 1.2)) ** 2)
+
 # %% ../../nbs/data/38_soundscape.ipynb #98523919
-_RESPONSE = dict(a=(1., 19000), b=(4., 15000), c=(4., 13000), s1=(6., 12000), s2=(6., 10000), s3=(7., 14000),
-                 s4=(9., 9000), s5=(9., 11000), s6=(11., 7000))
+_RESPONSE = dict(a=(1., 19000), b=(4., 15000), c=(4., 13000), s1=(6., 12000), s2=(6., 10000),
+                 s3=(7., 14000), s4=(9., 9000), s5=(9., 11000), s6=(11., 7000))
 
 def response(device:str,        # one of DEVICES
              ) -> np.ndarray:   # gain at each of the N // 2 + 1 rfft bins
@@ -142,11 +152,11 @@ def response(device:str,        # one of DEVICES
     strength, cut = _RESPONSE[device]
     rng = np.random.default_rng([2022, DEVICES.index(device)])
     f = np.maximum(rfftfreq(N, 1 / RATE), 20.)
-    bumps = sum(strength * rng.uniform(-1, 1) * np.exp(-.5 * ((np.log2(f) - c) / rng.uniform(.4, 1.2)) ** 2)
-                for c in rng.uniform(np.log2(80), np.log2(10000), 5))
+    bumps = sum(_bump(rng, strength, np.log2(f) - centre)
+                for centre in rng.uniform(np.log2(80), np.log2(10000), 5))
     return (10 ** (bumps / 20) / (1 + (f / cut) ** 6)).astype(np.float32)
 
-# %% ../../nbs/data/38_soundscape.ipynb #be16b652
+# %% ../../nbs/data/38_soundscape.ipynb #84df1260
 def record(x, device:str, rng):
     "`x` as `device` would have recorded it: response, compression (simulated ones), self noise"
     y = irfft(rfft(x) * response(device), N)

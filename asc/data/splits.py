@@ -19,7 +19,7 @@ from .check import find_list, leaks
 from .corpus import FINGERPRINTS, read_list
 from .fetch import fetch
 
-# %% ../../nbs/data/20_splits.ipynb #f1d7f528
+# %% ../../nbs/data/20_splits.ipynb #5ce934be
 def _folders(corpus):
     "Where the lists of a corpus may lie"
     if not corpus.edition: return [corpus.dir]
@@ -32,23 +32,29 @@ def subsets_of(corpus) -> list:
     return [s for s in SUBSETS if find_list(_folders(corpus), f'split{s}')]
 
 # %% ../../nbs/data/20_splits.ipynb #27eb5095
-def expand_2020(list2020,          # rows with filename and scene_label of 10-s recordings, as `read_list` gives them
-                ) -> pd.DataFrame: # ten times as many rows, snippets 0–9 of each recording in order
+def expand_2020(list2020,          # filename and scene_label of 10-s recordings, from `read_list`
+                ) -> pd.DataFrame: # ten times as many rows, snippets 0–9 of each recording
     "The 1-s list that a list of the 2020 edition stands for"
     long = list2020.loc[list2020.index.repeat(10)].reset_index(drop=True)
     snippet = pd.Series(range(len(long))) % 10
     stem = long.filename.str.removesuffix('.wav').str.rsplit('-', n=1)
-    return long.assign(filename=stem.str[0] + '-' + snippet.astype(str) + '-' + stem.str[1] + '.wav')
+    names = stem.str[0] + '-' + snippet.astype(str) + '-' + stem.str[1] + '.wav'
+    return long.assign(filename=names)
 
-# %% ../../nbs/data/20_splits.ipynb #a6d98724
+# %% ../../nbs/data/20_splits.ipynb #48604d4a
+def _without_snippets(listed):
+    "The 10-s list that a list of the 2022 edition stands for"
+    names = listed.filename.str.replace(r'-\d+(-[^-]+\.wav)$', r'\1', regex=True)
+    return listed.assign(filename=names).drop_duplicates('filename')
+
+# %% ../../nbs/data/20_splits.ipynb #09fdbe54
 def _translate(listed, names):
     "A list of the other edition in the names of this one; any other list as it is"
     if listed.filename.isin(names).any(): return listed
     snippets = expand_2020(listed)
     if snippets.filename.isin(names).all(): return snippets
-    recordings = listed.filename.str.replace(r'-\d+(-[^-]+\.wav)$', r'\1', regex=True)
-    if recordings.isin(names).all(): return listed.assign(filename=recordings).drop_duplicates('filename')
-    return listed
+    recordings = _without_snippets(listed)
+    return recordings if recordings.filename.isin(names).all() else listed
 
 # %% ../../nbs/data/20_splits.ipynb #a6f3b147
 def match(corpus, # `Corpus`
@@ -61,30 +67,30 @@ def match(corpus, # `Corpus`
     place = names.get_indexer(df.filename)
     lost = df.filename[place < 0]
     if len(lost):
-        raise InputError(f'{source} names {len(lost)} of {len(df)} clips that are not in meta.csv, such as '
-                         f'{lost.iloc[0]}: the list and {corpus.dir} do not belong together')
+        raise InputError(f'{source} names {len(lost)} of {len(df)} clips that are not in meta.csv, '
+                         f'such as {lost.iloc[0]}: the list and {corpus.dir} do not belong together')
     rows = corpus.meta.iloc[place].reset_index(drop=True)
     _check_scenes(rows, df.scene_label.reset_index(drop=True), source)
     return rows
 
-# %% ../../nbs/data/20_splits.ipynb #3aeaba7b
+# %% ../../nbs/data/20_splits.ipynb #db8eb5fa
 def _check_scenes(rows, labels, source):
     "InputError where a list and meta.csv disagree"
     wrong = rows.index[rows.scene != labels]
     if not len(wrong): return
     i = wrong[0]
-    raise InputError(f'{source} and meta.csv disagree on the scene of {len(wrong)} clips, such as {rows.filename[i]}: '
-                     f'{labels[i]} against {rows.scene[i]}. Fetch both again')
+    raise InputError(f'{source} and meta.csv disagree on the scene of {len(wrong)} clips, such as '
+                     f'{rows.filename[i]}: {labels[i]} against {rows.scene[i]}. Fetch both again')
 
-# %% ../../nbs/data/20_splits.ipynb #59240790
+# %% ../../nbs/data/20_splits.ipynb #368d8d9b
 def _check_official(path, name, url, out):
     "InputError unless a file is the official list of a name"
     wanted = FINGERPRINTS['2022'][name]
     try: actual = fingerprint(read_list(path).filename)
     except InputError: actual = 'no list'
     if actual == wanted: return
-    raise InputError(f'{url} did not give the official {name}.csv (fingerprint {actual}, not {wanted}): nothing was kept. '
-                     f'Try again later, or put the file into {out} by hand')
+    raise InputError(f'{url} did not give the official {name}.csv (fingerprint {actual}, not {wanted}): '
+                     f'nothing was kept. Try again later, or put the file into {out} by hand')
 
 # %% ../../nbs/data/20_splits.ipynb #b7c5ff0c
 SPLITS_URL = 'https://github.com/CPJKU/dcase2024_task1_baseline/releases/download/files'
@@ -95,36 +101,46 @@ def fetch_split(name,                # 'test', or 'split5' … 'split100'
                 progress=True,       # show a bar
                 ):                   # path of the list
     "Fetch an official list of the 2022 edition"
-    pick([list_name for list_name in FINGERPRINTS['2022'] if list_name != 'all'], name, 'split list')
+    pick([k for k in FINGERPRINTS['2022'] if k != 'all'], name, 'split list')
     url = f'{base_url}/{name}.csv'
     check = partial(_check_official, name=name, url=url, out=out)
     return fetch(url, os.path.join(out, f'{name}.csv'), check=check, progress=progress)
 
-# %% ../../nbs/data/20_splits.ipynb #9ce64911
+# %% ../../nbs/data/20_splits.ipynb #be004392
 def _no_list(corpus, name):
-    "What to say when a corpus has no such list"
-    if name == 'test': return f'{corpus.dir} has no test.csv and no evaluation_setup/fold1_evaluate.csv'
+    "Why there is no such list"
+    if name == 'test':
+        return f'{corpus.dir} has no test.csv and no evaluation_setup/fold1_evaluate.csv'
     lists = ', '.join(f'split{s}' for s in subsets_of(corpus)) or 'none'
     return f'{corpus.dir} has no {name}.csv: its training lists are {lists}'
 
-# %% ../../nbs/data/20_splits.ipynb #6a77a6c9
+# %% ../../nbs/data/20_splits.ipynb #6d8c5332
+def _home_of(corpus):
+    "Where fetched lists go"
+    return corpus.dir if os.access(corpus.dir, os.W_OK) else project_root()/'data'
+
+# %% ../../nbs/data/20_splits.ipynb #40f4da6e
 def _find_or_fetch(corpus, name, base_url):
     "Path of a list"
     path = find_list(_folders(corpus), name)
     if path: return path
     if not corpus.edition: raise InputError(_no_list(corpus, name))
-    home = corpus.dir if os.access(corpus.dir, os.W_OK) else project_root()/'data'
-    return fetch_split(name, home/'split_setup', base_url)
+    return fetch_split(name, _home_of(corpus)/'split_setup', base_url)
+
+# %% ../../nbs/data/20_splits.ipynb #65907667
+def _is_official(rows, edition, name):
+    "Whether a list is TAU's; any list is right for another corpus"
+    official = FINGERPRINTS.get(edition, {}).get(name)
+    return not official or fingerprint(rows.filename) == official
 
 # %% ../../nbs/data/20_splits.ipynb #365c558f
 def _read(corpus, name, base_url):
     "The clips of a list, which must be the official one if the corpus is TAU"
     path = _find_or_fetch(corpus, name, base_url)
     rows = match(corpus, read_list(path), path)
-    official = FINGERPRINTS.get(corpus.edition, {}).get(name)
-    if official and fingerprint(rows.filename) != official:
-        raise InputError(f'{path} is not the official list of TAU {corpus.edition} ({len(rows)} clips): '
-                         'remove it, the right one is fetched then')
+    if not _is_official(rows, corpus.edition, name):
+        raise InputError(f'{path} is not the official list of TAU {corpus.edition} '
+                         f'({len(rows)} clips): remove it, the right one is fetched then')
     return rows
 
 # %% ../../nbs/data/20_splits.ipynb #e00477e2
@@ -136,7 +152,7 @@ def read_split(corpus,               # `Corpus`
     pick(SUBSETS, subset, 'subset')
     return _read(corpus, f'split{subset}', base_url)
 
-# %% ../../nbs/data/20_splits.ipynb #f4120378
+# %% ../../nbs/data/20_splits.ipynb #cade35a3
 def read_test(corpus, base_url=SPLITS_URL) -> pd.DataFrame:
     "The clips of the test list, as rows of `corpus.meta` in list order"
     return _read(corpus, 'test', base_url)
@@ -150,22 +166,24 @@ class _Drawing:
         self.remaining = (count > 0).sum()         # locations each scene has in training
         self.out = []                              # locations held out
 
-    def take(self, place):
-        "Hold out a location unless a scene would lose its last one; returns whether it was taken"
-        scenes = self.count.loc[place] > 0
-        if (self.remaining[scenes] < 2).any(): return False
-        self.remaining[scenes] -= 1
-        self.out.append(place)
-        return True
+# %% ../../nbs/data/20_splits.ipynb #d75441ba
+@patch
+def take(self:_Drawing, place):
+    "Hold out a location unless a scene would lose its last one; returns whether it was taken"
+    scenes = self.count.loc[place] > 0
+    if (self.remaining[scenes] < 2).any(): return False
+    self.remaining[scenes] -= 1
+    self.out.append(place)
+    return True
 
-# %% ../../nbs/data/20_splits.ipynb #fd4b9308
+# %% ../../nbs/data/20_splits.ipynb #7cef996d
 @patch
 def is_too_large(self:_Drawing, place):
     "Whether a location of several scenes would bring far too many clips"
     if (self.count.loc[place] > 0).sum() < 2: return False
     return self.size[self.out].sum() + self.size[place] > 1.5*self.frac*self.size.sum()
 
-# %% ../../nbs/data/20_splits.ipynb #2fa303df
+# %% ../../nbs/data/20_splits.ipynb #4b88bdbe
 @patch
 def take_for(self:_Drawing, scene):
     "Take locations of a scene until its share is as near as it gets"
@@ -175,7 +193,7 @@ def take_for(self:_Drawing, scene):
     for place, n in free.items():
         if n < 2*wanted and not self.is_too_large(place) and self.take(place): wanted -= n
 
-# %% ../../nbs/data/20_splits.ipynb #ffbb7ff3
+# %% ../../nbs/data/20_splits.ipynb #24a6acfe
 @patch
 def fill_up(self:_Drawing):
     "Take one location each of scenes that have none so far"
@@ -186,7 +204,7 @@ def fill_up(self:_Drawing):
         wanted = self.frac*self.size.sum() - self.size[self.out].sum()
         if not self.out or n < 2*wanted: self.take(place)
 
-# %% ../../nbs/data/20_splits.ipynb #6e2c611b
+# %% ../../nbs/data/20_splits.ipynb #7cc60f93
 def _hold_out(count, frac):
     "Locations to hold out"
     drawing = _Drawing(count, frac)
@@ -201,7 +219,8 @@ def carve_valid(train,    # rows of `Corpus.meta`: the training split
                 ) -> tuple: # (train, valid), both in the order of `train`
     "Hold out whole locations, scene by scene"
     if not 0 <= frac <= .5:
-        raise InputError(f'frac={frac} is not a share of the training split to validate on: choose 0 to 0.5')
+        raise InputError(f'frac={frac} is not a share of the training split to validate on: '
+                         'choose 0 to 0.5')
     count = pd.crosstab(train.location, train.scene)
     def lot(place): return hashlib.sha256(f'{seed}:{place}'.encode()).digest()
     places = _hold_out(count.loc[sorted(count.index, key=lot)], frac) if frac else []
@@ -215,7 +234,7 @@ def check_disjoint(**parts): # name=rows of `Corpus.meta`: train=…, valid=…,
         raise InputError(f'{what}: {n} of them, such as {example}. A score on them would flatter; '
                          'take them out of one list')
 
-# %% ../../nbs/data/20_splits.ipynb #1697f843
+# %% ../../nbs/data/20_splits.ipynb #ad6c6937
 def _count_by(column, parts):
     counts = {name: rows[column].value_counts() for name, rows in parts.items()}
     return pd.DataFrame(counts).fillna(0).astype(int).sort_index()

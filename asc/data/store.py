@@ -31,10 +31,10 @@ def _look_up(path):
     except OSError: return -1, 0
     return status.st_size, status.st_mtime_ns
 
-# %% ../../nbs/data/30_store.ipynb #e6d5a034
-def listing(corpus) -> pd.DataFrame: # filename size mtime, sorted by name; a missing file has size -1
+# %% ../../nbs/data/30_store.ipynb #c5e88bd6
+def listing(corpus) -> pd.DataFrame: # filename size mtime, by name; size -1: missing
     "Size and time of change of every file of a corpus"
-    rows = [(name, *_look_up(f'{corpus.dir}/{name}')) for name in corpus.meta.filename.tolist()]
+    rows = [(name, *_look_up(f'{corpus.dir}/{name}')) for name in corpus.meta.filename]
     return pd.DataFrame(sorted(rows), columns=['filename', 'size', 'mtime'])
 
 # %% ../../nbs/data/30_store.ipynb #7f03d4e7
@@ -46,37 +46,41 @@ def store_key(files,    # as `listing` gives them
     text = '\n'.join(f'{name} {size} {mtime}' for name, size, mtime in rows)
     return hashlib.sha256(f'{STORE_FORMAT} {rate}\n{text}'.encode()).hexdigest()[:16]
 
-# %% ../../nbs/data/30_store.ipynb #2ef19e21
+# %% ../../nbs/data/30_store.ipynb #a17d4947
 def _unsound(folder, what):
     "The error of a damaged store"
-    return InputError(f'{folder} is not a sound store: {what}. Delete this folder; it is packed again when needed')
+    return InputError(f'{folder} is not a sound store: {what}. '
+                      'Delete this folder; it is packed again when needed')
 
-# %% ../../nbs/data/30_store.ipynb #9419b472
+# %% ../../nbs/data/30_store.ipynb #e0187600
 def _read_texts(folder):
     "The manifest, and the text of rows.csv"
-    if not folder.is_dir(): raise InputError(f'no store at {folder}: make one with asc.data.store.pack')
     try: return json.loads((folder/'manifest.json').read_text()), (folder/'rows.csv').read_text()
     except FileNotFoundError as e:
         raise InputError(f'{folder} is not a finished store ({Path(e.filename).name} is missing): '
                          'run asc.data.store.pack again, it goes on where it stopped') from None
     except ValueError: raise _unsound(folder, 'manifest.json is damaged') from None
 
-# %% ../../nbs/data/30_store.ipynb #c375112c
-def _check_texts(folder, manifest, rows):
-    "InputError unless the manifest is what was written, and rows.csv what it says"
+# %% ../../nbs/data/30_store.ipynb #2d4219b8
+def _check_manifest(folder, manifest):
+    "InputError unless the manifest is what was written"
     content = {k: v for k, v in manifest.items() if k != 'digest'}
     if manifest.get('digest') != digest(json.dumps(content, sort_keys=True)):
         raise _unsound(folder, 'manifest.json was changed')
-    if digest(rows) != manifest['rows']:
-        raise _unsound(folder, 'rows.csv belongs to another corpus or was changed')
 
-# %% ../../nbs/data/30_store.ipynb #2fd679e7
-def _check_audio(folder, manifest, full):
-    "InputError unless the samples are what was written"
-    path, sums = folder/'audio.i16', manifest['chunks']
+# %% ../../nbs/data/30_store.ipynb #2a1a511b
+def _check_size(folder, manifest):
+    "InputError unless the samples are as many as were written"
+    path = folder/'audio.i16'
     wanted = manifest['clips']*manifest['clip_len']*2
     size = path.stat().st_size if path.exists() else 0
-    if size != wanted: raise _unsound(folder, f'audio.i16 has {size} bytes, the manifest says {wanted}')
+    if size != wanted:
+        raise _unsound(folder, f'audio.i16 has {size} bytes, the manifest says {wanted}')
+
+# %% ../../nbs/data/30_store.ipynb #5e431b60
+def _check_chunks(folder, manifest, full):
+    "InputError unless the samples are what was written"
+    path, sums = folder/'audio.i16', manifest['chunks']
     some = np.unique(np.linspace(0, len(sums) - 1, 8).astype(int))
     for i in range(len(sums)) if full else some:
         first, end, crc = sums[i]
@@ -87,9 +91,13 @@ def _check_audio(folder, manifest, full):
 def _verified(folder, verify):
     "Manifest and text of rows.csv, or `InputError`"
     if verify not in ('fast', 'full'): raise InputError(f"verify={verify!r}: choose 'fast' or 'full'")
+    if not folder.is_dir(): raise InputError(f'no store at {folder}: make one with asc.data.store.pack')
     manifest, rows = _read_texts(folder)
-    _check_texts(folder, manifest, rows)
-    _check_audio(folder, manifest, verify == 'full')
+    _check_manifest(folder, manifest)
+    if digest(rows) != manifest['rows']:
+        raise _unsound(folder, 'rows.csv belongs to another corpus or was changed')
+    _check_size(folder, manifest)
+    _check_chunks(folder, manifest, verify == 'full')
     return manifest, rows
 
 # %% ../../nbs/data/30_store.ipynb #ed6366dc
@@ -99,20 +107,26 @@ class Store:
         self.folder, self.manifest, self.rows = Path(folder), manifest, rows
         self.key, self.rate, self.clip_len = manifest['key'], manifest['rate'], manifest['clip_len']
         self.samples = Samples(self.folder/'audio.i16')
-        first = rows.drop_duplicates('stretch')[['recording', 'snippet', 'offset']].reset_index(drop=True)
+        first = rows.drop_duplicates('stretch', ignore_index=True)[['recording', 'snippet', 'offset']]
         self.recordings = first.assign(frames=np.diff(first.offset, append=len(self.flat)))
 
-    @property
-    def flat(self): return self.samples.flat
-    def close(self): self.samples.close()
-    def __len__(self): return len(self.rows)
+# %% ../../nbs/data/30_store.ipynb #7c9cb6c4
+@patch(as_prop=True)
+def flat(self:Store): return self.samples.flat
 
-# %% ../../nbs/data/30_store.ipynb #8ff48fa2
+@patch
+def close(self:Store): self.samples.close()
+
+@patch
+def __len__(self:Store): return len(self.rows)
+
+# %% ../../nbs/data/30_store.ipynb #5dba2bbb
 @patch
 def __repr__(self:Store):
-    return f'Store({self.folder.name}: {len(self)} clips of {self.clip_len} samples at {self.rate} Hz)'
+    clips = f'{len(self)} clips of {self.clip_len} samples'
+    return f'Store({self.folder.name}: {clips} at {self.rate} Hz)'
 
-# %% ../../nbs/data/30_store.ipynb #d14d200d
+# %% ../../nbs/data/30_store.ipynb #97a401dd
 @patch(cls_method=True)
 def open(cls:Store, folder, verify='fast'):
     "The store in `folder`, checked `fast` or in `full`"
@@ -129,11 +143,11 @@ def index(self:Store, filenames) -> np.ndarray: # int64, one row number per name
     rows = pd.Index(self.rows.filename).get_indexer(names)
     lost = np.flatnonzero(rows < 0)
     if len(lost):
-        raise InputError(f'{len(lost)} of {len(names)} clips are not in {self.folder.name}, such as {names[lost[0]]}: '
-                         'pack the corpus they belong to')
+        raise InputError(f'{len(lost)} of {len(names)} clips are not in {self.folder.name}, '
+                         f'such as {names[lost[0]]}: pack the corpus they belong to')
     return rows
 
-# %% ../../nbs/data/30_store.ipynb #4e7687fc
+# %% ../../nbs/data/30_store.ipynb #8ecf786f
 @patch
 def batch(self:Store, idx) -> np.ndarray: # int16 (B, clip_len), a copy
     "Clips by row number"
@@ -154,9 +168,16 @@ def windows(self:Store,
     outside = np.flatnonzero((start < 0) | (start + n > rec.frames.values))
     if len(outside):
         i = outside[0]
-        raise InputError(f'a window of {n} samples from {start[i]} on leaves {rec.recording.iloc[i]}, '
-                         f'which has {rec.frames.iloc[i]} samples')
+        raise InputError(f'a window of {n} samples from {start[i]} on leaves '
+                         f'{rec.recording.iloc[i]}, which has {rec.frames.iloc[i]} samples')
     return self.samples.take(rec.offset.values + start, n)
+
+# %% ../../nbs/data/30_store.ipynb #68c0a1d6
+def _first_ten(faults):
+    "Ten faults, a line each, and how many more there are"
+    lines = [f'\n  {name}: {fault}' for name, fault in faults.items()]
+    if len(lines) > 10: lines[10:] = [f'\n  … and {len(faults) - 10} more']
+    return ''.join(lines)
 
 # %% ../../nbs/data/30_store.ipynb #8f754ac3
 def refuse_faults(faults,    # {file name: what is wrong with it}
@@ -168,28 +189,32 @@ def refuse_faults(faults,    # {file name: what is wrong with it}
     path.unlink(missing_ok=True)
     if not faults: return
     write_text(path, ''.join(f'{name}\t{fault}\n' for name, fault in faults.items()))
-    lines = [f'\n  {name}: {fault}' for name, fault in faults.items()]
-    if len(lines) > 10: lines[10:] = [f'\n  … and {len(faults) - 10} more']
-    raise InputError(f'{len(faults)} of {n} sound files of {folder} cannot be used:{"".join(lines)}\n'
-                     f'Unpack or fetch them again, or take them out of meta.csv and the lists (whole list: {path})')
+    raise InputError(f'{len(faults)} of {n} sound files of {folder} cannot be used:{_first_ten(faults)}\n'
+                     'Unpack or fetch them again, or take them out of meta.csv and the lists '
+                     f'(whole list: {path})')
 
-# %% ../../nbs/data/30_store.ipynb #99600bcd
+# %% ../../nbs/data/30_store.ipynb #f5dc1282
+def _find_faults(corpus, workers, progress):
+    "Look at all headers; if one is wrong decode too, to tell all faults at once"
+    scan = scan_audio(corpus, workers=workers, progress=progress)
+    if (scan.fault == '').all(): return scan
+    return scan_audio(corpus, deep=True, workers=workers, progress=progress)
+
+# %% ../../nbs/data/30_store.ipynb #ecc9734b
 def _scan(corpus, path, workers, progress):
     "Headers of all files; `InputError` when something is wrong with any"
-    scan = scan_audio(corpus, workers=workers, progress=progress)
-    if (scan.fault != '').any():                                         # then decode, to tell all faults at once
-        scan = scan_audio(corpus, deep=True, workers=workers, progress=progress)
+    scan = _find_faults(corpus, workers, progress)
     bad = scan[scan.fault != '']
     refuse_faults(dict(zip(bad.filename, bad.fault)), len(scan), corpus.dir, path)
     return scan
 
-# %% ../../nbs/data/30_store.ipynb #1b877ed0
+# %% ../../nbs/data/30_store.ipynb #dc0cda70
 def _clip_len(src_len, src_rate, rate):
     "Samples of a clip at another rate"
     n, rest = divmod(src_len*rate, src_rate)
     if n and not rest: return n
-    raise InputError(f'rate={rate} Hz: a clip of {src_len} samples at {src_rate} Hz is no whole number of samples then; '
-                     'choose a rate such as 16000, 22050 or 32000')
+    raise InputError(f'rate={rate} Hz: a clip of {src_len} samples at {src_rate} Hz is no whole number '
+                     'of samples then; choose a rate such as 16000, 22050 or 32000')
 
 # %% ../../nbs/data/30_store.ipynb #cb7ca4c3
 def _make(corpus, folder, files, facts, workers, progress):
@@ -201,20 +226,19 @@ def _make(corpus, folder, files, facts, workers, progress):
     folder.mkdir(exist_ok=True)
     job = Packing(corpus.dir, folder, rows, src_rate, src_len, facts['rate'])
     sums, faults = job.run(workers, progress)
-    if faults: shutil.rmtree(folder)                     # mended files have another key: nothing to go on from
+    if faults: shutil.rmtree(folder)             # mended files have another key: start again
     refuse_faults(faults, len(scan), corpus.dir, faults_path)
     job.finish(sums, files, dict(facts, source_rate=src_rate))
 
 # %% ../../nbs/data/30_store.ipynb #e78cef0d
 def _alone(folder):
     "The lock of a store, taken; says so when that means waiting"
-    folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.parent/f'.{folder.name}.lock')
     try: return lock.acquire(timeout=0)
     except Timeout: print(f'another process is packing {folder.name}; waiting for it')
     return lock.acquire()
 
-# %% ../../nbs/data/30_store.ipynb #652cac53
+# %% ../../nbs/data/30_store.ipynb #eb572ce5
 def _own_rate(corpus):
     "Sampling rate of most of 25 files spread over the corpus"
     rates = []
@@ -228,8 +252,8 @@ def _find_kept(corpus, home, rate):
     "A store of the same clips, or None"
     for path in sorted(home.glob(f'{corpus.name}-*/manifest.json')):
         store = Store.open(path.parent)
-        wanted = rate or store.manifest['source_rate']
-        if store.rate == wanted and set(store.rows.filename) == set(corpus.meta.filename): return store
+        same_clips = set(store.rows.filename) == set(corpus.meta.filename)
+        if same_clips and store.rate == (rate or store.manifest['source_rate']): return store
 
 # %% ../../nbs/data/30_store.ipynb #1ffc650a
 def pack(corpus,         # `Corpus`
@@ -247,16 +271,18 @@ def pack(corpus,         # `Corpus`
     key = store_key(files, rate)
     folder = home/f'{corpus.name}-{key}'
     if not (folder/'manifest.json').is_file():
-        _pack_into(folder, corpus, files, dict(corpus=corpus.name, key=key, rate=rate), workers, progress)
+        facts = dict(corpus=corpus.name, key=key, rate=rate)
+        _pack_into(folder, corpus, files, facts, workers, progress)
     return Store.open(folder)
 
-# %% ../../nbs/data/30_store.ipynb #a5a5fdde
+# %% ../../nbs/data/30_store.ipynb #8462dc79
 def _pack_into(folder, corpus, files, facts, workers, progress):
     "Make a store, unless another process does so meanwhile"
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder):
             if (folder/'manifest.json').is_file(): return
             _make(corpus, folder, files, facts, workers, progress)
     except OSError as e:
-        raise InputError(f'could not pack into {folder}: {e.strerror or e}. Free some space or pass another store_dir; '
-                         'packing goes on where it stopped') from e
+        raise InputError(f'could not pack into {folder}: {e.strerror or e}. Free some space or pass '
+                         'another store_dir; packing goes on where it stopped') from e

@@ -12,6 +12,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from fastprogress.fastprogress import progress_bar
 from ..core import CITIES, DEVICES, SCENES, SUBSETS, InputError, project_root
 from .soundscape import RATE, SECONDS, draw_location, play, record
 
-# %% ../../nbs/data/40_synthetic.ipynb #b36c33d7
+# %% ../../nbs/data/40_synthetic.ipynb #2fe9698e
 class _Recording(NamedTuple):
     "One device's recording of a segment"
     part:str       # 'train' or 'test'
@@ -32,7 +33,7 @@ class _Recording(NamedTuple):
     segment:int
     device:str
 
-# %% ../../nbs/data/40_synthetic.ipynb #348141dd
+# %% ../../nbs/data/40_synthetic.ipynb #53a510ec
 def _segments(s, train, test):
     "The segments of scene number `s`, `train` and `test` of them, as recorded by device a"
     a_place = 1 if train < 6 else 2                     # training segments
@@ -43,9 +44,15 @@ def _segments(s, train, test):
     for j, place in enumerate(training + testing):
         location = 1 + s*(places + test) + place
         segment = 1 + s*(train + test) + j
-        city = CITIES[(s + location) % 10]
-        rows.append(_Recording('train' if j < train else 'test', SCENES[s], city, location, segment, 'a'))
+        part, city = 'train' if j < train else 'test', CITIES[(s + location) % 10]
+        rows.append(_Recording(part, SCENES[s], city, location, segment, 'a'))
     return rows[:train], rows[train:]
+
+# %% ../../nbs/data/40_synthetic.ipynb #d2eb0f64
+def _parallel(s, recordings):
+    "The same segments, recorded by devices b to s3 in turn"
+    devices = DEVICES[1:6]
+    return [r._replace(device=devices[(s + j) % 5]) for j, r in enumerate(recordings)]
 
 # %% ../../nbs/data/40_synthetic.ipynb #1a64e15c
 def plan(train:int=12,  # training recordings a scene
@@ -57,20 +64,26 @@ def plan(train:int=12,  # training recordings a scene
     n_a = -(-2 * train // 3)                             # recordings of device a
     for s in range(len(SCENES)):
         training, testing = _segments(s, n_a, test)
-        parallel = [training[j]._replace(device=DEVICES[1 + (s + j) % 5]) for j in range(train - n_a)]
+        parallel = _parallel(s, training[:train - n_a])
         later = training[1:] + parallel
         order = np.random.default_rng([seed, s]).permutation(len(later))
         rows += [training[0], *(later[i] for i in order)]
         rows += [segment._replace(device=d) for segment in testing for d in DEVICES]
     return rows
 
-# %% ../../nbs/data/40_synthetic.ipynb #ae5acdc8
+# %% ../../nbs/data/40_synthetic.ipynb #95fcdac1
 def _clips(recording):
     "File names of the snippets of a recording"
     _, scene, city, location, segment, device = recording
     return [f'audio/{scene}-{city}-{location}-{segment}-{k}-{device}.wav' for k in range(SECONDS)]
 
-# %% ../../nbs/data/40_synthetic.ipynb #7d24be27
+# %% ../../nbs/data/40_synthetic.ipynb #b4b59f5a
+def _write_snippets(folder, recording, x):
+    "Write a recording in files of a second"
+    for name, snippet in zip(_clips(recording), x.reshape(SECONDS, RATE)):
+        sf.write(folder/name, snippet, RATE, 'PCM_24')
+
+# %% ../../nbs/data/40_synthetic.ipynb #fed28c9c
 def _write_segment(folder, seed, recordings):
     "Write the snippets of every recording of one segment"
     _, scene, _, location, segment, _ = recordings[0]
@@ -78,21 +91,24 @@ def _write_segment(folder, seed, recordings):
     x = play(np.random.default_rng([seed, 2, segment]), place)
     for recording in recordings:
         rng = np.random.default_rng([seed, 3, segment, DEVICES.index(recording.device)])
-        y = record(x, recording.device, rng)
-        for name, snippet in zip(_clips(recording), y.reshape(SECONDS, RATE)):
-            sf.write(folder/name, snippet, RATE, 'PCM_24')
+        _write_snippets(folder, recording, record(x, recording.device, rng))
 
-# %% ../../nbs/data/40_synthetic.ipynb #c9af1816
+# %% ../../nbs/data/40_synthetic.ipynb #a355c662
+def _by_segment(recordings):
+    "The recordings of each segment"
+    segment = attrgetter('segment')
+    return [list(group) for _, group in groupby(sorted(recordings, key=segment), segment)]
+
+# %% ../../nbs/data/40_synthetic.ipynb #c7b1b98f
 def _write_sounds(folder, rows, seed, progress):
     "Write all snippets, segment by segment"
     (folder/'audio').mkdir(parents=True)
-    by_segment = groupby(sorted(rows, key=lambda r: r.segment), key=lambda r: r.segment)
-    segments = [list(group) for _, group in by_segment]
+    segments = _by_segment(rows)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         done = pool.map(lambda group: _write_segment(folder, seed, group), segments)
         list(progress_bar(done, total=len(segments)) if progress else done)
 
-# %% ../../nbs/data/40_synthetic.ipynb #20fb100b
+# %% ../../nbs/data/40_synthetic.ipynb #2236a8ac
 def _nested(train):
     "The recordings of each training list, by percentage"
     scenes = [[r for r in train if r.scene == scene] for scene in SCENES]
@@ -104,33 +120,38 @@ def _nested(train):
         lists[percent] = list(taken)
     return lists
 
+# %% ../../nbs/data/40_synthetic.ipynb #b63df3ee
+def _list_rows(r):
+    "What meta.csv says of each clip of a recording"
+    return [(name, r.scene, f'{r.city}-{r.location}', r.device) for name in _clips(r)]
+
 # %% ../../nbs/data/40_synthetic.ipynb #f538f74e
 def _write_list(path, recordings, header=('filename', 'scene_label')):
     "Write a tab-separated list of the clips of some recordings"
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [(name, r.scene, f'{r.city}-{r.location}', r.device) for r in recordings for name in _clips(r)]
+    rows = [row[:len(header)] for r in recordings for row in _list_rows(r)]
     with open(path, 'w', newline='', encoding='utf-8') as f:
-        writer = csv.writer(f, delimiter='\t', lineterminator='\n')
-        writer.writerows([header, *(row[:len(header)] for row in rows)])
+        csv.writer(f, delimiter='\t', lineterminator='\n').writerows([header, *rows])
 
-# %% ../../nbs/data/40_synthetic.ipynb #d6f43468
+# %% ../../nbs/data/40_synthetic.ipynb #abd9adc2
 def _write_lists(folder, rows):
     "Write meta.csv and the split lists"
     train, test = ([r for r in rows if r.part == part] for part in ('train', 'test'))
-    for percent, recordings in _nested(train).items(): _write_list(folder/f'split{percent}.csv', recordings)
+    for percent, part in _nested(train).items(): _write_list(folder/f'split{percent}.csv', part)
     setup = folder/'evaluation_setup'
     for path in (folder/'test.csv', setup/'fold1_evaluate.csv'): _write_list(path, test)
     _write_list(setup/'fold1_train.csv', train)
     _write_list(setup/'fold1_test.csv', test, ['filename'])
-    _write_list(folder/'meta.csv', train + test, ['filename', 'scene_label', 'identifier', 'source_label'])
+    columns = ['filename', 'scene_label', 'identifier', 'source_label']
+    _write_list(folder/'meta.csv', train + test, columns)
 
-# %% ../../nbs/data/40_synthetic.ipynb #2f5bf46d
+# %% ../../nbs/data/40_synthetic.ipynb #221bbff3
 def _made_with(folder):
     "The arguments a synthetic corpus was made with, or None"
     path = folder/'SYNTHETIC'
     return json.loads(path.read_text())['made'] if path.is_file() else None
 
-# %% ../../nbs/data/40_synthetic.ipynb #af060e58
+# %% ../../nbs/data/40_synthetic.ipynb #f1deaa5d
 def _write_corpus(out, made, progress):
     "Write a corpus to a folder that does not exist yet"
     tmp = out.with_name(f'.{out.name}.{os.getpid()}.part')
@@ -144,22 +165,24 @@ def _write_corpus(out, made, progress):
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
 # %% ../../nbs/data/40_synthetic.ipynb #fd579f01
-def make_synthetic(out=None,      # folder to create; default: data/synthetic-… under the project root
-                   train:int=12,  # training recordings a scene, at least 2; a recording is ten 1-s clips
+def make_synthetic(out=None,      # folder to create; default: data/synthetic-… of the project
+                   train:int=12,  # training recordings a scene, at least 2, of ten 1-s clips each
                    test:int=1,    # test segments a scene, each recorded by nine devices
                    seed:int=0,    # another seed is another world
                    progress=True, # show a progress bar
                    ) -> Path:     # the corpus folder
     "Write the synthetic corpus, or return it when it is already there whole"
     if train < 2 or test < 1:
-        raise InputError(f'train={train}, test={test}: a synthetic corpus needs train >= 2 and test >= 1')
+        raise InputError(f'train={train}, test={test}: a synthetic corpus needs train >= 2, test >= 1')
     out = Path(out or project_root()/'data'/f'synthetic-{train}x{test}-seed{seed}')
     made = dict(train=train, test=test, seed=seed, version=1)
     if out.exists():
         if _made_with(out) == made: return out
-        raise InputError(f'{out} exists and is not the synthetic corpus {made}: choose another folder or remove it')
+        raise InputError(f'{out} exists and is not the synthetic corpus {made}: '
+                         'choose another folder or remove it')
     try: _write_corpus(out, made, progress)
     except OSError as e:
-        if _made_with(out): return make_synthetic(out, train, test, seed)        # another process was faster
-        raise InputError(f'could not write {out}: {e.strerror or e}. Free some space or choose another folder') from e
+        if _made_with(out): return make_synthetic(out, train, test, seed)    # another process was faster
+        raise InputError(f'could not write {out}: {e.strerror or e}. '
+                         'Free some space or choose another folder') from e
     return out

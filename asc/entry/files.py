@@ -75,24 +75,33 @@ def _check_rows(file, answers, scenes):
     return [f'{file}, row {i + 1} ({answers.filename[i]}): {reason}' for reason, i in first.items()]
 
 # %% ../../nbs/entry/05_files.ipynb #d04cf117
-def _check_names(file, names, wanted):
-    "Whether names are repeated, missing, unknown, or in another order"
+def _check_repeated(file, names):
+    "Whether a name is there twice"
     repeated = names[names.duplicated()]
-    if len(repeated):
-        return [f'{file}: {repeated.iloc[0]} is named twice ({len(repeated)} repeated rows)']
-    if wanted is None: return []
-    wanted = [bare(n) for n in wanted]
-    missing = sorted(set(wanted) - set(names))
-    unknown = sorted(set(names) - set(wanted))
-    if missing:
-        return [f'{file}: {len(missing)} names of the evaluation list are missing, '
-                f'such as {missing[0]}']
-    if unknown:
-        return [f'{file}: {len(unknown)} names are not on the evaluation list, '
-                f'such as {unknown[0]}']
-    if names.tolist() != wanted:
-        return [f'{file}: the names are not in the order of the evaluation list']
-    return []
+    if not len(repeated): return []
+    return [f'{file}: {repeated.iloc[0]} is named twice ({len(repeated)} repeated rows)']
+
+# %% ../../nbs/entry/05_files.ipynb #6b5a1539
+def _some_names(file, names, complaint):
+    "A complaint about some names, with an example"
+    if not names: return []
+    return [f'{file}: {len(names)} names {complaint}, such as {min(names)}']
+
+# %% ../../nbs/entry/05_files.ipynb #fb1c9b2f
+def _check_list_of(file, names, wanted):
+    "Whether names are missing, unknown, or in another order"
+    missing, unknown = set(wanted) - set(names), set(names) - set(wanted)
+    if missing: return _some_names(file, missing, 'of the evaluation list are missing')
+    if unknown: return _some_names(file, unknown, 'are not on the evaluation list')
+    if names == wanted: return []
+    return [f'{file}: the names are not in the order of the evaluation list']
+
+# %% ../../nbs/entry/05_files.ipynb #e8b2b171
+def _check_names(file, names, wanted):
+    "The first fault of the names; without a list only repetition counts"
+    faults = _check_repeated(file, names)
+    if faults or wanted is None: return faults
+    return _check_list_of(file, names.tolist(), [bare(name) for name in wanted])
 
 # %% ../../nbs/entry/05_files.ipynb #02e5247f
 def check_output(
@@ -136,8 +145,8 @@ def _by_name(metrics, kind):
             for name, accuracy in metrics[f'{kind}_accuracy'].items()}
 
 # %% ../../nbs/entry/05_files.ipynb #80f30017
-def results_of(metrics) -> dict: # overall, class_wise, device_wise: percent and nats
-    "The results block of a meta file from a run's metrics; None where nothing was measured"
+def results_of(metrics) -> dict: # percent and nats
+    "The results block of a meta file; None where nothing was measured"
     return dict(
         overall=_figures(metrics['macro_accuracy'], metrics['macro_log_loss']),
         class_wise=_by_name(metrics, 'class'),
@@ -145,11 +154,11 @@ def results_of(metrics) -> dict: # overall, class_wise, device_wise: percent and
     )
 
 # %% ../../nbs/entry/05_files.ipynb #7e0d8eb8
-def _augmentations(parameters):
+def _augmentations(params):
     "Names of the steps of a pipeline that augment"
-    steps = parameters.get('steps') or pipelines[parameters['pipeline']]['steps']
+    steps = params.get('steps') or pipelines[params['pipeline']]['steps']
     names = [step if isinstance(step, str) else next(iter(step)) for step in steps]
-    return [name for name in names if name not in ('resample', 'mel', 'log', 'normalise')]
+    return [n for n in names if n not in ('resample', 'mel', 'log', 'normalise')]
 
 # %% ../../nbs/entry/05_files.ipynb #d63c9b93
 def _complexity_management(parameters, bits):
@@ -217,8 +226,7 @@ def _leaves(tree, prefix=''):
     else:
         yield prefix, tree
         return
-    for key, value in items:
-        yield from _leaves(value, f'{prefix}.{key}' if prefix else str(key))
+    for key, value in items: yield from _leaves(value, f'{prefix}.{key}'.lstrip('.'))
 
 # %% ../../nbs/entry/05_files.ipynb #166e16a8
 def _unfilled(meta):
@@ -227,29 +235,32 @@ def _unfilled(meta):
             if isinstance(value, str) and PLACEHOLDER in value]
 
 # %% ../../nbs/entry/05_files.ipynb #53ca59a6
-def _check_label(submission, folder_label):
-    "Complaints about the label and the abbreviation"
-    label, short = submission.get('label'), submission.get('abbreviation')
-    faults = []
+def _check_label(label, folder):
+    "A complaint about the label"
     if not LABEL.fullmatch(str(label)):
-        faults.append(f'label {label!r} is not of the form Lastname_Institute_task1_1 … _4')
-    elif folder_label and label != folder_label:
-        faults.append(f'label {label} stands in the folder {folder_label}')
-    if len(str(short)) > 10 and short != PLACEHOLDER:
-        faults.append(f'abbreviation {short!r} has more than 10 characters')
-    return faults
+        return [f'label {label!r} is not of the form Lastname_Institute_task1_1 … _4']
+    if folder and label != folder: return [f'label {label} stands in the folder {folder}']
+    return []
+
+# %% ../../nbs/entry/05_files.ipynb #ae454552
+def _check_abbreviation(short):
+    "A complaint about a long abbreviation"
+    if len(str(short)) <= 10 or short == PLACEHOLDER: return []
+    return [f'abbreviation {short!r} has more than 10 characters']
 
 # %% ../../nbs/entry/05_files.ipynb #dc3d9294
+def _is_address(email):
+    "Whether an e-mail address looks like one, or is still to be filled in"
+    return email == PLACEHOLDER or re.fullmatch(r'[^@\s]+@[^@\s]+\.[^@\s]+', str(email))
+
+# %% ../../nbs/entry/05_files.ipynb #30154f24
 def _check_authors(authors):
-    "Complaints about the authors: exactly one corresponds, and every address looks like one"
+    "Complaints about the authors, of whom exactly one corresponds"
     if not authors: return ['no author']
-    faults = []
-    if sum(bool(a.get('corresponding')) for a in authors) != 1:
-        faults.append('exactly one author must be the corresponding one')
-    for email in (a.get('email') for a in authors):
-        if email != PLACEHOLDER and not re.fullmatch(r'[^@\s]+@[^@\s]+\.[^@\s]+', str(email)):
-            faults.append(f'e-mail address {email!r}')
-    return faults
+    emails = [author.get('email') for author in authors]
+    faults = [f'e-mail address {email!r}' for email in emails if not _is_address(email)]
+    if sum(bool(author.get('corresponding')) for author in authors) == 1: return faults
+    return ['exactly one author must be the corresponding one', *faults]
 
 # %% ../../nbs/entry/05_files.ipynb #4f662af4
 def _check_measured(block, written, measured):
@@ -288,7 +299,8 @@ def check_meta(
     submission = meta['submission']
     faults = [
         *_unfilled(meta),
-        *_check_label(submission, label),
+        *_check_label(submission.get('label'), label),
+        *_check_abbreviation(submission.get('abbreviation')),
         *_check_authors(submission.get('authors')),
         *_check_measured('results', meta['results'].get('development_dataset'), results),
         *_check_measured('complexity', meta['system'].get('complexity'), cost),

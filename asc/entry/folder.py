@@ -78,7 +78,7 @@ def _average(metrics):
 
 # %% ../../nbs/entry/10_folder.ipynb #71cde80a
 def _blocks(name, metrics):
-    "Results by name; a device-aware system also reports its general model"
+    "The results of each block"
     results = results_of(_average(metrics))
     if not all('general_metrics' in m for m in metrics): return {name: results}
     general = results_of(_average([m['general_metrics'] for m in metrics]))
@@ -86,7 +86,7 @@ def _blocks(name, metrics):
 
 # %% ../../nbs/entry/10_folder.ipynb #e8af50ac
 def _split_files(folder, label, tag):
-    "Paths of the table and of the weights of a split; the tag is empty where there is one split only"
+    "The table and the weights of a split; the tag is empty where there is only one"
     return folder/f'{label}.output{tag}.csv', folder/f'{label}.model_state_dict{tag}.pt'
 
 # %% ../../nbs/entry/10_folder.ipynb #701caca0

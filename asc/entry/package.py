@@ -165,8 +165,11 @@ def halve(folder):
 
 # %% ../../nbs/entry/15_package.ipynb #a517ab2a
 def open_source(source):
-    "A run folder, a folder of device models or a published device-wise checkpoint, which hears 44.1 kHz"
-    return open_model(source, 44100).classifier('submit', ('float', 'device-wise'))
+    "The model of a run, of device models or of a published device-wise checkpoint"
+    path = resolve(source)
+    if (path/'devices.safetensors').is_file(): return load_devices(path)
+    if path.is_dir(): return load_model(path)
+    return from_published(path if path.is_file() else source)
 
 # %% ../../nbs/entry/15_package.ipynb #a493cd58
 def _copy_library(root):

@@ -73,34 +73,54 @@ def _parameter_count(state):
                if not name.endswith(statistics) and 'device_models.' not in name)
 
 # %% ../../nbs/entry/07_weights.ipynb #4f60e039
-def _check_half(name, state, info):
-    "Whether weights are half precision, finite, and as many as were counted"
-    wide = [k for k, v in state.items() if v.is_floating_point() and v.dtype != torch.float16]
-    if wide:
-        return [f'{name}: {wide[0]} is {state[wide[0]].dtype}, half precision is declared']
-    broken = [k for k, v in state.items() if not v.isfinite().all()]
-    if broken:
-        return [f'{name}: {broken[0]} holds NaN or infinite weights']
+def _check_count(name, state, info):
+    "Whether the parameters are as many as were counted"
     count = _parameter_count(state)
-    if count != info['Params']:
-        return [f"{name}: {count:,} parameters, info.json says {info['Params']:,}"]
+    if count == info['Params']: return []
+    return [f"{name}: {count:,} parameters, info.json says {info['Params']:,}"]
+
+# %% ../../nbs/entry/07_weights.ipynb #eb7691ab
+def _check_precision(name, state):
+    "Whether all floating-point numbers are in half precision"
+    for key, value in state.items():
+        if value.is_floating_point() and value.dtype != torch.float16:
+            return [f'{name}: {key} is {value.dtype}, half precision is declared']
     return []
 
+# %% ../../nbs/entry/07_weights.ipynb #bf0d2a16
+def _check_finite(name, state):
+    "Whether no weight is NaN or infinite"
+    for key, value in state.items():
+        if not value.isfinite().all(): return [f'{name}: {key} holds NaN or infinite weights']
+    return []
+
+# %% ../../nbs/entry/07_weights.ipynb #5bf53eb1
+def _check_half(name, state, info):
+    "The first fault of weights in half precision"
+    return _check_precision(name, state) or _check_finite(name, state) or _check_count(name, state, info)
+
 # %% ../../nbs/entry/07_weights.ipynb #e21963ec
+def _check_codes(name, state, info):
+    "Whether most parameters are int8"
+    codes = sum(value.numel() for value in state.values() if value.dtype == torch.int8)
+    total = info['Params']
+    if codes >= .5*total: return []
+    return [f'{name}: {codes:,} of {total:,} parameters are int8, 8 bits are declared']
+
+# %% ../../nbs/entry/07_weights.ipynb #07e24fe3
+def _check_rules_of_2022(name, state):
+    "Whether every weight is int8"
+    for key, value in state.items():
+        if value.is_floating_point() and value.ndim > 1:
+            return [f'{name}: {key} is {value.dtype}; '
+                    'the rules of 2022 demand int8 for every parameter']
+    return []
+
+# %% ../../nbs/entry/07_weights.ipynb #1ea56900
 def _check_int8(name, state, info):
-    "Whether weights that are declared to be of 8 bits are"
-    whole = sum(v.numel() for v in state.values() if v.dtype == torch.int8)
-    wide = [k for k, v in state.items() if v.is_floating_point() and v.ndim > 1]
-    broken = [k for k, v in state.items() if not v.isfinite().all()]
-    faults = []
-    if broken:
-        faults.append(f'{name}: {broken[0]} holds NaN or infinite weights')
-    if whole < .5*info['Params']:
-        faults.append(f"{name}: {whole:,} of {info['Params']:,} parameters are int8, "
-                      '8 bits are declared')
-    if wide and info['year'] == '2022':
-        faults.append(f'{name}: {wide[0]} is {state[wide[0]].dtype}; '
-                      'the rules of 2022 demand int8 for every parameter')
+    "Faults of weights that are declared to be of 8 bits"
+    faults = _check_finite(name, state) + _check_codes(name, state, info)
+    if info['year'] == '2022': faults += _check_rules_of_2022(name, state)
     return faults
 
 # %% ../../nbs/entry/07_weights.ipynb #f8beafbb

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import SimpleQueue
 
+from fastcore.basics import patch
+
 from ..core import InputError
 from ..run.process import Busy, RunFailed, end_runs, run_notebook
 
@@ -42,14 +44,19 @@ def count_cores() -> int:
     return os.cpu_count()
 
 # %% ../../nbs/experiment/18_engines.ipynb #fdfd1e72
-def visible_gpus() -> list: # of the numbers CUDA_VISIBLE_DEVICES understands
-    "The GPUs of this machine, without loading torch"
-    allowed = os.environ.get('CUDA_VISIBLE_DEVICES')
-    if allowed is not None: return [gpu for gpu in allowed.split(',') if gpu.strip()]
+def _installed_gpus():
+    "The numbers of all GPUs, as the driver lists them"
     try: listed = subprocess.run(['nvidia-smi', '--list-gpus'], capture_output=True, text=True)
     except FileNotFoundError: return []
     if listed.returncode: return []
     return [str(i) for i in range(len(listed.stdout.splitlines()))]
+
+# %% ../../nbs/experiment/18_engines.ipynb #21a87748
+def visible_gpus() -> list: # of the numbers CUDA_VISIBLE_DEVICES understands
+    "The GPUs of this machine, without loading torch"
+    allowed = os.environ.get('CUDA_VISIBLE_DEVICES')
+    if allowed is None: return _installed_gpus()
+    return [gpu for gpu in allowed.split(',') if gpu.strip()]
 
 # %% ../../nbs/experiment/18_engines.ipynb #5548b026
 def _half_of_cores(): return max(1, count_cores()//2)
@@ -68,15 +75,21 @@ class _Workers:
 
     def start(self, tasks): return [self.pool.submit(self.work, task) for task in tasks]
 
-    def environment(self, place):
-        env = dict(OMP_NUM_THREADS=str(self.threads))
-        if self.gpus: env['CUDA_VISIBLE_DEVICES'] = self.gpus[place % len(self.gpus)]
-        return env
+# %% ../../nbs/experiment/18_engines.ipynb #149da6d9
+@patch
+def environment(self:_Workers, place):
+    "What a process sees of the machine from a place"
+    env = dict(OMP_NUM_THREADS=str(self.threads))
+    if self.gpus: env['CUDA_VISIBLE_DEVICES'] = self.gpus[place % len(self.gpus)]
+    return env
 
-    def work(self, task):
-        place = self.places.get()
-        try: return attempt(dict(task, env={**self.environment(place), **task.get('env', {})}))
-        finally: self.places.put(place)
+# %% ../../nbs/experiment/18_engines.ipynb #c9d3581c
+@patch
+def work(self:_Workers, task):
+    "Do a task at the next place that is free"
+    place = self.places.get()
+    try: return attempt(dict(task, env={**self.environment(place), **task.get('env', {})}))
+    finally: self.places.put(place)
 
 # %% ../../nbs/experiment/18_engines.ipynb #f2de63fe
 @contextmanager
@@ -113,15 +126,18 @@ def _submitit_executor(folder, cluster, settings):
 # %% ../../nbs/experiment/18_engines.ipynb #859c75ca
 class _Jobs:
     "The jobs an executor of submitit was given"
-    def __init__(self, executor, threads): self.executor, self.threads, self.jobs = executor, threads, []
+    def __init__(self, executor, threads):
+        self.executor, self.threads, self.jobs = executor, threads, []
 
     def start(self, tasks):
         jobs = self.executor.map_array(attempt, _with_threads(tasks, self.threads))
         self.jobs += jobs
         return jobs
 
-    def cancel(self):
-        for job in self.jobs: job.cancel()
+# %% ../../nbs/experiment/18_engines.ipynb #5d4782d9
+@patch
+def cancel(self:_Jobs):
+    for job in self.jobs: job.cancel()
 
 # %% ../../nbs/experiment/18_engines.ipynb #19f65333
 @contextmanager

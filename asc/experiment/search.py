@@ -24,13 +24,18 @@ from ..train.options import TrainingOptions
 from ..train.resume import check_config
 
 # %% ../../nbs/experiment/25_search.ipynb #d5251005
-def need_optuna():
-    "The package, which the extra `search` installs"
+def _import_optuna():
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # tqdm's, about widgets
         try: import optuna
         except ImportError as e:
             raise InputError("a search needs Optuna: pip install 'asc[search]'") from e
+    return optuna
+
+# %% ../../nbs/experiment/25_search.ipynb #0e99d18f
+def need_optuna():
+    "The package, which the extra `search` installs"
+    optuna = _import_optuna()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning)
     return optuna
@@ -190,19 +195,19 @@ def run_trials(
         study.optimize(objective, n_trials=1, catch=(InputError, RuntimeError))
 
 # %% ../../nbs/experiment/25_search.ipynb #47ae0b8a
+def _state_of(trial):
+    "What became of a trial; one that failed without an error of its own was killed"
+    if trial.state.name == 'FAIL' and 'why' not in trial.user_attrs: return 'killed'
+    return trial.state.name.lower()
+
+# %% ../../nbs/experiment/25_search.ipynb #9a45912a
 def _trial_row(trial, monitor):
     "A row of the table of trials"
-    own_error = 'why' in trial.user_attrs
-    state = trial.state.name.lower()
-    if state == 'fail' and not own_error: state = 'killed'
-    return {
-        'trial': trial.number,
-        'state': state,
-        monitor: trial.value if state == 'complete' else None,
-        'epochs': len(trial.intermediate_values),
-        **trial.params,
-        'why': trial.user_attrs.get('why', ''),
-    }
+    state = _state_of(trial)
+    value = trial.value if state == 'complete' else None
+    known = dict(trial=trial.number, state=state)
+    epochs, why = len(trial.intermediate_values), trial.user_attrs.get('why', '')
+    return {**known, monitor: value, 'epochs': epochs, **trial.params, 'why': why}
 
 # %% ../../nbs/experiment/25_search.ipynb #ace11f9c
 def trials_table(study) -> pd.DataFrame: # a row a trial
@@ -258,10 +263,11 @@ def plot_study(
 
 # %% ../../nbs/experiment/25_search.ipynb #c2290791
 def _refuse_empty(study):
-    "InputError for a study without a finished trial, with the reasons of its trials"
+    "InputError for a study without a finished trial"
     if _completed(study): return
     reasons = sorted({t.user_attrs['why'] for t in settled(study) if 'why' in t.user_attrs})
-    raise InputError(f"no trial was finished: {'; '.join(reasons[:3]) or 'all were pruned'}")
+    why = '; '.join(reasons[:3]) or 'all were pruned'
+    raise InputError(f'no trial was finished: {why}')
 
 # %% ../../nbs/experiment/25_search.ipynb #6a47740e
 def best_recipe(study, params) -> dict: # parameters of train.ipynb that are not at their defaults
@@ -282,7 +288,7 @@ def write_recipe(
     path,   # YAML file
     *lines, # of comment
 ):
-    "Write a recipe as `papermill nbs/train.ipynb -f` takes it"
+    "Write a recipe as `papermill -f` takes it"
     import yaml
     comment = ''.join(f'# {line}\n' for line in lines)
     write_text(path, comment + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))

@@ -110,7 +110,7 @@ def _check_choices(name, choices):
 
 # %% ../../nbs/experiment/22_space.ipynb #c2af081c
 def _range_kind(name, entry):
-    "The type of a range, which inside a parameter is that of its ends; None if there can be none"
+    "The type of a range; None if there can be none"
     if '.' in name:
         whole = all(type(entry.get(end)) is int for end in ('low', 'high'))
         return int if whole else float
@@ -145,7 +145,7 @@ def _refuse_overlap(space):
 
 # %% ../../nbs/experiment/22_space.ipynb #dc47a3e1
 def _check_value(params, name, value, clips):
-    "InputError for a value that train.ipynb would refuse"
+    "InputError for a value that is refused"
     head = name.split('.')[0]
     kind, _ = _declared()[head]
     changed = set_parameter(params, name, value)

@@ -23,6 +23,12 @@ from ..train.ddp import rank_and_world
 from .distillation import Distillation
 from ..train.options import TrainingOptions
 
+# %% ../../nbs/experiment/10_stacked.ipynb #b453790d
+def _stack_states(states):
+    "The state of one stacked tensor; the number of the step is the same for all"
+    return {key: first.clone() if key == 'step' else torch.stack([state[key] for state in states])
+            for key, first in states[0].items()}
+
 # %% ../../nbs/experiment/10_stacked.ipynb #258dc9b4
 class StackedOptimiser:
     "One optimiser over stacked tensors, with the kind, groups and state of the learners' own"
@@ -47,7 +53,7 @@ class StackedOptimiser:
 # %% ../../nbs/experiment/10_stacked.ipynb #a0ad7b26
 @patch
 def _groups(self:StackedOptimiser):
-    "The parameter groups of the first learner, with stacked tensors in the place of its own"
+    "The parameter groups of the first learner, with stacked tensors for its own"
     stacked = {id(views[0]): tensor for tensor, views in self.twins}
     return [{**group, 'params': [stacked[id(p)] for p in group['params']]}
             for group in self.owns[0].param_groups]
@@ -58,10 +64,7 @@ def _take_states(self:StackedOptimiser):
     "Stack the states that a resumed training brings along"
     for tensor, views in self.twins:
         states = [own.state.get(view) for own, view in zip(self.owns, views)]
-        if not all(states): continue
-        self.opt.state[tensor] = {
-            key: first.clone() if key == 'step' else torch.stack([state[key] for state in states])
-            for key, first in states[0].items()}
+        if all(states): self.opt.state[tensor] = _stack_states(states)
 
 # %% ../../nbs/experiment/10_stacked.ipynb #75494099
 @patch
@@ -91,19 +94,27 @@ class Stack:
         self.params, self.buffers = stack_module_state(self.nets)
         self.own_forward = self.nets[0].forward
         self.clipped = any(isinstance(cb, GradientClip) for cb in learners[0].cbs)
-        for i in range(len(learners)): self._join(i)
+        for i in range(len(learners)):
+            self._share_tensors(i)
+            self._redirect(i)
         views = zip(*(net.parameters() for net in self.nets))
         self.twins = list(zip(self.params.values(), views))
         return learners
 
 # %% ../../nbs/experiment/10_stacked.ipynb #834ac74b
 @patch
-def _join(self:Stack, i):
-    "Make a network's tensors views of the stacked ones, and let its learner wait for the others"
-    learner, net = self.learners[i], self.nets[i]
+def _share_tensors(self:Stack, i):
+    "Make the tensors of a network views of the stacked ones"
+    net = self.nets[i]
     for name, parameter in net.named_parameters(): parameter.data = self.params[name].data[i]
     for name, buffer in net.named_buffers(): buffer.data = self.buffers[name][i]
-    net.forward = partial(self.forward, i)
+
+# %% ../../nbs/experiment/10_stacked.ipynb #0c0ff7c5
+@patch
+def _redirect(self:Stack, i):
+    "Let a learner wait for the others in every step"
+    learner = self.learners[i]
+    self.nets[i].forward = partial(self.forward, i)
     learner._backward = partial(self.backward, i)
     learner._step = partial(self.step, i)
 

@@ -117,11 +117,14 @@ def trained(self:Sweep, name) -> bool:
     return self.state(name) == 'unfinished' and self.row(name)['done'] == 100
 
 # %% ../../nbs/experiment/20_sweeps.ipynb #ddf45abb
-def _settle(sweep, name, future, tries):
-    "What became of a run: an error, or it stays in `tries` and the next round sees to it"
-    try: verdict, why = future.result()
-    except Exception as e: # the engine lost it
-        verdict, why = 'killed', f'{type(e).__name__}: {e}'
+def _verdict(future):
+    "What an engine says of a task, and why; one that the engine lost was killed"
+    try: return future.result()
+    except Exception as e: return 'killed', f'{type(e).__name__}: {e}'
+
+# %% ../../nbs/experiment/20_sweeps.ipynb #1b492639
+def _settle(sweep, name, verdict, why, tries):
+    "Give a run up, or leave it to the next round"
     if verdict == 'killed': tries[name] -= 1
     given_up = verdict == 'failed' or not tries[name]
     if given_up and sweep.state(name) != 'finished':
@@ -139,13 +142,18 @@ def _ready(sweep, free):
     return [*stacks, *((name,) for name in free if name not in stacked)]
 
 # %% ../../nbs/experiment/20_sweeps.ipynb #37b4168e
-def _start_ready(sweep, start, tries, running):
-    "Forget what is finished, and start what nobody works on"
+def _free(sweep, tries, running):
+    "The runs that nobody works on; those that are finished are forgotten"
     started = sum(running, ())
     idle = [name for name in tries if name not in started]
     for name in idle:
         if sweep.state(name) == 'finished': del tries[name]
-    ready = _ready(sweep, [n for n in idle if n in tries and not is_held(sweep.out(n))])
+    return [name for name in idle if name in tries and not is_held(sweep.out(name))]
+
+# %% ../../nbs/experiment/20_sweeps.ipynb #5651ba9c
+def _start_ready(sweep, start, tries, running):
+    "Start what can start"
+    ready = _ready(sweep, _free(sweep, tries, running))
     if ready: running.update(zip(ready, start([sweep.task(*names) for names in ready])))
 
 # %% ../../nbs/experiment/20_sweeps.ipynb #2d9335a4
@@ -153,16 +161,17 @@ def _collect(sweep, tries, running):
     "Ask what became of the runs an engine has ended"
     ended = [names for names, future in running.items() if future.done()]
     for names in ended:
-        future = running.pop(names)
-        for name in names: _settle(sweep, name, future, tries)
+        verdict, why = _verdict(running.pop(names))
+        for name in names: _settle(sweep, name, verdict, why, tries)
 
 # %% ../../nbs/experiment/20_sweeps.ipynb #16c3c74d
 def _open_engine(name, workers, threads, folder, options):
-    "The context manager of an engine; InputError for options it does not have"
+    "An engine that is not yet started"
     make = pick(engines, name, 'engine')
     try: return make(workers, threads, folder, **options)
     except TypeError as e:
-        raise InputError(f"options of engine {name!r}: {str(e).split(') ')[-1]}") from e
+        reason = str(e).split(') ')[-1]
+        raise InputError(f'options of engine {name!r}: {reason}') from e
 
 # %% ../../nbs/experiment/20_sweeps.ipynb #8daccecc
 def run_sweep(
@@ -191,6 +200,12 @@ def run_sweep(
             time.sleep(pause)
 
 # %% ../../nbs/experiment/20_sweeps.ipynb #b32f0241
+def _in_words(row):
+    "The state of a run and, where there is one, its accuracy"
+    accuracy = f', {row.accuracy:.2f} %' if pd.notna(row.accuracy) else ''
+    return f'{row.cell}: {row.state}{accuracy}'
+
+# %% ../../nbs/experiment/20_sweeps.ipynb #3f78d7cf
 def changes(
     before, # table of a sweep, or None
     now,    # the same, later
@@ -198,12 +213,8 @@ def changes(
     "What has happened between two tables"
     earlier = {} if before is None else dict(zip(before.cell, before.state))
     ended = int(now.state.isin(['finished', 'failed']).sum())
-    lines = []
-    for row in now.itertuples():
-        if row.state == earlier.get(row.cell, 'waiting'): continue
-        accuracy = f', {row.accuracy:.2f} %' if pd.notna(row.accuracy) else ''
-        lines.append(f'{row.cell}: {row.state}{accuracy} ({ended} of {len(now)} ended)')
-    return lines
+    return [f'{_in_words(row)} ({ended} of {len(now)} ended)' for row in now.itertuples()
+            if row.state != earlier.get(row.cell, 'waiting')]
 
 # %% ../../nbs/experiment/20_sweeps.ipynb #9b67a521
 class Board:

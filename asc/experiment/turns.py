@@ -88,7 +88,7 @@ def _thread(self:Turns, i, function, returned):
 # %% ../../nbs/experiment/07_turns.ipynb #ccb6a050
 @patch
 def _take_shares(self:Turns):
-    "The shares of a meeting, which is then empty for the next one"
+    "The shares of a meeting, which then is over"
     kinds = [entry and entry[0] for entry in self.shares]
     if len({*kinds}) > 1: raise RuntimeError(f'the seeds are no longer in step: {kinds}')
     shares = [share for _, share in self.shares]

@@ -20,25 +20,32 @@ from .mel import (Float32, check_wave, in_pieces, logs, mel_bank, pads, scales, 
 from ..run.plugin import is_own, make_own
 
 # %% ../../nbs/frontend/10_logmel.ipynb #237904cf
+def _check_count(name, value):
+    if not isinstance(value, int) or value < 1:
+        raise InputError(f'{name}={value!r}: give a whole number above 0')
+
+# %% ../../nbs/frontend/10_logmel.ipynb #ab414361
 def _check_each_setting(kw): # a LogMel's settings, by name
     choices = {'scale': scales, 'norm': (None, 'slaney'), 'window': windows,
                'pad': pads, 'log': logs, 'power': (1, 2)}
     for name, allowed in choices.items():
         pick(allowed, kw[name], name)
     for name in ('sample_rate', 'n_fft', 'win', 'hop', 'n_mels'):
-        if not isinstance(kw[name], int) or kw[name] < 1:
-            raise InputError(f'{name}={kw[name]!r}: give a whole number above 0')
+        _check_count(name, kw[name])
     if kw['log'] and kw['eps'] <= 0:
         raise InputError(f"eps={kw['eps']}: the logarithm needs a value above 0")
     if not kw['std']: raise InputError('std=0: give a divisor other than 0')
 
 # %% ../../nbs/frontend/10_logmel.ipynb #bd4af3f9
+def _check_top(kw): # a LogMel's settings, by name
+    nyquist = kw['sample_rate'] / 2
+    if kw['fmax'] + kw['fmax_jitter'] // 2 > nyquist:
+        raise InputError(f"fmax={kw['fmax']:g} Hz plus half of fmax_jitter={kw['fmax_jitter']} "
+                         f'lies above half the sample rate, {nyquist:g} Hz: lower it')
+
+# %% ../../nbs/frontend/10_logmel.ipynb #2958b1ef
 def _check_corners(kw): # a LogMel's settings, by name
-    fmin, fmax, nyquist = kw['fmin'], kw['fmax'], kw['sample_rate'] / 2
-    half = kw['fmax_jitter'] // 2
-    if fmax + half > nyquist:
-        raise InputError(f"fmax={fmax:g} Hz plus half of fmax_jitter={kw['fmax_jitter']} lies above "
-                         f'half the sample rate, {nyquist:g} Hz: lower it')
+    fmin, fmax, half = kw['fmin'], kw['fmax'], kw['fmax_jitter'] // 2
     if not 0 <= fmin <= fmin + kw['fmin_jitter'] < fmax - half:
         raise InputError(f'fmin={fmin:g} Hz must lie between 0 and fmax={fmax:g} Hz, '
                          'whatever the jitter')
@@ -54,6 +61,7 @@ def check_logmel(kw): # a LogMel's settings, by name
     if kw['norm'] and kw['scale'] == 'kaldi':
         raise InputError("norm='slaney' is an area over Hz: use scale htk or slaney with it")
     if kw['fmax'] is None: kw['fmax'] = kw['sample_rate'] / 2 - kw['fmax_jitter'] // 2
+    _check_top(kw)
     _check_corners(kw)
 
 # %% ../../nbs/frontend/10_logmel.ipynb #08821556
@@ -103,17 +111,20 @@ class LogMel(Float32):
         self.bank = self.make_bank(fmin, self.kw['fmax'])
 
 # %% ../../nbs/frontend/10_logmel.ipynb #9af8c10d
+def _check_bands(bank, kw): # a bank and the settings it comes from
+    sums = bank(torch.ones(kw['n_fft'] // 2 + 1, 1))
+    if empty := int((sums <= 0).sum()):
+        raise InputError(f"{empty} of {kw['n_mels']} mel bands are too narrow to hold an FFT bin: "
+                         'lower n_mels, raise n_fft or say allow_empty=True')
+
+# %% ../../nbs/frontend/10_logmel.ipynb #3d1a31f2
 @patch
 def make_bank(self:LogMel, fmin, fmax):
     "The filter bank of this block's constants with other corners, in Hz"
     kw = self.kw
     sizes = kw['sample_rate'], kw['n_fft'], kw['n_mels']
     bank = mel_bank(*sizes, fmin, fmax, kw['scale'], kw['norm'])
-    if kw['allow_empty']: return bank
-    sums = bank(torch.ones(kw['n_fft'] // 2 + 1, 1))
-    if empty := int((sums <= 0).sum()):
-        raise InputError(f"{empty} of {kw['n_mels']} mel bands are too narrow to hold an FFT bin: "
-                         'lower n_mels, raise n_fft or say allow_empty=True')
+    if not kw['allow_empty']: _check_bands(bank, kw)
     return bank
 
 # %% ../../nbs/frontend/10_logmel.ipynb #5a538488
@@ -157,9 +168,10 @@ def power(self:LogMel,
     frames, # (B, T, L)
 ): # (K, B, T)
     "Windowed power (or magnitude) spectrum, bins first"
-    if self.kw['per_frame']: frames = _emphasise_frames(frames, self.kw['preemphasis'])
-    p = squared_magnitude(torch.fft.rfft(frames * self.taper, self.kw['n_fft']))
-    return p if self.kw['power'] == 2 else p.sqrt()
+    kw = self.kw
+    if kw['per_frame']: frames = _emphasise_frames(frames, kw['preemphasis'])
+    p = squared_magnitude(torch.fft.rfft(frames * self.taper, kw['n_fft']))
+    return p if kw['power'] == 2 else p.sqrt()
 
 # %% ../../nbs/frontend/10_logmel.ipynb #46f5aa96
 @patch
@@ -231,14 +243,19 @@ def list_frontends() -> list:
     return list(frontends)
 
 # %% ../../nbs/frontend/10_logmel.ipynb #df8496a6
+def _check_members(name, frontend):
+    lacks = [k for k in ('sample_rate', 'mel', 'log', 'train') if not hasattr(frontend, k)]
+    if lacks:
+        raise InputError(f"frontend {name}: it has no {', '.join(lacks)}; "
+                         'needed are a torch.nn.Module with sample_rate, mel(wave) and log(mel)')
+
+# %% ../../nbs/frontend/10_logmel.ipynb #e04affa2
 def own_frontend(
     name, # 'file.py:Class'
     **kw):
     "A frontend of your own, with `sample_rate` (Hz), `mel` (B, N) -> (B, F, T) and `log` -> (B, 1, F, T)"
     frontend = make_own(name, 'frontend', **kw)
-    if lacks := [k for k in ('sample_rate', 'mel', 'log', 'train') if not hasattr(frontend, k)]:
-        raise InputError(f"frontend {name}: it has no {', '.join(lacks)}; "
-                         'needed are a torch.nn.Module with sample_rate, mel(wave) and log(mel)')
+    _check_members(name, frontend)
     return frontend
 
 # %% ../../nbs/frontend/10_logmel.ipynb #291d29c4

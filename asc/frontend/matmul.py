@@ -63,12 +63,8 @@ def fold_rows(
     return torch.cat([x[:, j:j + n_rows, :min(step, width - j * step)] for j in range(more + 1)], 2)
 
 # %% ../../nbs/frontend/15_matmul.ipynb #e5ea8a20
-def _repeated(
-    kernel,  # (n, width)
-    periods, # how often
-    step,    # columns to the right each time
-): # (n periods, width + step (periods - 1))
-    "A kernel in staircase: one product for several periods of the resampler"
+def _repeated(kernel, periods, step): # (n, width) -> (n periods, width + step (periods - 1))
+    "The kernel in a staircase, for several periods of the resampler"
     n, width = kernel.shape
     rows = torch.zeros(periods * n, (periods - 1) * step + width)
     for j in range(periods):
@@ -100,11 +96,11 @@ class GraphResample(nn.Module):
 
 # %% ../../nbs/frontend/15_matmul.ipynb #c80096f8
 def turns(
-    a,      # int tensor (R,)
-    b,      # int tensor (C,)
-    n:int,  # steps of a full turn
-): # cos and −sin of 2π·a·b/n, float32 (R, C) each
-    "Tables of a Fourier transform, from whole numbers"
+    a,     # int tensor (R,)
+    b,     # int tensor (C,)
+    n:int, # steps of a full turn
+): # cos and −sin of 2π·a·b/n, (R, C) each
+    "Tables of a Fourier transform"
     angle = ((a[:, None] * b + n // 2) % n - n // 2).float() * (2 * math.pi / n)
     return angle.cos(), -angle.sin()
 
@@ -128,29 +124,25 @@ def _sum_over_i(x, n): # as `power_spectrum` -> real and imaginary part, (p, j, 
     return (cos @ x).reshape(shape), (sin @ x).reshape(shape)
 
 # %% ../../nbs/frontend/15_matmul.ipynb #be78e6c4
-def _twiddled(
-    re, im,     # (p, j, B, T)
-    n,          # FFT length
-    frames:int, # T
-):
+def _twiddled(re, im, n, frames): # (p, j, B, T) each, FFT length, T
     "Times w^(j·p)"
     tables = turns(torch.arange(_half_length(n)), torch.arange(split_fft(n)), n)
     cos, sin = (t[..., None, None].expand(-1, -1, 1, frames) for t in tables)
     return re * cos - im * sin, re * sin + im * cos
 
 # %% ../../nbs/frontend/15_matmul.ipynb #661af826
-def _squared_sum_over_j(
-    re, im,  # (p, N₂/2, B, T): sums or differences of the two halves
-    q,       # all even or all odd
-    n,       # FFT length
-): # |X|², (p, N₂/2, B·T)
+def _second_table(q, n): # all even or all odd q -> (n₂, n₂), for real and imaginary parts in one column
     n2 = split_fft(n)
-    half = n2 // 2
-    cos, sin = turns(q, torch.arange(half) * (n // n2), n)
+    cos, sin = turns(q, torch.arange(n2 // 2) * (n // n2), n)
+    return torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)])
+
+# %% ../../nbs/frontend/15_matmul.ipynb #e3a71eea
+def _squared_sum_over_j(re, im, q, n): # (p, n₂/2, B, T) each, q, FFT length -> |X|², (p, n₂/2, B·T)
+    n2 = split_fft(n)
     z = torch.cat([re, im], 1).reshape(_half_length(n), n2, -1)
-    z = torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)]) @ z
+    z = _second_table(q, n) @ z
     z = z * z
-    return z[:, :half] + z[:, half:]
+    return z[:, :n2 // 2] + z[:, n2 // 2:]
 
 # %% ../../nbs/frontend/15_matmul.ipynb #76d0db1b
 def power_spectrum(
@@ -209,38 +201,44 @@ class GraphLogMel(nn.Module):
 
 # %% ../../nbs/frontend/15_matmul.ipynb #04df059f
 @patch
-def columns(self:GraphLogMel, wave): # (B, samples) -> (win, B, T)
-    "The frames, windowed"
+def prepared(self:GraphLogMel, wave): # (B, samples)
+    "Gain, pre-emphasis and padding, from the first sample under the window on"
     kw = self.kw
-    win, hop = kw['win'], kw['hop']
     if kw['gain'] != 1 or kw['offset']: wave = wave * kw['gain'] + kw['offset']
     if kw['preemphasis'] and not kw['per_frame']:
         wave = wave[:, 1:] - kw['preemphasis'] * wave[:, :-1]
-    wave = pads[kw['pad']](wave, self.n_pad)[:, self.lead:]
+    return pads[kw['pad']](wave, self.n_pad)[:, self.lead:]
+
+# %% ../../nbs/frontend/15_matmul.ipynb #7586510c
+@patch
+def columns(self:GraphLogMel, wave): # (B, samples) -> (win, B, T)
+    "The frames, windowed"
+    win, hop = self.kw['win'], self.kw['hop']
+    wave = self.prepared(wave)
     more = -(-win // hop) - 1
     rows = fold_rows(wave, self.frames + more, hop, hop).permute(2, 0, 1)
     parts = [rows[:min(hop, win - j * hop), :, j:j + self.frames] for j in range(more + 1)]
     x = torch.cat(parts)
-    if kw['per_frame']: x = _emphasise_columns(x, kw['preemphasis'])
+    if self.kw['per_frame']: x = _emphasise_columns(x, self.kw['preemphasis'])
     return x * self.taper.expand(-1, 1, self.frames)        # spread out once, when the file is loaded
 
 # %% ../../nbs/frontend/15_matmul.ipynb #7c0a70a4
-def _emphasise_columns(
-    x, # (L, B, T)
-    c, # see `preemphasis` of LogMel
-):
+def _emphasise_columns(x, c): # (L, B, T), see `preemphasis` of LogMel
     "Kaldi's way: without the mean, and pre-emphasised inside the frame"
     x = x - x.mean(0, keepdim=True)
     return torch.cat([(1 - c) * x[:1], x[1:] - c * x[:-1]])
 
 # %% ../../nbs/frontend/15_matmul.ipynb #e041c0b1
+_GRAPH_LOGS = {
+    'ln': lambda x, eps: (x + eps).log(),
+    'ln_clip': lambda x, eps: x.clamp(min=eps).log(),
+    'db': lambda x, eps: x.clamp(min=eps).log() * (10 / math.log(10))}
+
+# %% ../../nbs/frontend/15_matmul.ipynb #213544b7
 @patch
 def log(self:GraphLogMel, mel): # linear mel -> normalised logarithm
     kw = self.kw
-    if kw['log'] == 'ln': mel = (mel + kw['eps']).log()
-    elif kw['log']:
-        unit = 10 / math.log(10) if kw['log'] == 'db' else 1.
-        mel = mel.clamp(min=kw['eps']).log() * unit
+    if kw['log']: mel = _GRAPH_LOGS[kw['log']](mel, kw['eps'])
     if kw['mean'] or kw['std'] != 1: mel = mel * (1 / kw['std']) - kw['mean'] / kw['std']
     return mel
 

@@ -61,6 +61,10 @@ def extra_repr(self:SparseRows):
     return f'{len(self.start) - 1} rows, {len(self.col)} weights'
 
 # %% ../../nbs/frontend/05_mel.ipynb #a342dfff
+def _cache_size(x): # floats that are worth keeping together
+    return 600_000 if x.device.type == 'cpu' else 100_000_000
+
+# %% ../../nbs/frontend/05_mel.ipynb #dcd169a1
 def in_pieces(
     fn,        # function of a tensor, item by item along `dim`
     x,         # the tensor to cut
@@ -70,8 +74,7 @@ def in_pieces(
 ):
     "`fn(x)`, computed in pieces of 0.6 million floats on a CPU (they fit its cache) and 100 million on a GPU"
     if torch.compiler.is_compiling(): return fn(x)
-    budget = 600_000 if x.device.type == 'cpu' else 100_000_000
-    items = max(1, budget // size)
+    items = max(1, _cache_size(x) // size)
     if items >= x.shape[dim]: return fn(x)
     return torch.cat([fn(piece) for piece in x.split(items, dim)], out)
 
@@ -81,14 +84,18 @@ def warm_allocator():
     torch.empty(7_500_000)
 
 # %% ../../nbs/frontend/05_mel.ipynb #6dc53cab
+def _check_float(wave):
+    if torch.is_tensor(wave) and wave.is_floating_point(): return
+    kind = getattr(wave, 'dtype', type(wave).__name__)
+    raise InputError(f'wave: found {kind}; give a float tensor in [-1, 1), e.g. int16 / 32768')
+
+# %% ../../nbs/frontend/05_mel.ipynb #5da75d3f
 def check_wave(
     wave,        # (B, N) floating point
     shortest=1,  # fewest samples accepted
 ): # the same in float32
     "Refuse what is not a batch of waveforms; half precision becomes float32"
-    if not torch.is_tensor(wave) or not wave.is_floating_point():
-        kind = getattr(wave, 'dtype', type(wave).__name__)
-        raise InputError(f'wave: found {kind}; give a float tensor in [-1, 1), e.g. int16 / 32768')
+    _check_float(wave)
     shape = tuple(wave.shape)
     if len(shape) != 2:
         raise InputError(f'wave: found shape {shape}; give (batch, samples), e.g. wave[None] for one clip')
@@ -99,6 +106,10 @@ def check_wave(
     return wave.float()
 
 # %% ../../nbs/frontend/05_mel.ipynb #bf345189
+def _windowed_sinc(t, width): # positions and half the window, in zero crossings
+    return torch.sinc(t) * torch.cos(t * math.pi / width / 2) ** 2
+
+# %% ../../nbs/frontend/05_mel.ipynb #0c8f39f1
 def sinc_kernel(
     orig:int,    # input rate over the common divisor
     new:int,     # output rate over the common divisor
@@ -111,11 +122,15 @@ def sinc_kernel(
     phase = (torch.arange(0, -new, -1) / new).double()           # rounded to float32, as published
     tap = torch.arange(-reach, reach + orig).double() / orig
     crossings = (phase[:, None] + tap) * base
-    window = torch.cos(crossings * math.pi / width / 2) ** 2
-    kernel = torch.sinc(crossings) * window * base / orig
+    kernel = _windowed_sinc(crossings, width) * base / orig
     return torch.where(crossings.abs() < width, kernel, 0).float(), reach
 
 # %% ../../nbs/frontend/05_mel.ipynb #c14d0493
+def _check_rate(rate):
+    if rate != int(rate) or rate < 1:
+        raise InputError(f'sample rate {rate!r}: give a positive whole number of Hz')
+
+# %% ../../nbs/frontend/05_mel.ipynb #c12ee817
 class Resample(nn.Module):
     "Waveform (B, N) at `orig` Hz -> float32 (B, ceil(N new / orig)) at `new` Hz; the identity at equal rates"
     def __init__(self,
@@ -123,9 +138,8 @@ class Resample(nn.Module):
         new:int,  # rate of the output, Hz
     ):
         super().__init__()
-        for rate in (orig, new):
-            if rate != int(rate) or rate < 1:
-                raise InputError(f'sample rate {rate!r}: give a positive whole number of Hz')
+        _check_rate(orig)
+        _check_rate(new)
         self.orig, self.new = int(orig), int(new)
         gcd = math.gcd(self.orig, self.new)
         self.o, self.n = self.orig // gcd, self.new // gcd
@@ -187,11 +201,14 @@ scales = dict(
     slaney=(slaney_mel, slaney_hz, torch.float64))
 
 # %% ../../nbs/frontend/05_mel.ipynb #6bafaf44
+def _mel_range(to_mel, fmin, fmax): # Hz -> mel, in double precision
+    return to_mel(torch.tensor([fmin, fmax], dtype=torch.float64)).tolist()
+
+# %% ../../nbs/frontend/05_mel.ipynb #8c973e69
 def _bins_and_corners(sample_rate, n_fft, n_mels, fmin, fmax, scale): # as `mel_bank`
     "FFT bins and corners of the bands, both on the axis on which the triangles are straight"
     to_mel, to_hz, dtype = pick(scales, scale, 'mel scale')
-    top = sample_rate / 2 if fmax is None else fmax
-    low, high = to_mel(torch.tensor([fmin, top], dtype=torch.float64)).tolist()
+    low, high = _mel_range(to_mel, fmin, sample_rate / 2 if fmax is None else fmax)
     n_bins = n_fft // 2 + 1 if to_hz else n_fft // 2              # Kaldi leaves the Nyquist bin out
     bins = torch.arange(n_bins, dtype=dtype) * (sample_rate / n_fft)
     if to_hz: return bins, to_hz(torch.linspace(low, high, n_mels + 2, dtype=dtype))
@@ -199,12 +216,8 @@ def _bins_and_corners(sample_rate, n_fft, n_mels, fmin, fmax, scale): # as `mel_
     return to_mel(bins), low + torch.arange(n_mels + 2, dtype=dtype) * step
 
 # %% ../../nbs/frontend/05_mel.ipynb #4f0f625d
-def _triangle_heights(
-    bins,   # (nnz,): position of each bin
-    corner, # (n_mels + 2,)
-    row,    # (nnz,): the band the bin is weighted for
-): # (nnz,), 1 at the peak
-    "How high the triangle of a band is at a bin"
+def _triangle_heights(bins, corner, row): # (nnz,), (n_mels + 2,), (nnz,) -> (nnz,)
+    "How high the triangle of band `row` is at a bin, at most 1"
     width = corner.diff()
     rising = (bins - corner[row]) / width[row]
     falling = (corner[row + 2] - bins) / width[row + 1]

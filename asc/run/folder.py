@@ -14,11 +14,12 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..core import InputError, atomic, git_state, project_root, resolve, versions, write_json, write_text
+from ..core import (InputError, atomic, git_state, project_root, resolve, versions, write_json,
+                      write_text)
 
-# %% ../../nbs/run/05_folder.ipynb #4ede4e9a
-_TYPES = {int: 'a whole number', float: 'a number', str: 'text', bool: 'True or False', list: 'a list',
-          dict: 'a table of names'}
+# %% ../../nbs/run/05_folder.ipynb #4c8b0c6f
+_TYPES = {int: 'a whole number', float: 'a number', str: 'text', bool: 'True or False',
+          list: 'a list', dict: 'a table of names'}
 
 def _types_of(kind):
     "The types that an annotation allows"
@@ -26,7 +27,7 @@ def _types_of(kind):
     by_name = {t.__name__: t for t in _TYPES}
     return tuple(by_name[name] for name in kind.split(' or '))
 
-# %% ../../nbs/run/05_folder.ipynb #d0500762
+# %% ../../nbs/run/05_folder.ipynb #973b86cf
 def _unquoted(value, types):
     "The list or table that a text spells, where one is allowed"
     if not isinstance(value, str) or not {list, dict} & set(types): return value
@@ -35,7 +36,7 @@ def _unquoted(value, types):
     with suppress(yaml.YAMLError): return yaml.safe_load(value)
     return value
 
-# %% ../../nbs/run/05_folder.ipynb #4c765aeb
+# %% ../../nbs/run/05_folder.ipynb #e4ad9392
 def _number_hint(value, kind):
     "How to write a number that arrived as text"
     if not isinstance(value, str) or kind not in (int, float): return ''
@@ -45,22 +46,28 @@ def _number_hint(value, kind):
 
 # %% ../../nbs/run/05_folder.ipynb #141a4596
 def check_type(name, value, kind):
-    "`value` as `kind` (a type, or 'str or dict' for one of two), or an InputError; an int passes for a float"
+    "`value` as `kind` (a type, or text such as 'str or dict'), or an InputError"
     if kind is float and type(value) is int: return float(value)
     types = _types_of(kind)
     value = _unquoted(value, types)
     if type(value) in types: return value
-    allowed = ' or '.join(_TYPES[t] for t in types)
+    allowed = ' or '.join(map(_TYPES.get, types))
     raise InputError(f'parameter {name}={value!r} must be {allowed}{_number_hint(value, kind)}')
 
-# %% ../../nbs/run/05_folder.ipynb #ee836444
+# %% ../../nbs/run/05_folder.ipynb #3f60fcfe
 _JUPYTER = {'In', 'Out', 'exit', 'quit', 'get_ipython'}
+_PLAIN = (str, int, float, bool, list, dict, tuple, type(None))
 
 def _unknown_names(ns, declared):
     "Plain values among a notebook's globals that its parameters cell does not declare"
-    plain = (str, int, float, bool, list, dict, tuple, type(None))
-    names = [name for name, value in ns.items() if isinstance(value, plain) and not name.startswith('_')]
-    return [name for name in names if name not in declared and name not in _JUPYTER]
+    names = [name for name, value in ns.items() if isinstance(value, _PLAIN)]
+    return [name for name in names if name not in {*declared, *_JUPYTER} and name[0] != '_']
+
+# %% ../../nbs/run/05_folder.ipynb #8de06fd4
+def _check_names(ns, declared):
+    "InputError if a value was passed that nobody reads"
+    unknown = ', '.join(_unknown_names(ns, declared))
+    if unknown: raise InputError(f"unknown parameter {unknown}: this notebook takes {', '.join(declared)}")
 
 # %% ../../nbs/run/05_folder.ipynb #4bd52d44
 def read_parameters(ns:dict,        # `globals()` of a notebook whose parameters cell has run
@@ -68,14 +75,12 @@ def read_parameters(ns:dict,        # `globals()` of a notebook whose parameters
     "The parameters of a run notebook, checked: unknown names and wrong types raise"
     annotations = ns.get('__annotations__', {})
     declared = {name: kind for name, kind in annotations.items() if not name.startswith('_')}
-    unknown = [] if ns.get('_asc_started') else _unknown_names(ns, declared)
-    if unknown:
-        raise InputError(f"unknown parameter {', '.join(unknown)}: this notebook takes {', '.join(declared)}")
+    if not ns.get('_asc_started'): _check_names(ns, declared)
     values = {name: check_type(name, ns[name], kind) for name, kind in declared.items()}
     ns.update(values, _asc_started=True)
     return values
 
-# %% ../../nbs/run/05_folder.ipynb #4484b7ed
+# %% ../../nbs/run/05_folder.ipynb #3eff2da9
 def _run_name(notebook, parameters):
     "A name such as train-subset50-cp_resnet-seed1-20250131-120000"
     words = [notebook]
@@ -87,7 +92,7 @@ def _run_name(notebook, parameters):
 
 # %% ../../nbs/run/05_folder.ipynb #35b934d0
 def fresh_folder(notebook:str,     # name of the run notebook, 'train'
-                 given=(),         # parameters given by the user; subset, backbone and seed enter the name
+                 given=(),         # the user's parameters; subset, backbone and seed enter the name
                  base=None,        # parent folder; default: runs/ under the project root
                  ) -> Path:        # the folder, newly made and empty
     "Make a folder no other run has"
@@ -100,18 +105,22 @@ def fresh_folder(notebook:str,     # name of the run notebook, 'train'
             return folder
     raise InputError(f'no free folder name under {parent}')
 
-# %% ../../nbs/run/05_folder.ipynb #09c277aa
+# %% ../../nbs/run/05_folder.ipynb #b6e07aaf
+def _files_of_a_run(folder):
+    "Names in a folder, without hidden files and notebooks"
+    names = sorted(p.name for p in folder.iterdir())
+    return [name for name in names if not name.startswith('.') and not name.endswith('.ipynb')]
+
+# %% ../../nbs/run/05_folder.ipynb #7648a8e7
 def check_free(folder,      # where a run is to go
                ) -> Path:
     "The folder if no run is in it, else InputError"
     folder = Path(folder)
     if not folder.exists(): return folder
     if not folder.is_dir(): raise InputError(f'out={folder} is a file: give a folder')
-    others = [p.name for p in folder.iterdir() if p.suffix != '.ipynb' and not p.name.startswith('.')]
-    if others:
-        raise InputError(f"out={folder} already holds {', '.join(sorted(others)[:3])}: "
-                         'choose another folder, or remove it to run again')
-    return folder
+    others = ', '.join(_files_of_a_run(folder)[:3])
+    if not others: return folder
+    raise InputError(f'out={folder} already holds {others}: choose another folder, or remove it to run again')
 
 # %% ../../nbs/run/05_folder.ipynb #72da57fe
 def check_unfinished(folder): # of a run to be resumed
@@ -120,10 +129,10 @@ def check_unfinished(folder): # of a run to be resumed
     if not (folder/'params.json').is_file():
         raise InputError(f'out={folder} holds no run to resume: params.json is missing')
     if (folder/'metrics.json').is_file():
-        raise InputError(f'out={folder} holds a finished run (metrics.json): there is nothing to resume')
+        raise InputError(f'out={folder} holds a finished run (metrics.json): nothing to resume')
     return folder
 
-# %% ../../nbs/run/05_folder.ipynb #45cfebfb
+# %% ../../nbs/run/05_folder.ipynb #0b103de1
 def _choose_folder(parameters, notebook):
     "The folder of a run, from its parameters"
     resume = parameters.get('resume')
@@ -139,56 +148,60 @@ class Run:
     def __init__(self, folder, notebook, parameters):
         self.dir = Path(folder).absolute()
         self.t0 = time.time()
-        started = datetime.now().isoformat(timespec='seconds')
-        self.record = dict(notebook=notebook, parameters=parameters, started=started, versions=versions(),
+        self.record = dict(notebook=notebook, parameters=parameters,
+                           started=datetime.now().isoformat(timespec='seconds'), versions=versions(),
                            git=git_state(), ranks=int(os.environ.get('WORLD_SIZE', 1)))
 
-    @classmethod
-    def start(cls, ns, notebook):
-        "Check the parameters in `ns` (the notebook's globals), then open the folder of the run"
-        params = read_parameters(ns)
-        folder = _choose_folder(params, notebook)
-        folder.mkdir(parents=True, exist_ok=True)
-        params['out'] = str(folder)
-        ns['out'] = str(folder)
-        pointer = os.environ.get('ASC_RUN_POINTER')               # papermill's engine waits for the path
-        if pointer: Path(pointer).write_text(str(folder))
-        return cls(folder, notebook, params)
+# %% ../../nbs/run/05_folder.ipynb #861e8692
+@patch(cls_method=True)
+def start(cls:Run, ns, notebook):
+    "Check the parameters in `ns` (the notebook's globals), then open the folder of the run"
+    params = read_parameters(ns)
+    folder = _choose_folder(params, notebook)
+    folder.mkdir(parents=True, exist_ok=True)
+    params['out'] = str(folder)
+    ns['out'] = str(folder)
+    pointer = os.environ.get('ASC_RUN_POINTER')            # papermill's engine waits for the path
+    if pointer: Path(pointer).write_text(str(folder))
+    return cls(folder, notebook, params)
 
-# %% ../../nbs/run/05_folder.ipynb #bcc5acfa
+# %% ../../nbs/run/05_folder.ipynb #85089766
 @patch
 def note(self:Run, **facts):
     "Add facts to params.json and write it"
     self.record.update(facts)
     write_json(self.dir/'params.json', self.record)
 
-# %% ../../nbs/run/05_folder.ipynb #eca3b8ef
+# %% ../../nbs/run/05_folder.ipynb #d213a1db
 @patch
 def finish(self:Run, metrics):
     "Write the time taken and, last of all, metrics.json"
     self.note(seconds=round(time.time() - self.t0, 1))
     write_json(self.dir/'metrics.json', metrics)
 
-# %% ../../nbs/run/05_folder.ipynb #bf16794b
+# %% ../../nbs/run/05_folder.ipynb #a969177a
 @patch
 def csv(self:Run, df, name, **kwargs):
     "Save a DataFrame as `name`.csv without its index"
     with atomic(self.dir/f'{name}.csv') as p: df.to_csv(p, index=False, **kwargs)
 
-# %% ../../nbs/run/05_folder.ipynb #b0616a27
+# %% ../../nbs/run/05_folder.ipynb #486e38e9
+def _markdown(df):
+    shown = df.astype(object).where(df.notna(), None)
+    return shown.to_markdown(floatfmt='.2f', missingval='–')
+
+# %% ../../nbs/run/05_folder.ipynb #b01a1086
 @patch
 def table(self:Run, df, name, markdown=None):
     "Save a DataFrame as `name`.csv and `name`.md; returns it, so that a cell can show it"
-    if not markdown:
-        shown = df.astype(object).where(df.notna(), None)
-        markdown = shown.to_markdown(floatfmt='.2f', missingval='–')
     with atomic(self.dir/f'{name}.csv') as p: df.to_csv(p)
-    write_text(self.dir/f'{name}.md', markdown + '\n')
+    write_text(self.dir/f'{name}.md', (markdown or _markdown(df)) + '\n')
     return df
 
-# %% ../../nbs/run/05_folder.ipynb #7a93ed01
+# %% ../../nbs/run/05_folder.ipynb #9feacc50
 @patch
 def figure(self:Run, fig, name):
     "Save a matplotlib figure as `name`.png; returns it"
-    with atomic(self.dir/f'{name}.png') as p: fig.savefig(p, format='png', dpi=120, bbox_inches='tight')
+    with atomic(self.dir/f'{name}.png') as p:
+        fig.savefig(p, format='png', dpi=120, bbox_inches='tight')
     return fig

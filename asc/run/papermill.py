@@ -13,22 +13,23 @@ import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..core import InputError, atomic, project_root, resolve
+from ..core import InputError, project_root, resolve, write_text
 from .folder import check_free, check_unfinished, fresh_folder
 
-# %% ../../nbs/run/10_papermill.ipynb #509bc31f
+# %% ../../nbs/run/10_papermill.ipynb #6ba6a82d
 _PARAMETER_OPTIONS = ('-p', '--parameters', '-r', '--parameters_raw')
 _FILE_OPTIONS = ('-f', '--parameters_file')
 _YAML_OPTIONS = ('-y', '--parameters_yaml')
-_OTHER_OPTIONS = ('-b', '--parameters_base64', '-k', '--kernel', '-l', '--language', '--engine', '--cwd',
-                  '--stdout-file', '--stderr-file', '--log-level', '--autosave-cell-every', '--start-timeout',
-                  '--start_timeout', '--execution-timeout', '--request-save-on-cell-execute')
+_OTHER_OPTIONS = ('-b', '--parameters_base64', '-k', '--kernel', '-l', '--language', '--engine',
+                  '--cwd', '--stdout-file', '--stderr-file', '--log-level', '--autosave-cell-every',
+                  '--start-timeout', '--start_timeout', '--execution-timeout',
+                  '--request-save-on-cell-execute')
 _VALUES = {**dict.fromkeys(_PARAMETER_OPTIONS, 2),
            **dict.fromkeys(_FILE_OPTIONS + _YAML_OPTIONS + _OTHER_OPTIONS, 1)}
 
-# %% ../../nbs/run/10_papermill.ipynb #9b2ffc9f
+# %% ../../nbs/run/10_papermill.ipynb #eadda7a7
 def _read_table(option, values) -> dict:
-    "Parameters of a YAML file or text; none where they cannot be read, for papermill itself says what is wrong"
+    "Parameters of a YAML file or text; none where papermill itself will say what is wrong"
     if option not in _FILE_OPTIONS + _YAML_OPTIONS: return {}
     import yaml
     with suppress(yaml.YAMLError, TypeError, ValueError, IndexError):
@@ -39,7 +40,7 @@ def _read_table(option, values) -> dict:
 
 # %% ../../nbs/run/10_papermill.ipynb #f9979571
 def read_argv(argv) -> tuple: # (positional arguments, parameters given)
-    "Positional arguments and given parameters of a papermill command line (without the program's name)"
+    "Positional arguments and parameters of a papermill command line (without the program's name)"
     words, parameters, rest = [], {}, list(argv)
     while rest:
         word = rest.pop(0)
@@ -55,13 +56,13 @@ def read_argv(argv) -> tuple: # (positional arguments, parameters given)
 
 # %% ../../nbs/run/10_papermill.ipynb #53dc19dc
 def asc_project(notebook):
-    "The project root above `notebook` if it is a project like this one, else None"
+    "The root of the asc project that a notebook is in, or None"
     folder = Path(notebook).resolve().parent
     root = project_root(folder)
     if not Path(notebook).is_file() or root not in (folder, *folder.parents): return None
     return root if (root/'settings.ini').is_file() else None
 
-# %% ../../nbs/run/10_papermill.ipynb #19662a2e
+# %% ../../nbs/run/10_papermill.ipynb #e20fa742
 def _output_folder(notebook, parameters):
     "The folder that the parameters name, or a fresh one under runs/"
     if not parameters.get('out'):
@@ -69,12 +70,12 @@ def _output_folder(notebook, parameters):
     resume = str(parameters.get('resume')).lower() == 'true'
     return (check_unfinished if resume else check_free)(resolve(parameters['out']))
 
-# %% ../../nbs/run/10_papermill.ipynb #343c3c9e
-_ONLY_PRINTS = {'--help', '-h', '--help-notebook', '--version'}     # papermill runs nothing with these
+# %% ../../nbs/run/10_papermill.ipynb #cfe6791f
+_ONLY_PRINTS = {'--help', '-h', '--help-notebook', '--version'}   # papermill runs nothing
 
 def default_output(argv,       # papermill's arguments, without the program's name
                    ) -> tuple: # (argv with an output path where it was missing, run folder or None)
-    "Add `<run folder>/<notebook>` to a command line that names one notebook of an asc project and nothing else"
+    "Add `<run folder>/<notebook>` to a command line that names only a notebook of an asc project"
     words, parameters = read_argv(argv)
     if len(words) != 1 or _ONLY_PRINTS & set(argv) or not asc_project(words[0]): return argv, None
     notebook = Path(words[0])
@@ -94,24 +95,25 @@ def bar_text(content:dict, # content of a Jupyter display message
     bars = _BAR.findall(html)
     return re.sub(r'\s+', ' ', bars[-1].replace('&lt;', '<')) if bars else ''
 
-# %% ../../nbs/run/10_papermill.ipynb #0733fe68
+# %% ../../nbs/run/10_papermill.ipynb #027b4be6
 def _show_in_terminal(msg, pbar, log_output):
     "Show what a message of the kernel prints, and the words of its progress bar"
     from tqdm.auto import tqdm
     kind, content = msg['msg_type'], msg['content']
-    if kind == 'stream' and content['name'] == 'stdout' and not log_output:
-        tqdm.write(content['text'].rstrip('\n'), sys.stderr)
+    if kind == 'stream':
+        if content['name'] == 'stdout' and not log_output:
+            tqdm.write(content['text'].rstrip('\n'), sys.stderr)
     elif kind in ('display_data', 'update_display_data') and pbar is not None:
         if words := bar_text(content): pbar.set_postfix_str(words)
 
 # %% ../../nbs/run/10_papermill.ipynb #e0494448
 def last_words(kind, error, traceback):
-    "`sys.excepthook` of the command: the sentence of an InputError, anything else as usual"
+    "`sys.excepthook` of the command: one sentence for an InputError"
     if getattr(error, 'ename', '') == 'InputError' or isinstance(error, InputError):
         print(f"InputError: {getattr(error, 'evalue', error)}", file=sys.stderr)
     else: sys.__excepthook__(kind, error, traceback)
 
-# %% ../../nbs/run/10_papermill.ipynb #a1255f12
+# %% ../../nbs/run/10_papermill.ipynb #c9e3a01d
 @contextmanager
 def _run_pointer():
     "A file in which the kernel leaves the folder of its run"
@@ -120,21 +122,22 @@ def _run_pointer():
         try: yield pointer
         finally: del os.environ['ASC_RUN_POINTER']
 
-# %% ../../nbs/run/10_papermill.ipynb #eacb093d
+# %% ../../nbs/run/10_papermill.ipynb #7c069af3
 def _keep_copy(nb_man, folder, name):
     "Write the executed notebook into the run folder, unless papermill writes it there anyway"
     from papermill.iorw import write_ipynb
     copy = Path(folder)/name
-    if folder and Path(nb_man.output_path or '').absolute() != copy: write_ipynb(nb_man.nb, str(copy))
+    if folder and Path(nb_man.output_path or '').absolute() != copy:
+        write_ipynb(nb_man.nb, str(copy))
 
-# %% ../../nbs/run/10_papermill.ipynb #2e7c1904
+# %% ../../nbs/run/10_papermill.ipynb #94238bb4
 def _execute(client, nb_man, input_path):
     "Run a notebook and leave it in its run folder"
     with _run_pointer() as pointer:
         try: client.execute()
         finally: _keep_copy(nb_man, pointer.read(), Path(input_path).name)
 
-# %% ../../nbs/run/10_papermill.ipynb #e9056e46
+# %% ../../nbs/run/10_papermill.ipynb #66ca06bd
 def _write_whole_notebooks():
     "Make papermill write a local notebook whole or not at all"
     from papermill.iorw import LocalHandler, papermill_io
@@ -143,12 +146,12 @@ def _write_whole_notebooks():
     class WholeFiles(LocalHandler):
         "Writes a notebook beside its place and renames it: a full disk leaves no half of one"
         def write(self, buf, path):
-            with chdir(self._cwd), atomic(Path(path).absolute()) as tmp: tmp.write_text(buf, encoding='utf-8')
+            with chdir(self._cwd): write_text(Path(path).absolute(), buf)
 
-    handlers = papermill_io._handlers
-    papermill_io._handlers = [(scheme, WholeFiles() if scheme == 'local' else h) for scheme, h in handlers]
+    papermill_io._handlers = [(scheme, WholeFiles() if scheme == 'local' else handler)
+                              for scheme, handler in papermill_io._handlers]
 
-# %% ../../nbs/run/10_papermill.ipynb #45ccb97c
+# %% ../../nbs/run/10_papermill.ipynb #5eda0806
 def _client_class():
     from papermill.clientwrap import PapermillNotebookClient
 
@@ -166,26 +169,27 @@ def _engine_class():
     Client = _client_class()
 
     class Engine(NBClientEngine):
-        "papermill's own engine, plus progress in the terminal and the executed notebook in the run folder"
+        "papermill's own engine, with progress in the terminal and a notebook in the run folder"
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, input_path=None, start_timeout=60,
                                      execution_timeout=None, **kwargs):
             if not input_path or not asc_project(input_path):
                 return NBClientEngine.execute_managed_notebook(
-                    nb_man, kernel_name, start_timeout=start_timeout, execution_timeout=execution_timeout, **kwargs)
-            options = remove_args(['timeout', 'startup_timeout'], **kwargs)
-            options = merge_kwargs(options, timeout=execution_timeout, startup_timeout=start_timeout,
+                    nb_man, kernel_name, start_timeout=start_timeout,
+                    execution_timeout=execution_timeout, **kwargs)
+            options = merge_kwargs(remove_args(['timeout', 'startup_timeout'], **kwargs),
+                                   timeout=execution_timeout, startup_timeout=start_timeout,
                                    kernel_name=kernel_name)
             _execute(Client(nb_man, **options), nb_man, input_path)
     return Engine
 
-# %% ../../nbs/run/10_papermill.ipynb #0863e0c4
+# %% ../../nbs/run/10_papermill.ipynb #7625b97e
 def _is_command():
     "Whether this process is the papermill command"
     if Path(sys.argv[0]).stem == 'papermill': return True
     return sys.argv[0] == '-m' and sys.orig_argv[1:3] == ['-m', 'papermill']
 
-# %% ../../nbs/run/10_papermill.ipynb #62cab96b
+# %% ../../nbs/run/10_papermill.ipynb #5beff36f
 def _complete_command_line():
     "Add the missing output path to the command line of this process"
     try: argv, folder = default_output(sys.argv[1:])
@@ -197,7 +201,7 @@ def _complete_command_line():
 
 # %% ../../nbs/run/10_papermill.ipynb #69a08ed7
 def _install():
-    "Make the engine papermill's default, and complete the command line if this process is papermill's"
+    "Make the engine papermill's default; in the papermill command, complete the command line"
     from papermill.engines import papermill_engines
     _write_whole_notebooks()
     engine = globals().setdefault('Engine', _engine_class())
@@ -207,7 +211,7 @@ def _install():
         if not os.environ.get('ASC_NO_DEFAULT_OUT'): _complete_command_line()
     return engine
 
-# %% ../../nbs/run/10_papermill.ipynb #1e7353d7
+# %% ../../nbs/run/10_papermill.ipynb #fd132e92
 def __getattr__(name):
     if name == 'Engine': return _install()
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -19,19 +19,20 @@ def _run_notebooks():
     paths = sorted((project_root()/'nbs').glob('*.ipynb'))
     return {p.stem: p for p in paths if not p.stem[0].isdigit() and p.stem != 'index'}
 
-# %% ../../nbs/run/12_parameters.ipynb #f521dd7d
+# %% ../../nbs/run/12_parameters.ipynb #59a73d11
 def find_notebook(notebook, # name of a run notebook ('train'), or the path of any notebook
                   ) -> Path:
     "The file of a run notebook"
     is_path = str(notebook).endswith('.ipynb')
     path = resolve(notebook) if is_path else pick(_run_notebooks(), notebook, 'run notebook')
     if not path.is_file():
-        raise InputError(f'{path} does not exist: give the name of a run notebook, such as train, or its path')
+        raise InputError(f'{path} does not exist: give the name of a run notebook, such as train, '
+                         'or its path')
     return path
 
-# %% ../../nbs/run/12_parameters.ipynb #bbba6a3c
+# %% ../../nbs/run/12_parameters.ipynb #22f4c47f
 def _parameters_cell(path):
-    "Source of the parameters cell of a notebook"
+    "Source of the parameters cell"
     for cell in json.loads(Path(path).read_text(encoding='utf-8'))['cells']:
         if 'parameters' in cell['metadata'].get('tags', []): return ''.join(cell['source'])
     raise InputError(f'{path} has no cell tagged parameters: it is no run notebook')
@@ -43,40 +44,48 @@ def _declared_type(annotation):
     "The type that an annotation names; text such as 'str or dict' as it is"
     return annotation.value if isinstance(annotation, ast.Constant) else _TYPES[annotation.id]
 
-# %% ../../nbs/run/12_parameters.ipynb #05233bfc
+# %% ../../nbs/run/12_parameters.ipynb #55061459
 def declared_parameters(path, # of a run notebook
-                        ) -> dict: # name -> (type, default), as `asc.run.folder.check_type` understands the type
+                        ) -> dict: # name -> (type, default), a type as of `check_type`
     "What the parameters cell of a notebook declares"
     nodes = [n for n in ast.parse(_parameters_cell(path)).body if isinstance(n, ast.AnnAssign)]
     return {n.target.id: (_declared_type(n.annotation), ast.literal_eval(n.value)) for n in nodes}
 
-# %% ../../nbs/run/12_parameters.ipynb #ecc999a2
+# %% ../../nbs/run/12_parameters.ipynb #bd7b6d4a
 def _find_recipe(recipe):
     "The file of a recipe"
     recipes = {p.stem: p for p in sorted((project_root()/'nbs/recipes').glob('*.yaml'))}
     path = resolve(recipe)
     if path.suffix not in ('.yaml', '.yml'): path = pick(recipes, recipe, 'recipe')
     if not path.is_file():
-        raise InputError(f'recipe {path} does not exist: give the path of a YAML file, or one of {", ".join(recipes)}')
+        raise InputError(f'recipe {path} does not exist: give the path of a YAML file, or one of '
+                         f'{", ".join(recipes)}')
     return path
 
-# %% ../../nbs/run/12_parameters.ipynb #d3ae0f45
+# %% ../../nbs/run/12_parameters.ipynb #ac54247a
+def _read_yaml(path):
+    "What a YAML file holds; an empty one an empty table"
+    import yaml
+    try: return yaml.safe_load(path.read_text(encoding='utf-8')) or {}
+    except yaml.YAMLError as e:
+        raise InputError(f'recipe {path} is not YAML: {" ".join(str(e).split())}') from e
+
+# %% ../../nbs/run/12_parameters.ipynb #68d3f559
 def read_recipe(recipe, # name of a file in nbs/recipes, path of a YAML file, or a dict
                 ) -> dict:
     "The parameters of a recipe"
     if isinstance(recipe, dict) or recipe is None: return dict(recipe or {})
-    import yaml
     path = _find_recipe(recipe)
-    try: table = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
-    except yaml.YAMLError as e: raise InputError(f'recipe {path} is not YAML: {" ".join(str(e).split())}') from e
+    table = _read_yaml(path)
     if not isinstance(table, dict):
         raise InputError(f'recipe {path} holds no table of parameters: write one "name: value" a line')
     return table
 
-# %% ../../nbs/run/12_parameters.ipynb #a6c1d918
-def full_parameters(notebook, recipe=None, parameters=()) -> dict: # name -> value, all that the notebook declares
-    "Defaults of a notebook, over them a recipe, over that single parameters; unknown names and wrong types raise"
+# %% ../../nbs/run/12_parameters.ipynb #1024eb82
+def full_parameters(notebook, recipe=None, parameters=()) -> dict: # all that the notebook declares
+    "Defaults of a notebook, over them a recipe, over that single parameters, checked"
     declared = declared_parameters(find_notebook(notebook))
     given = read_recipe(recipe) | dict(parameters)
     for name in given: pick(declared, name, f'parameter of {Path(notebook).stem}')
-    return {name: check_type(name, given.get(name, default), kind) for name, (kind, default) in declared.items()}
+    return {name: check_type(name, given.get(name, default), kind)
+            for name, (kind, default) in declared.items()}

@@ -31,16 +31,18 @@ _LOCK = '.lock'             # locked by those at work
 
 def _read_json(path):
     "Content of a JSON file; None when it is missing or not whole"
-    with suppress(OSError, json.JSONDecodeError): return json.loads(Path(path).read_text(encoding='utf-8'))
+    with suppress(OSError, json.JSONDecodeError):
+        return json.loads(Path(path).read_text(encoding='utf-8'))
 
-# %% ../../nbs/run/15_process.ipynb #eed55449
+# %% ../../nbs/run/15_process.ipynb #3e1a771f
 def same_run(record,     # of a run: dict with `notebook` and `parameters`
              notebook,   # name
              parameters, # all of them
-             defaults=(),# of the notebook: a parameter that older runs did not have was at its default
+             defaults=(),# of the notebook, for parameters that older runs did not have
              ) -> list:  # what differs, in words; empty for the same run
     "Compare a recorded run with a job; the folder and whether it was resumed do not count"
-    if record.get('notebook') != notebook: return [f"notebook was {record.get('notebook')}, is {notebook}"]
+    if record.get('notebook') != notebook:
+        return [f"notebook was {record.get('notebook')}, is {notebook}"]
     then = {**dict(defaults), **record.get('parameters', {})}
     compared = [name for name in parameters if name not in ('out', 'resume')]
     return [f'{name} was {then.get(name)!r}, is {parameters[name]!r}'
@@ -53,36 +55,44 @@ def _content(out):
     if not out.is_dir(): raise InputError(f'out={out} is a file: give a folder')
     return sorted(p.name for p in out.iterdir() if p.name != _LOCK and p.suffix != '.part')
 
-# %% ../../nbs/run/15_process.ipynb #7bd7ed41
-def job_state(out, notebook, parameters, defaults=()) -> str: # 'new', 'finished', 'failed' or 'unfinished'
+# %% ../../nbs/run/15_process.ipynb #3077672b
+def _is_finished(out):
+    "Whether a folder holds a finished run"
+    return None not in (_read_json(out/'params.json'), _read_json(out/'metrics.json'))
+
+# %% ../../nbs/run/15_process.ipynb #1f21b723
+def _recorded_job(out, content):
+    "The record of the job of a folder; InputError if there is none"
+    record = _read_json(out/('params.json' if _is_finished(out) else _BEGUN))
+    if record is not None: return record
+    raise InputError(f"out={out} holds {', '.join(content[:3])} and no job of a sweep: "
+                     'choose another folder, or remove it to run again')
+
+# %% ../../nbs/run/15_process.ipynb #8b67acbd
+def job_state(out, notebook, parameters, defaults=()) -> str: # 'new', 'finished', 'failed', 'unfinished'
     "What the folder of a job holds; InputError if it is something else"
     out = Path(out)
     content = _content(out)
     if not content: return 'new'
-    finished = all(_read_json(out/name) is not None for name in ('params.json', 'metrics.json'))
-    record = _read_json(out/('params.json' if finished else _BEGUN))
-    if record is None:
-        raise InputError(f"out={out} holds {', '.join(content[:3])} and no job of a sweep: "
-                         'choose another folder, or remove it to run again')
-    differences = same_run(record, notebook, parameters, defaults)
+    differences = same_run(_recorded_job(out, content), notebook, parameters, defaults)
     if differences:
         raise InputError(f"out={out} holds another run: {', '.join(differences[:5])}. "
                          'Choose another folder, or remove it to run again')
-    if finished: return 'finished'
+    if _is_finished(out): return 'finished'
     return 'failed' if (out/_FAILED).exists() else 'unfinished'
 
-# %% ../../nbs/run/15_process.ipynb #cded8a86
+# %% ../../nbs/run/15_process.ipynb #048ef40e
 def run_record(out) -> dict: # params.json, with `metrics` and `dir`
     "The record of a finished run"
     out = Path(out)
     return dict(_read_json(out/'params.json'), metrics=_read_json(out/'metrics.json'), dir=str(out))
 
-# %% ../../nbs/run/15_process.ipynb #c867e4f2
+# %% ../../nbs/run/15_process.ipynb #8fdd8d56
 def _remove(path):
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
     else: path.unlink()
 
-# %% ../../nbs/run/15_process.ipynb #1c7b0f60
+# %% ../../nbs/run/15_process.ipynb #622a4920
 def begin_job(out,      # folder of a job, locked
               notebook, # path of the run notebook
               params,   # all its parameters
@@ -99,14 +109,14 @@ def begin_job(out,      # folder of a job, locked
     write_json(out/_BEGUN, dict(notebook=notebook.stem, parameters=params))
     return False
 
-# %% ../../nbs/run/15_process.ipynb #92f4f9f5
+# %% ../../nbs/run/15_process.ipynb #5be8dc87
 class RunFailed(RuntimeError):
     "A run notebook ended in an error, or its process was killed"
     def __init__(self, message, killed=False):
         super().__init__(message)
         self.killed = killed
 
-# %% ../../nbs/run/15_process.ipynb #09ff535d
+# %% ../../nbs/run/15_process.ipynb #55f191fd
 def record_failure(out,  # folder of a job
                    name, # class of the error
                    text, # its message
@@ -114,7 +124,7 @@ def record_failure(out,  # folder of a job
     "Leave the error that ended a job in its folder"
     write_json(Path(out)/_FAILED, dict(name=name, text=text))
 
-# %% ../../nbs/run/15_process.ipynb #927f23ce
+# %% ../../nbs/run/15_process.ipynb #f6c15a94
 def raise_failure(out):
     "Raise the error that ended the job of a folder, if one did"
     error = _read_json(Path(out)/_FAILED)
@@ -126,18 +136,20 @@ def raise_failure(out):
 class Busy(InputError):
     "Another live process works on this folder"
 
-# %% ../../nbs/run/15_process.ipynb #d180fc09
+# %% ../../nbs/run/15_process.ipynb #f0a620c7
+def _owner(fd): return os.pread(fd, 200, 0).decode(errors='replace') or 'another process'
+
+# %% ../../nbs/run/15_process.ipynb #cffaca70
 def _take_lock(fd, out, wait):
     "Take the lock of an open file within `wait` seconds, or raise Busy"
     end = time.monotonic() + wait
     while True:
         with suppress(BlockingIOError): return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if time.monotonic() > end:
-            owner = os.pread(fd, 200, 0).decode(errors='replace') or 'another process'
-            raise Busy(f'out={out} is being worked on by {owner}: wait for it, or choose another folder')
+            raise Busy(f'out={out} is being worked on by {_owner(fd)}: wait for it, or choose another folder')
         time.sleep(.05)
 
-# %% ../../nbs/run/15_process.ipynb #7670d769
+# %% ../../nbs/run/15_process.ipynb #60c25877
 @contextmanager
 def only_worker(out,     # folder of a job, made if missing
                 wait=0., # seconds to wait for another process to end
@@ -153,7 +165,7 @@ def only_worker(out,     # folder of a job, made if missing
         yield fd
     finally: os.close(fd)
 
-# %% ../../nbs/run/15_process.ipynb #06352ce1
+# %% ../../nbs/run/15_process.ipynb #750a9cac
 def is_held(out) -> bool:
     "Whether a live process works on a folder"
     try: fd = os.open(Path(out)/_LOCK, os.O_RDONLY)
@@ -163,16 +175,21 @@ def is_held(out) -> bool:
     finally: os.close(fd)
     return False
 
-# %% ../../nbs/run/15_process.ipynb #27d71cc5
+# %% ../../nbs/run/15_process.ipynb #f03b197f
+def _environment(env):
+    "Environment of a child: that of this process, without what speaks of its own run, and `env`"
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith('ASC_RUN_')}
+    return {**inherited, **(env or {})}
+
+# %% ../../nbs/run/15_process.ipynb #3f0863d3
 def _start_child(module, log, env, locks):
     "Start a Python that calls `_child` of a module"
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith('ASC_RUN_')}      # those are the parent's own
-    code = f'from {module} import _child; _child()'
+    command = [sys.executable, '-c', f'from {module} import _child; _child()']
     with open(log, 'a', encoding='utf-8') as f:
-        return subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=f, stderr=f, text=True,
-                                pass_fds=locks, start_new_session=True, env={**inherited, **(env or {})})
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=f, stderr=f, text=True,
+                                pass_fds=locks, start_new_session=True, env=_environment(env))
 
-# %% ../../nbs/run/15_process.ipynb #63092318
+# %% ../../nbs/run/15_process.ipynb #d3131635
 _LIVE = set()
 
 def end_runs():
@@ -180,7 +197,14 @@ def end_runs():
     for process in list(_LIVE):
         with suppress(OSError, ValueError): process.stdin.close()
 
-# %% ../../nbs/run/15_process.ipynb #08cb565d
+# %% ../../nbs/run/15_process.ipynb #b7090d1f
+def _send(process, orders):
+    "Write orders to the standard input of a process"
+    with suppress(BrokenPipeError):
+        process.stdin.write(json.dumps(orders) + '\n')
+        process.stdin.flush()
+
+# %% ../../nbs/run/15_process.ipynb #a832e0fe
 def run_child(module, # that has a function `_child`
               orders, # dict, which the child finds on its standard input
               log,    # file for what it prints
@@ -191,9 +215,7 @@ def run_child(module, # that has a function `_child`
     process = _start_child(module, log, env, locks)
     _LIVE.add(process)
     try:
-        with suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(orders) + '\n')
-            process.stdin.flush()
+        _send(process, orders)
         return process.wait()
     finally:
         with suppress(BrokenPipeError): process.stdin.close()
@@ -208,7 +230,7 @@ def end_with_parent(kernels): # process numbers of Jupyter kernels, a list that 
         with suppress(ProcessLookupError): os.killpg(pid, signal.SIGKILL)
     os._exit(1)
 
-# %% ../../nbs/run/15_process.ipynb #f31f2e61
+# %% ../../nbs/run/15_process.ipynb #96c83a01
 def _kernel_manager(lock, kernels):
     "A class of kernel managers that hand a lock down to the kernel and note its process number"
     from jupyter_client.manager import AsyncKernelManager
@@ -219,17 +241,18 @@ def _kernel_manager(lock, kernels):
             kernels.append(self.provisioner.pid)
     return Holding
 
-# %% ../../nbs/run/15_process.ipynb #9ce19ea7
+# %% ../../nbs/run/15_process.ipynb #df7c8050
 def _execute_notebook(orders, kernels):
     "Execute the notebook; returns class and message of the error that ended it, or None"
     from papermill import PapermillExecutionError, execute_notebook
     manager = _kernel_manager(orders['lock'], kernels)
     try:
-        execute_notebook(orders['notebook'], orders['executed'], orders['parameters'], kernel_manager_class=manager)
+        execute_notebook(orders['notebook'], orders['executed'], orders['parameters'],
+                         kernel_manager_class=manager)
     except PapermillExecutionError as e: return e.ename, str(e.evalue)
     except Exception as e: return type(e).__name__, str(e)
 
-# %% ../../nbs/run/15_process.ipynb #568ebde1
+# %% ../../nbs/run/15_process.ipynb #3f261fa5
 def _child():
     "What the process of a run does: orders from standard input, then papermill"
     orders, kernels = json.loads(sys.stdin.readline()), []
@@ -240,33 +263,34 @@ def _child():
     print(*error, sep=': ', file=sys.stderr)
     os._exit(1)
 
-# %% ../../nbs/run/15_process.ipynb #4865f1a3
+# %% ../../nbs/run/15_process.ipynb #9b4511ce
 def _execute_run(out, notebook, params, executed, env, lock):
     "Run a notebook into its folder; returns the exit status of the process"
     executed = executed or str(out/notebook.name)
-    orders = dict(notebook=str(notebook), executed=executed, parameters=params, out=str(out), lock=lock)
+    orders = dict(notebook=str(notebook), executed=executed, parameters=params, out=str(out),
+                  lock=lock)
     return run_child('asc.run.process', orders, out.with_name(out.name + '.log'), env, (lock,))
 
 # %% ../../nbs/run/15_process.ipynb #246fd59b
 def run_notebook(out,               # folder of the run; its log goes to `<out>.log`
                  notebook='train',  # name of a run notebook, or a path
                  recipe=None,       # name of a recipe, path of a YAML file, or a dict
-                 executed='',       # the executed notebook, any path papermill writes to; default: in the folder
+                 executed='',       # the executed notebook, a path for papermill; default: in the folder
                  env=None,          # environment variables of its process, over those of this one
-                 tries=3,           # attempts while its process is killed; an error in the notebook is final
+                 tries=3,           # attempts if its process is killed; an error is final
                  wait=20.,          # seconds to wait for the processes of an earlier attempt to end
                  **parameters,      # of the notebook, over the recipe
-                 ) -> dict:         # params.json, `metrics`, `dir`, and `state`: 'found', 'ran' or 'resumed'
-    "Run a notebook in a process of its own unless it has run; InputError, Busy or RunFailed if it cannot"
+                 ) -> dict:         # as of `run_record`, and `state`: 'found', 'ran' or 'resumed'
+    "Run a notebook in a process of its own unless it has run; InputError, Busy or RunFailed"
     out, path = resolve(out), find_notebook(notebook)
     params = dict(full_parameters(path, recipe, parameters), out=str(out))
-    if 'resume' in params: params['resume'] = False                        # what the folder holds decides
+    if 'resume' in params: params['resume'] = False             # what the folder holds decides
     defaults = {name: default for name, (_, default) in declared_parameters(path).items()}
     state = partial(job_state, out, path.stem, params, defaults)
     for attempt in range(tries):
-        if state() == 'finished': return dict(run_record(out), state='found' if attempt == 0 else 'ran')
+        if state() == 'finished': return dict(run_record(out), state='ran' if attempt else 'found')
         with only_worker(out, wait) as lock:
-            if state() == 'finished': continue                              # another process was faster
+            if state() == 'finished': continue                  # another process was faster
             resumed = begin_job(out, path, params, defaults)
             given = dict(params, resume=True) if resumed else params
             status = _execute_run(out, path, given, executed, env, lock)
@@ -274,4 +298,5 @@ def run_notebook(out,               # folder of the run; its log goes to `<out>.
                 return dict(run_record(out), state='resumed' if resumed else 'ran')
             raise_failure(out)
     if state() == 'finished': return dict(run_record(out), state='ran')
-    raise RunFailed(f'the process of {out} ended with status {status} {tries} times (see {out}.log)', killed=True)
+    raise RunFailed(f'the process of {out} ended with status {status} {tries} times (see {out}.log)',
+                    killed=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['intervals_table', 'differences', 'pair_table']
 
-# %% ../../nbs/score/22_differences.ipynb #215d8e71
+# %% ../../nbs/score/22_differences.ipynb #5e75df9c
 from itertools import combinations
 from pathlib import Path
 
@@ -16,37 +16,39 @@ from .metrics import read_predictions
 from .stats import bootstrap, compare
 from .runs import comparable, find_runs, read_run, run_labels, systems
 
-# %% ../../nbs/score/22_differences.ipynb #8f197bec
+# %% ../../nbs/score/22_differences.ipynb #9464d109
 def _predictions_of(record): return read_predictions(f"{record['dir']}/predictions.csv")
 
-# %% ../../nbs/score/22_differences.ipynb #4146785f
+# %% ../../nbs/score/22_differences.ipynb #49b97b64
 def _groups_of_run(record): return record.get('groups') or DEVICE_GROUPS
 
-# %% ../../nbs/score/22_differences.ipynb #ed150085
+# %% ../../nbs/score/22_differences.ipynb #35fe8da7
 def _interval_text(row):
     "'45.20 (41.00 … 49.10)'; without brackets if the interval is unknown, a dash without a figure"
     if row.estimate != row.estimate: return '–'
     if row.low != row.low: return f'{row.estimate:.2f}'
     return f'{row.estimate:.2f} ({row.low:.2f} … {row.high:.2f})'
 
-# %% ../../nbs/score/22_differences.ipynb #68390c05
+# %% ../../nbs/score/22_differences.ipynb #3496228e
+def _interval_row(records, statistics):
+    "The intervals of one system, as text by name"
+    tables, groups = [_predictions_of(r) for r in records], _groups_of_run(records[0])
+    percent = 100 * bootstrap(tables, list(statistics), groups=groups)
+    return {name.replace('_', ' '): _interval_text(row) for name, row in percent.iterrows()}
+
+# %% ../../nbs/score/22_differences.ipynb #66fb1834
 def intervals_table(folders,                                         # run folders, or records
                     statistic=('macro_accuracy', 'group_accuracy'),  # keys of `SCORES`, accuracies
                     ) -> pd.DataFrame: # text, a row a split and system, '45.20 (41.00 … 49.10)'
     "Accuracies in percent with their 95 % interval over locations"
-    rows = {}
-    for (_, label), by_seed in sorted(systems(folders).items()):
-        records = list(by_seed.values())
-        tables = [_predictions_of(r) for r in records]
-        percent = 100 * bootstrap(tables, list(statistic), groups=_groups_of_run(records[0]))
-        rows[label] = {name.replace('_', ' '): _interval_text(row)
-                       for name, row in percent.iterrows()}
+    rows = {label: _interval_row(list(by_seed.values()), statistic)
+            for (_, label), by_seed in sorted(systems(folders).items())}
     return pd.DataFrame(rows).T.fillna('–')
 
-# %% ../../nbs/score/22_differences.ipynb #3d1587d1
+# %% ../../nbs/score/22_differences.ipynb #8b32f178
 _PAIR = ('a', 'b', 'difference', 'low', 'high', 'detectable')
 
-# %% ../../nbs/score/22_differences.ipynb #7e4a2613
+# %% ../../nbs/score/22_differences.ipynb #6514f296
 def _common_seeds(a, b): # {seed: record} each
     "Seeds that both systems were trained with"
     seeds = sorted(set(a) & set(b))
@@ -55,7 +57,7 @@ def _common_seeds(a, b): # {seed: record} each
                          'compare runs of the same seeds')
     return seeds
 
-# %% ../../nbs/score/22_differences.ipynb #34725b62
+# %% ../../nbs/score/22_differences.ipynb #d1bc5aef
 def _compare_systems(a, b, statistic='macro_accuracy'): # {seed: record} each
     "Rows of `compare` over the common seeds, accuracies in percent"
     seeds = _common_seeds(a, b)
@@ -64,31 +66,41 @@ def _compare_systems(a, b, statistic='macro_accuracy'): # {seed: record} each
     if 'loss' not in statistic: rows.loc[:, list(_PAIR)] *= 100
     return rows[[*_PAIR, 'p']]
 
-# %% ../../nbs/score/22_differences.ipynb #8a7afb8b
+# %% ../../nbs/score/22_differences.ipynb #147a370f
 def _remarks(a, b): # {seed: record} each
     "What stands between the runs of two systems, sentences"
     seeds = _common_seeds(a, b)
     return sorted({remark for seed in seeds for remark in comparable(a[seed], b[seed])})
 
-# %% ../../nbs/score/22_differences.ipynb #5180095f
+# %% ../../nbs/score/22_differences.ipynb #aefea193
+def _pair_row(a, b):
+    "The row of two systems"
+    seeds, remarks = len(_common_seeds(a, b)), '; '.join(_remarks(a, b))
+    return dict(seeds=seeds, **_compare_systems(a, b).iloc[0], remarks=remarks or 'comparable')
+
+# %% ../../nbs/score/22_differences.ipynb #117b146f
 def differences(folders) -> pd.DataFrame: # a row a pair: seeds, a, b, difference … p, remarks
     "Every two systems of a split that share a seed and the test list, in macro accuracy"
     rows = {}
     pairs = combinations(systems(folders).items(), 2)
     for ((split_a, label_a), a), ((split_b, label_b), b) in pairs:
         if split_a != split_b or not set(a) & set(b): continue
-        rows[f'{label_a} – {label_b}'] = dict(
-            seeds=len(_common_seeds(a, b)), **_compare_systems(a, b).iloc[0],
-            remarks='; '.join(_remarks(a, b)) or 'comparable')
+        rows[f'{label_a} – {label_b}'] = _pair_row(a, b)
     if not rows: return pd.DataFrame(columns=['seeds', *_PAIR, 'p', 'remarks'])
     return pd.DataFrame(rows).T
 
-# %% ../../nbs/score/22_differences.ipynb #4ac3705c
-def _runs_by_seed(folders):
-    "The finished runs of one system below a folder or several: {seed: record}"
+# %% ../../nbs/score/22_differences.ipynb #676f08f8
+def _records_below(folders):
+    "The records of all finished runs below a folder or several"
     roots = [folders] if isinstance(folders, (str, Path)) else folders
     records = [read_run(path) for root in roots for path in find_runs(root)]
     if not records: raise InputError(f'{folders}: no finished run is there to compare')
+    return records
+
+# %% ../../nbs/score/22_differences.ipynb #02a64c95
+def _runs_by_seed(folders):
+    "The runs of one system, {seed: record}"
+    records = _records_below(folders)
     labels = {label for _, label in run_labels(records)}
     by_seed = {r['parameters']['seed']: r for r in records}
     if len(by_seed) < len(records) or len(labels) > 1:
@@ -97,12 +109,12 @@ def _runs_by_seed(folders):
                          'give those of one system')
     return by_seed
 
-# %% ../../nbs/score/22_differences.ipynb #d5ab6081
+# %% ../../nbs/score/22_differences.ipynb #a19cbde2
 def _row_name(name, statistic):
     "'macro accuracy' for a statistic of one row, 'class tram' for one of many"
     return name.replace('_', ' ') if name == statistic else f"{statistic.split('_')[0]} {name}"
 
-# %% ../../nbs/score/22_differences.ipynb #588d0115
+# %% ../../nbs/score/22_differences.ipynb #a40a92c1
 def pair_table(a, b,     # two systems: folders of a run or of several seeds, or lists of them
                statistics=('macro_accuracy', 'log_loss', 'group_accuracy',
                            'class_accuracy', 'device_accuracy'),

@@ -24,7 +24,7 @@ def count_map(meta,           # rows of a corpus or a list: scene, device, city 
     "Clips by two properties"
     return pd.crosstab(meta[rows], meta[cols])
 
-# %% ../../nbs/score/30_explore.ipynb #e7128b79
+# %% ../../nbs/score/30_explore.ipynb #25c11786
 def _draw_counts(ax, counts):
     "One map of counts; fields without a clip stay white"
     ax.imshow(counts.where(counts > 0), cmap='Blues', aspect='auto', vmin=0)
@@ -36,7 +36,7 @@ def _draw_counts(ax, counts):
         if n: ax.text(j, i, f'{n:,}', ha='center', va='center', fontsize=5, color=color)
     ax.set_title(f'clips by {counts.index.name} and {counts.columns.name}', fontsize=8)
 
-# %% ../../nbs/score/30_explore.ipynb #da2a7155
+# %% ../../nbs/score/30_explore.ipynb #ac6325be
 def plot_counts(meta, pairs=(('city', 'device'), ('scene', 'device'), ('scene', 'city'))) -> Figure:
     "A map for each pair of properties"
     maps = [count_map(meta, *pair) for pair in pairs]
@@ -55,10 +55,10 @@ def third_octaves(rate:int) -> np.ndarray: # (bands + 1,) Hz
     edges = np.append(centres*2**(-1/6), centres[-1]*2**(1/6))
     return edges[edges <= rate/2]
 
-# %% ../../nbs/score/30_explore.ipynb #616fee5b
+# %% ../../nbs/score/30_explore.ipynb #3ea439af
 _WINDOW = 8192   # samples of a spectrum
 
-# %% ../../nbs/score/30_explore.ipynb #7894b7ee
+# %% ../../nbs/score/30_explore.ipynb #1bfbb6df
 def _power_density(pcm, rate): # int16 (clips, samples) -> (frequencies,)
     "Mean power density of clips, over windows that overlap by half"
     x = torch.from_numpy(pcm).float()/32768
@@ -69,7 +69,15 @@ def _power_density(pcm, rate): # int16 (clips, samples) -> (frequencies,)
     power = spectra.abs().square().mean((0, 1)).numpy()
     return power*2/(window.square().sum().item()*rate)
 
-# %% ../../nbs/score/30_explore.ipynb #7da10135
+# %% ../../nbs/score/30_explore.ipynb #bfba0781
+def _band_levels(density, rate):
+    "Power density in third-octave bands, dB"
+    edges, frequency = third_octaves(rate), np.fft.rfftfreq(_WINDOW, 1/rate)
+    band = np.digitize(frequency, edges) - 1
+    power = [density[band == b].sum()*frequency[1] for b in range(len(edges) - 1)]
+    return [10*np.log10(p + 1e-12) for p in power]
+
+# %% ../../nbs/score/30_explore.ipynb #15c6b0de
 def average_spectra(store,        # asc.data.store.Store
                     rows,         # the clips: filename, device …
                     by='device',  # a curve for each value of this column
@@ -78,33 +86,35 @@ def average_spectra(store,        # asc.data.store.Store
                     ) -> pd.DataFrame: # dB re full scale; index: centres in Hz
     "Long-term average spectrum in third-octave bands"
     edges = third_octaves(store.rate)
-    frequency = np.fft.rfftfreq(_WINDOW, 1/store.rate)
-    band = np.digitize(frequency, edges) - 1
     levels = {}
     for name, group in rows.groupby(by, sort=True):
         drawn = group.sample(min(clips, len(group)), random_state=seed)
         density = _power_density(store.batch(store.index(drawn.filename)), store.rate)
-        power = [density[band == b].sum()*frequency[1] for b in range(len(edges) - 1)]
-        levels[name] = [10*np.log10(p + 1e-12) for p in power]
+        levels[name] = _band_levels(density, store.rate)
     centres = pd.Index(np.sqrt(edges[1:]*edges[:-1]), name='Hz')
     return pd.DataFrame(levels, index=centres).rename_axis(columns=by)
 
-# %% ../../nbs/score/30_explore.ipynb #84b81a15
+# %% ../../nbs/score/30_explore.ipynb #053f0634
 def _draw_spectra(ax, spectra, label):
     "A curve for each column over a logarithmic frequency"
     for name in spectra: ax.plot(spectra.index, spectra[name], lw=1.2, label=name)
     ax.set(xscale='log', xlabel='Hz', ylabel=label)
     ax.set_xticks([100, 1000, 10000], ['100', '1 k', '10 k'])
 
+# %% ../../nbs/score/30_explore.ipynb #31e624a2
+def _reference(spectra, reference):
+    "The column to compare with, the first by default, or InputError"
+    if reference is None: return spectra.columns[0]
+    if reference in spectra: return reference
+    names = ', '.join(map(str, spectra.columns))
+    raise InputError(f'reference={reference!r}: choose one of {names}')
+
 # %% ../../nbs/score/30_explore.ipynb #7e33c97b
 def plot_spectra(spectra,         # as `average_spectra` gives them
                  reference=None,  # column the others are compared with; default the first
                  ) -> Figure:
     "Levels on the left; on the right the same less the reference and less a constant gain"
-    reference = spectra.columns[0] if reference is None else reference
-    if reference not in spectra:
-        names = ', '.join(map(str, spectra.columns))
-        raise InputError(f'reference={reference!r}: choose one of {names}')
+    reference = _reference(spectra, reference)
     difference = spectra.sub(spectra[reference], axis=0)
     fig = plt.figure(figsize=(8, 2.8), layout='constrained')
     plt.close(fig)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'check_predictions', 'read_predictions', 'clips', 'vote', 'reliability', 'expected_calibration_error',
-           'device_groups', 'metrics']
+           'device_groups', 'group_column', 'metrics']
 
 # %% ../../nbs/score/05_metrics.ipynb #cd8b241b
 from pathlib import Path
@@ -17,33 +17,43 @@ from ..core import CITIES, DEVICES, InputError, groups_of, vocab_of
 # %% ../../nbs/score/05_metrics.ipynb #1f1fd366
 LABELS = ['filename', 'scene_label', 'device', 'city']
 
-# %% ../../nbs/score/05_metrics.ipynb #66e3b9f2
-def _scene_columns(df, scenes, where):
-    "The scenes in index order, or InputError for a missing or a strange column"
+# %% ../../nbs/score/05_metrics.ipynb #d8333965
+def _check_labels(df, where):
+    "InputError for a missing column that is no scene"
     labels = ', '.join(LABELS)
     for c in LABELS:
         if c not in df:
             raise InputError(f'{where}: no column {c!r}; expected {labels}, then one column per scene')
-    columns = [c for c in df if c not in LABELS]
-    scenes = columns if scenes is None else list(scenes)
+
+# %% ../../nbs/score/05_metrics.ipynb #ab5ea473
+def _check_scenes(columns, scenes, where):
+    "InputError for a scene without a column, or a column that is no scene"
+    names = ', '.join(scenes)
     for c in scenes:
-        if c not in columns: raise InputError(f"{where}: no column for scene {c!r}")
+        if c not in columns: raise InputError(f'{where}: no column for scene {c!r}')
     for c in columns:
         if c not in scenes:
-            names = ', '.join(scenes)
             raise InputError(f'{where}: column {c!r} is not a scene; the scenes are {names}')
-    if not scenes: raise InputError(f'{where}: no probability column after {labels}')
+    if not scenes: raise InputError(f"{where}: no probability column after {', '.join(LABELS)}")
+
+# %% ../../nbs/score/05_metrics.ipynb #42ac35b0
+def _scene_columns(df, scenes, where):
+    "The scenes in index order, or InputError for a table of the wrong form"
+    _check_labels(df, where)
+    columns = [c for c in df if c not in LABELS]
+    scenes = columns if scenes is None else list(scenes)
+    _check_scenes(columns, scenes, where)
     if not len(df): raise InputError(f'{where}: the table has no rows; run the evaluation again')
     return scenes
 
-# %% ../../nbs/score/05_metrics.ipynb #e6d6d57d
+# %% ../../nbs/score/05_metrics.ipynb #c0ef1bcb
 def _refuse_rows(bad, df, where, message):
     "InputError for the first row where `bad` holds; `message(i)` says what is wrong with row i"
     if not np.any(bad): return
     i = int(np.argmax(np.asarray(bad)))
     raise InputError(f"{where}, row {i + 1} ({df['filename'].iloc[i]}): {message(i)}")
 
-# %% ../../nbs/score/05_metrics.ipynb #4aa39eab
+# %% ../../nbs/score/05_metrics.ipynb #59bea178
 def _check_probabilities(df, scenes, where):
     "InputError for the first row with a cell that is no probability, or whose sum is not 1"
     for c in scenes:
@@ -54,6 +64,22 @@ def _check_probabilities(df, scenes, where):
     _refuse_rows((sums - 1).abs() > 1e-3, df, where,
                  lambda i: f'the probabilities sum to {sums.iloc[i]:.4f}, not 1; apply softmax first')
 
+# %% ../../nbs/score/05_metrics.ipynb #15751533
+def _check_rows(df, scenes, where):
+    "InputError for the first row with a clip that occurs twice, an unknown scene or wrong probabilities"
+    names = ', '.join(scenes)
+    _refuse_rows(df['filename'].duplicated(), df, where,
+                 lambda i: 'this filename occurs twice; keep one row a clip')
+    _refuse_rows(~df['scene_label'].isin(scenes), df, where,
+                 lambda i: f"scene_label {df['scene_label'].iloc[i]!r} is not one of {names}")
+    _check_probabilities(df, scenes, where)
+
+# %% ../../nbs/score/05_metrics.ipynb #c769a5f4
+def _clean_labels(df):
+    "The labels as text; a missing one, and an empty device or city, is 'unknown'"
+    labels = df[LABELS].fillna('unknown').astype(str)
+    return labels.replace({'device': {'': 'unknown'}, 'city': {'': 'unknown'}})
+
 # %% ../../nbs/score/05_metrics.ipynb #1dfbd595
 def check_predictions(df,                   # filename, scene_label, device, city, one column per scene
                       scenes=None,          # scenes in index order; default: the order of the columns
@@ -61,38 +87,46 @@ def check_predictions(df,                   # filename, scene_label, device, cit
                       ) -> pd.DataFrame:    # the same, sorted by filename, probabilities float64
     "The table, checked: known scenes, unique files, probabilities in [0, 1] with sum 1 ± 0.001"
     scenes = _scene_columns(df, scenes, where)
-    names = ', '.join(scenes)
-    _refuse_rows(df['filename'].duplicated(), df, where,
-                 lambda i: 'this filename occurs twice; keep one row a clip')
-    _refuse_rows(~df['scene_label'].isin(scenes), df, where,
-                 lambda i: f"scene_label {df['scene_label'].iloc[i]!r} is not one of {names}")
-    _check_probabilities(df, scenes, where)
-    labels = df[LABELS].fillna('unknown').astype(str)
-    labels = labels.replace({'device': {'': 'unknown'}, 'city': {'': 'unknown'}})
-    out = pd.concat([labels, df[scenes].astype('float64')], axis=1)
+    _check_rows(df, scenes, where)
+    out = pd.concat([_clean_labels(df), df[scenes].astype('float64')], axis=1)
     return out.sort_values('filename', ignore_index=True)
+
+# %% ../../nbs/score/05_metrics.ipynb #6f7bd2cb
+def _as_numbers(column):
+    "A column of text as numbers; as it is if a cell is no number, which the check then names"
+    try:
+        return column.astype(object).astype(float)
+    except ValueError:
+        return column
+
+# %% ../../nbs/score/05_metrics.ipynb #899486b5
+def _read_text(path):
+    "A CSV file as text, or InputError"
+    if not Path(path).is_file():
+        raise InputError(f'{path} does not exist: give the predictions.csv of a run')
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
+        raise InputError(f'{path} is not a CSV table: {e}') from e
 
 # %% ../../nbs/score/05_metrics.ipynb #d582d700
 def read_predictions(path,          # a predictions.csv
                      scenes=None,   # scenes in index order; default: the order of the columns
                      ) -> pd.DataFrame:
     "Read a table of predictions (comma separated, one header row) and check it"
-    if not Path(path).is_file():
-        raise InputError(f'{path} does not exist: give the predictions.csv of a run')
-    try:
-        df = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
-        raise InputError(f'{path} is not a CSV table: {e}') from e
-    for c in df.columns.drop(LABELS, errors='ignore'):
-        try:
-            df[c] = df[c].astype(object).astype(float)
-        except ValueError:
-            pass                                         # the check names the cell
+    df = _read_text(path)
+    for c in df.columns.drop(LABELS, errors='ignore'): df[c] = _as_numbers(df[c])
     return check_predictions(df, scenes, Path(path).name)
 
-# %% ../../nbs/score/05_metrics.ipynb #44c81f61
+# %% ../../nbs/score/05_metrics.ipynb #e9a2333d
 _RECORDING = r'^((?:.*/)?[^-/]+-[^-/]+-[^-/]+-[^-/]+)-\d+(-[^-/]+)$'     # its two groups leave the snippet out
 _LOCATION = r'^(?:.*/)?[^-/]+-([^-/]+-[^-/]+)-[^/]+$'
+
+# %% ../../nbs/score/05_metrics.ipynb #658140a9
+def _places(filenames):
+    "The recording and the location of each clip, by its name"
+    recording = filenames.str.replace(_RECORDING, r'\1\2', regex=True)
+    return recording, filenames.str.extract(_LOCATION)[0].fillna(recording)
 
 # %% ../../nbs/score/05_metrics.ipynb #8d61091b
 def clips(preds,             # a table of predictions
@@ -103,18 +137,17 @@ def clips(preds,             # a table of predictions
     names = df.columns[len(LABELS):]
     p = df[names].to_numpy()
     truth = names.get_indexer(df['scene_label'])
-    recording = df['filename'].str.replace(_RECORDING, r'\1\2', regex=True)
+    recording, location = _places(df['filename'])
     return df[LABELS].assign(
-        recording=recording,
-        location=df['filename'].str.extract(_LOCATION)[0].fillna(recording),
+        recording=recording, location=location,
         correct=(p.argmax(1) == truth).astype(float),
         loss=-np.log(np.clip(p[np.arange(len(p)), truth], 1e-15, 1)),
         confidence=p.max(1))
 
 # %% ../../nbs/score/05_metrics.ipynb #b182cf6c
-def vote(preds,             # a table of predictions
-         scenes=None,       # scenes in index order; default: the columns after the first four
-         ) -> pd.DataFrame: # a table of predictions, one row a recording
+def vote(preds,         # a table of predictions
+         scenes=None,   # in index order
+         ) -> pd.DataFrame: # one row a recording
     "Average the probabilities over the snippets of each recording"
     df = check_predictions(preds, scenes).assign(filename=clips(preds, scenes)['recording'])
     return df.groupby(LABELS, sort=True, as_index=False).mean()
@@ -134,14 +167,14 @@ def reliability(preds,             # a table of predictions, or what `clips` ret
         confidence=np.bincount(place, one['confidence'], bins) / divisor,
         accuracy=np.bincount(place, one['correct'], bins) / divisor))
 
-# %% ../../nbs/score/05_metrics.ipynb #f2b9d242
+# %% ../../nbs/score/05_metrics.ipynb #92e4ef3b
 def expected_calibration_error(preds, bins=15) -> float:
     "Mean gap between confidence and accuracy, from 0 (calibrated) to 1"
     r = reliability(preds, bins)
     gap = (r['confidence'] - r['accuracy']).abs()
     return float((r['count'] * gap).sum() / r['count'].sum())
 
-# %% ../../nbs/score/05_metrics.ipynb #e2dd91f9
+# %% ../../nbs/score/05_metrics.ipynb #a5d5a958
 def device_groups(meta,      # rows of a corpus: recording, device
                   test,      # rows of its test list: recording
                   ) -> dict: # group name -> tuple of devices
@@ -155,29 +188,40 @@ def _column_scores(one, column, names):
     groups = one.groupby(column)
     means = groups[['correct', 'loss']].mean().reindex(names)
     count = groups.size().reindex(names, fill_value=0)
-    return dict(accuracy={k: float(v) for k, v in means['correct'].items()},
-                log_loss={k: float(v) for k, v in means['loss'].items()},
-                count={k: int(v) for k, v in count.items()})
+    return dict(accuracy=means['correct'].to_dict(), log_loss=means['loss'].to_dict(), count=count.to_dict())
 
-# %% ../../nbs/score/05_metrics.ipynb #8d01cb62
+# %% ../../nbs/score/05_metrics.ipynb #12155eed
 def _mean(scores):
     "Mean of the values that are not NaN"
     return float(np.mean([v for v in scores.values() if v == v]))
 
-# %% ../../nbs/score/05_metrics.ipynb #e8d1094d
+# %% ../../nbs/score/05_metrics.ipynb #12a793e8
 def _vocabulary(column, fixed):
     "The names in a column, TAU's if they fit, then 'unknown' if it occurs"
     names = set(column)
     vocabulary = vocab_of(names - {'unknown'}, fixed)
     return [*vocabulary, 'unknown'] if 'unknown' in names else vocabulary
 
-# %% ../../nbs/score/05_metrics.ipynb #2fa4e2c6
-def _label_groups(one, groups):
-    "The clips with a column `group`, and the groups; by default TAU's if the devices are TAU's"
+# %% ../../nbs/score/05_metrics.ipynb #db4b6b16
+def group_column(one, groups):
+    "The group of each clip's device; NaN for a device in none"
+    return one['device'].map({device: name for name, devices in groups.items() for device in devices})
+
+# %% ../../nbs/score/05_metrics.ipynb #6a307313
+def _default_groups(one):
+    "TAU's groups if the devices are TAU's, else none"
     devices = _vocabulary(one['device'], DEVICES)
-    if groups is None: groups = groups_of(DEVICES) if set(DEVICES) <= set(devices) else {}
-    group_by_device = {device: name for name, members in groups.items() for device in members}
-    return one.assign(group=one['device'].map(group_by_device)), list(groups)
+    return groups_of(DEVICES) if set(DEVICES) <= set(devices) else {}
+
+# %% ../../nbs/score/05_metrics.ipynb #819167c3
+def _scores_by_part(one, scenes, groups):
+    "Scores by scene, device, group and city"
+    if groups is None: groups = _default_groups(one)
+    one = one.assign(group=group_column(one, groups))
+    names = {'class': scenes, 'device': _vocabulary(one['device'], DEVICES), 'group': list(groups),
+             'city': _vocabulary(one['city'], CITIES)}
+    columns = {'class': 'scene_label'}
+    return {part: _column_scores(one, columns.get(part, part), n) for part, n in names.items()}
 
 # %% ../../nbs/score/05_metrics.ipynb #bea086f6
 def metrics(preds,         # a table of predictions
@@ -186,12 +230,8 @@ def metrics(preds,         # a table of predictions
             ) -> dict:     # accuracies from 0 to 1, log losses in nats, counts
     "Every score of one table of predictions; NaN for what does not occur"
     scenes = list(preds.columns.drop(LABELS) if scenes is None else scenes)
-    one, groups = _label_groups(clips(preds, scenes), groups)
-    voted = clips(vote(preds, scenes))
-    parts = {'class': _column_scores(one, 'scene_label', scenes),
-             'device': _column_scores(one, 'device', _vocabulary(one['device'], DEVICES)),
-             'group': _column_scores(one, 'group', groups),
-             'city': _column_scores(one, 'city', _vocabulary(one['city'], CITIES))}
+    one, voted = clips(preds, scenes), clips(vote(preds, scenes))
+    parts = _scores_by_part(one, scenes, groups)
     return dict(
         macro_accuracy=_mean(parts['class']['accuracy']),
         macro_log_loss=_mean(parts['class']['log_loss']),

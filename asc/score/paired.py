@@ -21,23 +21,26 @@ def score_rows(preds, scenes=None, groups=()) -> pd.Series:
     macro = 100 * m['macro_accuracy']
     return pd.Series({'macro accuracy': macro, **percent, 'log loss': m['log_loss']})
 
-# %% ../../nbs/score/25_paired.ipynb #c0881a57
+# %% ../../nbs/score/25_paired.ipynb #fdfa1bb4
 def mean_std(runs, scenes=None, groups=()) -> pd.DataFrame: # columns mean, std (NaN for one run)
     "Mean and standard deviation over runs, row by row"
     rows = pd.concat([score_rows(r, scenes, groups) for r in runs], axis=1)
     return pd.DataFrame(dict(mean=rows.mean(axis=1), std=rows.std(axis=1)))
 
-# %% ../../nbs/score/25_paired.ipynb #bde7bc75
+# %% ../../nbs/score/25_paired.ipynb #0ab56478
+def _gain_rows(before, after, statistic, over, groups):
+    "difference, low, high and p of each row of a statistic, accuracies in percent"
+    table = compare(after, before, statistic, over=over, groups=groups)
+    scale = 1 if statistic == 'log_loss' else 100
+    return (table[['difference', 'low', 'high']] * scale).assign(p=table.p)
+
+# %% ../../nbs/score/25_paired.ipynb #26fa7e02
 def _gains(before, after, groups):
     "gain, from, to and p of each row, accuracies in percent; one seed: over places only"
     over = ('seeds', 'locations') if len(before) > 1 else ('locations',)
     statistics = ['macro_accuracy', 'device_accuracy', 'group_accuracy', 'log_loss']
     if not groups: statistics.remove('group_accuracy')
-    tables = []
-    for statistic in statistics:
-        table = compare(after, before, statistic, over=over, groups=groups)
-        scale = 1 if statistic == 'log_loss' else 100
-        tables.append((table[['difference', 'low', 'high']] * scale).assign(p=table.p))
+    tables = [_gain_rows(before, after, statistic, over, groups) for statistic in statistics]
     gains = pd.concat(tables).rename({'macro_accuracy': 'macro accuracy', 'log_loss': 'log loss'})
     return gains.set_axis(['gain', 'from', 'to', 'p'], axis=1)
 
@@ -56,19 +59,19 @@ def gain_table(before, after,   # tables of predictions, one a seed, in the same
     scores = [mean_std(runs, scenes, groups).add_prefix(f'{name} ') for name, runs in sides.items()]
     return pd.concat(scores, axis=1).join(_gains(before, after, dict(groups)))
 
-# %% ../../nbs/score/25_paired.ipynb #7c72ef01
+# %% ../../nbs/score/25_paired.ipynb #2e219def
 def _mean_std_text(mean, std):
     "'mean ± std', the mean alone for one run, a dash for none"
     if mean != mean: return '–'
     return f'{mean:.2f} ± {std:.2f}' if std == std else f'{mean:.2f}'
 
-# %% ../../nbs/score/25_paired.ipynb #2242dbe3
+# %% ../../nbs/score/25_paired.ipynb #80b22e36
 def _gain_text(row):
     "'gain (from … to)', the gain alone where there is no interval"
     if row['from'] != row['from']: return f"{row['gain']:+.2f}"
     return f"{row['gain']:+.2f} ({row['from']:+.2f} … {row['to']:+.2f})"
 
-# %% ../../nbs/score/25_paired.ipynb #79a1f26d
+# %% ../../nbs/score/25_paired.ipynb #1bcb4cb2
 def show_gain(table) -> pd.DataFrame: # of text
     "The table as people read it: 'mean ± std', 'gain (from … to)'"
     names = [c.removesuffix(' mean') for c in table if c.endswith(' mean')]

@@ -52,15 +52,10 @@ PUBLISHED_2020 = {
 
 # %% ../../nbs/score/20_paper.ipynb #04d7a0e5
 _SUMMARY = {
-    'macro accuracy': 'macro_accuracy',
-    'log loss': 'log_loss',
-    'real': ('group_accuracy', 'real'),
-    'seen': ('group_accuracy', 'seen'),
-    'unseen': ('group_accuracy', 'unseen'),
-    'recordings': 'recording_accuracy',
-    'ece': 'ece',
-    'params': 'params',
-    'macs': 'macs',
+    'macro accuracy': 'macro_accuracy', 'log loss': 'log_loss',
+    'real': ('group_accuracy', 'real'), 'seen': ('group_accuracy', 'seen'),
+    'unseen': ('group_accuracy', 'unseen'), 'recordings': 'recording_accuracy',
+    'ece': 'ece', 'params': 'params', 'macs': 'macs',
 }
 
 # %% ../../nbs/score/20_paper.ipynb #57cb417a
@@ -97,23 +92,26 @@ class Results:
 
     def _repr_markdown_(self): return self.to_markdown()
 
-# %% ../../nbs/score/20_paper.ipynb #90090ee9
+# %% ../../nbs/score/20_paper.ipynb #14fa9a30
+def _beats(results, column, sign, best, row):
+    "Whether a row is better than another by more than the seeds of both could detect"
+    def summary(name):
+        return sign * results.mean.loc[name, column], results.std.loc[name, column], results.runs[name]
+
+    test = compare_summaries(*summary(best), *summary(row))
+    return test['difference'] > test['detectable']
+
+# %% ../../nbs/score/20_paper.ipynb #37aae420
 def _clear_winner(results, rows, column):
     "The row that is best by more than its seeds, and every other row's, could detect; or None"
     sign = -1 if column in results.losses or column == 'ece' else 1
     mean = sign * results.mean.loc[rows, column].dropna()
     if len(mean) < 2: return None
-
-    def summary(row):
-        return mean[row], results.std.loc[row, column], results.runs[row]
-
     best = mean.idxmax()
-    for row in mean.index.drop(best):
-        test = compare_summaries(*summary(best), *summary(row))
-        if not test['difference'] > test['detectable']: return None
-    return best
+    wins = all(_beats(results, column, sign, best, row) for row in mean.index.drop(best))
+    return best if wins else None
 
-# %% ../../nbs/score/20_paper.ipynb #f3e305fa
+# %% ../../nbs/score/20_paper.ipynb #ee466f20
 @patch
 def bold(self:Results) -> pd.DataFrame:
     "True where a figure is the best of its split by more than its, and any other row's, seeds could detect"
@@ -124,7 +122,7 @@ def bold(self:Results) -> pd.DataFrame:
             if best is not None: out.loc[best, column] = True
     return out
 
-# %% ../../nbs/score/20_paper.ipynb #a522bab2
+# %% ../../nbs/score/20_paper.ipynb #642dfc42
 def _mean_std_text(results, row, column):
     "A cell: 'mean ± std' in the columns of `spread`, else the mean; a dash where there is none"
     mean, std = results.mean.loc[row, column], results.std.loc[row, column]
@@ -133,14 +131,14 @@ def _mean_std_text(results, row, column):
     text = f'{mean:,.{digits}f}'
     return f'{text} ± {std:.{digits}f}' if column in results.spread and std == std else text
 
-# %% ../../nbs/score/20_paper.ipynb #9ae6f9b7
+# %% ../../nbs/score/20_paper.ipynb #3a670575
 @patch
 def to_frame(self:Results) -> pd.DataFrame:
     "Text: 'mean ± std' in the columns of `spread`, else the mean; a dash where there is none"
     columns = {c: [_mean_std_text(self, row, c) for row in self.mean.index] for c in self.mean}
     return pd.DataFrame({'runs': self.runs.astype(str), **columns}, index=self.mean.index)
 
-# %% ../../nbs/score/20_paper.ipynb #37bb4aa6
+# %% ../../nbs/score/20_paper.ipynb #3990d7ae
 @patch
 def to_markdown(self:Results) -> str:
     "A GitHub table with the best figures in bold"
@@ -151,7 +149,7 @@ def to_markdown(self:Results) -> str:
 # %% ../../nbs/score/20_paper.ipynb #d98e20d9
 _PUBLISHED_MARK = '(published, not measured here)'
 
-# %% ../../nbs/score/20_paper.ipynb #71298381
+# %% ../../nbs/score/20_paper.ipynb #17eb3cb0
 def _published_2020(kind):
     "Published rows of `sp4asc`: (split, label, cells, standard deviations, runs)"
     if kind != 'summary': return []
@@ -159,7 +157,7 @@ def _published_2020(kind):
              {'macro accuracy': scores['accuracy'], 'log loss': scores['log_loss']}, {}, 1)
             for label, scores in PUBLISHED_2020.items()]
 
-# %% ../../nbs/score/20_paper.ipynb #373d848f
+# %% ../../nbs/score/20_paper.ipynb #cb0b0342
 def _published_splits(name, kind):
     "Published rows of a system: (split, label, cells, standard deviations, runs)"
     rows = []
@@ -172,22 +170,26 @@ def _published_splits(name, kind):
         rows.append((split, label, cells, {'macro accuracy': std}, 5))
     return rows
 
-# %% ../../nbs/score/20_paper.ipynb #eed45004
+# %% ../../nbs/score/20_paper.ipynb #91aaf09e
 def _published(name, kind, score, test):
     "Published rows for this kind of table; 'auto' takes what was published on the test list"
     if name == 'auto': name = {OFFICIAL_TEST: 'dcase24-baseline', OFFICIAL_2020: 'sp4asc'}.get(test)
     if name is None or score != 'accuracy' or kind in ('group', 'city'): return []
     return _published_2020(kind) if name == 'sp4asc' else _published_splits(name, kind)
 
-# %% ../../nbs/score/20_paper.ipynb #cf746a61
-def _check_runs(records):
-    "Labels (split, row) of the runs and their test list; InputError if they cannot share a table"
+# %% ../../nbs/score/20_paper.ipynb #7d746890
+def _test_list(records):
+    "The fingerprint of the list that all runs were tested on, or InputError"
     if not records: raise InputError('runs_table: no run given')
     tests = {r.get('data', {}).get('lists', {}).get('test', {}).get('fingerprint') for r in records}
     if len(tests) > 1:
         raise InputError(f'runs_table: the runs were tested on {len(tests)} different lists '
                          'of clips; give those of one list')
-    labels = run_labels(records)
+    return tests.pop()
+
+# %% ../../nbs/score/20_paper.ipynb #1640ac43
+def _check_seeds(records, labels):
+    "InputError for the first run that repeats the seed of another run of its row"
     seen = set()
     for record, (split, label) in zip(records, labels):
         key = split, label, record.get('parameters', {}).get('seed')
@@ -195,24 +197,34 @@ def _check_runs(records):
             raise InputError(f"runs_table: {record['dir']} repeats the seed of another run "
                              f"of '{label}'; leave one out")
         seen.add(key)
-    return labels, tests.pop()
 
-# %% ../../nbs/score/20_paper.ipynb #7d853110
+# %% ../../nbs/score/20_paper.ipynb #4211f893
 def _row(m, kind, score):
     "The figures of one run, accuracies in percent"
     return _summary_row(m) if kind == 'summary' else _detail_row(m, kind, score)
 
-# %% ../../nbs/score/20_paper.ipynb #823283d9
+# %% ../../nbs/score/20_paper.ipynb #03dd9619
 def _results(mean, std, runs, kind, score):
     "`Results` of rows (split, label), sorted; which columns show their spread, which are losses"
     order = sorted(mean.index)
     mean, std, runs = (rows.reindex(order).droplevel('split').rename_axis(None)
-                       for rows in (mean, std, runs))
+                       for rows in (mean, std, runs.astype(int)))
     split = pd.Series([split for split, _ in order], mean.index)
     columns = mean.columns
     spread = columns.difference(['params', 'macs']) if kind == 'summary' else columns[:1]
     losses = [c for c in columns if score == 'log_loss' or c == 'log loss']
     return Results(mean, std, runs, split, list(spread), losses)
+
+# %% ../../nbs/score/20_paper.ipynb #6cd2c90d
+def _add_published(rows, published): # mean, std, runs by (split, label)
+    "Put published rows of the splits at hand below"
+    mean, std, runs = rows
+    splits = set(mean.index.get_level_values('split'))
+    for split, label, cells, spreads, n in published:
+        if split not in splits: continue
+        mean.loc[(split, label), list(cells)] = list(cells.values())
+        std.loc[(split, label), list(spreads)] = list(spreads.values())
+        runs.loc[(split, label)] = n
 
 # %% ../../nbs/score/20_paper.ipynb #da724632
 def runs_table(folders,             # run folders, or what `read_run` returned
@@ -222,19 +234,29 @@ def runs_table(folders,             # run folders, or what `read_run` returned
                ) -> Results:
     "Mean ± std over seeds, one row a split and whatever else the runs differ in, and published figures"
     records = read_runs(folders)
-    labels, test = _check_runs(records)
+    test, labels = _test_list(records), run_labels(records)
+    _check_seeds(records, labels)
     pick(['summary', 'class', 'device', 'group', 'city'], kind, 'kind of table')
     pick(['accuracy', 'log_loss'], score, 'score')
     df = pd.DataFrame([dict(_row(r['metrics'], kind, score), split=split, label=label)
                        for r, (split, label) in zip(records, labels)])
-    rows = df.groupby(['split', 'label'], sort=True)
-    mean, std, runs = rows.mean(), rows.std(), rows.size()
-    for split, label, cells, spreads, n in _published(published, kind, score, test):
-        if split not in df['split'].values: continue
-        mean.loc[(split, label), list(cells)] = list(cells.values())
-        std.loc[(split, label), list(spreads)] = list(spreads.values())
-        runs.loc[(split, label)] = n
-    return _results(mean, std, runs.astype(int), kind, score)
+    groups = df.groupby(['split', 'label'], sort=True)
+    rows = groups.mean(), groups.std(), groups.size()
+    _add_published(rows, _published(published, kind, score, test))
+    return _results(*rows, kind, score)
+
+# %% ../../nbs/score/20_paper.ipynb #64b294dc
+def _system_names(labels):
+    "The labels of rows without their split"
+    return pd.Series([', '.join(label.split(', ')[1:]) or 'measured' for label in labels], index=labels)
+
+# %% ../../nbs/score/20_paper.ipynb #b84a4e6e
+def _draw_system(ax, results, column, name, rows):
+    "A line with standard deviations; grey and broken for published figures"
+    mean, std = results.mean.loc[rows, column], results.std.loc[rows, column]
+    style = dict(color='0.5', ls='--') if 'published' in name else {}
+    ax.errorbar(results.split[rows], mean, std.fillna(0), marker='o', ms=4, lw=1.2, capsize=3,
+                label=name, **style)
 
 # %% ../../nbs/score/20_paper.ipynb #55764e14
 def plot_splits(results,                    # what `runs_table` returned
@@ -244,14 +266,9 @@ def plot_splits(results,                    # what `runs_table` returned
     fig = plt.figure(figsize=(4.5, 2.8), layout='constrained')
     plt.close(fig)
     ax = fig.subplots()
-    labels = results.mean.index
-    names = [', '.join(label.split(', ')[1:]) or 'measured' for label in labels]
-    system = pd.Series(names, index=labels)
-    for name, rows in system.groupby(system, sort=False).groups.items():
-        style = dict(color='0.5', ls='--') if 'published' in name else {}
-        mean, std = results.mean.loc[rows, column], results.std.loc[rows, column]
-        ax.errorbar(results.split[rows], mean, std.fillna(0),
-                    marker='o', ms=4, lw=1.2, capsize=3, label=name, **style)
+    names = _system_names(results.mean.index)
+    for name, rows in names.groupby(names, sort=False).groups.items():
+        _draw_system(ax, results, column, name, rows)
     label = column if 'loss' in column else f'{column}, %'
     ax.set(xscale='log', xlabel='training data, %', ylabel=label)
     ax.xaxis.set_minor_locator(NullLocator())

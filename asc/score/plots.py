@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plot_confusion', 'plot_class_device', 'plot_reliability', 'plot_history']
 
-# %% ../../nbs/score/17_plots.ipynb #423ab0eb
+# %% ../../nbs/score/17_plots.ipynb #74cc545b
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -14,40 +14,47 @@ from ..core import InputError
 from .metrics import expected_calibration_error, reliability
 from .tables import class_device_table, confusion
 
-# %% ../../nbs/score/17_plots.ipynb #ac3911cf
+# %% ../../nbs/score/17_plots.ipynb #1b74c96e
 def _figure(width, height):
     "A figure of so many inches that is shown once, where it is returned"
     fig = plt.figure(figsize=(width, height), layout='constrained')
     plt.close(fig)
     return fig
 
-# %% ../../nbs/score/17_plots.ipynb #7764bf1c
+# %% ../../nbs/score/17_plots.ipynb #e849aed6
+def _words(names): return [str(name).replace('_', ' ') for name in names]
+
+# %% ../../nbs/score/17_plots.ipynb #8e6eaa42
 def _name_axes(ax, table, size):
     "The names of rows and columns at the edges of a map"
-    columns = [str(name).replace('_', ' ') for name in table.columns]
-    rows = [str(name).replace('_', ' ') for name in table.index]
-    ax.set_xticks(range(len(columns)), columns, fontsize=size,
+    rows, columns = table.shape
+    ax.set_xticks(range(columns), _words(table.columns), fontsize=size,
                   rotation=45, ha='right', rotation_mode='anchor')
-    ax.set_yticks(range(len(rows)), rows, fontsize=size)
+    ax.set_yticks(range(rows), _words(table.index), fontsize=size)
     ax.set_xlabel(table.columns.name, fontsize=size)
     ax.set_ylabel(table.index.name, fontsize=size)
     ax.tick_params(length=0)
 
-# %% ../../nbs/score/17_plots.ipynb #4e5f8c3d
+# %% ../../nbs/score/17_plots.ipynb #7b2ccfcf
+def _write_numbers(ax, values, size):
+    "The percentages in their fields, a dash for NaN"
+    for (i, j), x in np.ndenumerate(values):
+        text = '–' if np.isnan(x) else f'{x:.0f}'
+        color = 'white' if x > 60 else '0.15'
+        ax.text(j, i, text, ha='center', va='center', fontsize=size, color=color)
+
+# %% ../../nbs/score/17_plots.ipynb #a7a14e02
 def _heat_map(ax, table, cmap='Blues', size=7):
     "A table of percentages as colours and numbers, a dash on grey where there is none"
     values = table.to_numpy(dtype=float)
     ax.set_facecolor('0.93')
     ax.imshow(np.ma.masked_invalid(values), cmap=cmap, vmin=0, vmax=100, aspect='auto')
-    for (i, j), x in np.ndenumerate(values):
-        text = '–' if np.isnan(x) else f'{x:.0f}'
-        color = 'white' if x > 60 else '0.15'
-        ax.text(j, i, text, ha='center', va='center', fontsize=size, color=color)
+    _write_numbers(ax, values, size)
     _name_axes(ax, table, size)
     if table.index[-1] == 'mean': ax.axhline(len(table) - 1.5, color='white', lw=3)
     if table.columns[-1] == 'mean': ax.axvline(table.shape[1] - 1.5, color='white', lw=3)
 
-# %% ../../nbs/score/17_plots.ipynb #4a505abe
+# %% ../../nbs/score/17_plots.ipynb #51395b8a
 def plot_confusion(preds, scenes=None) -> Figure:
     "The confusion matrix, rows in percent"
     table = confusion(preds, scenes)
@@ -55,7 +62,7 @@ def plot_confusion(preds, scenes=None) -> Figure:
     _heat_map(fig.subplots(), table)
     return fig
 
-# %% ../../nbs/score/17_plots.ipynb #fc89d4b4
+# %% ../../nbs/score/17_plots.ipynb #c14a5bb0
 def plot_class_device(preds, scenes=None) -> Figure:
     "Accuracy of each scene on each device, in percent"
     table = class_device_table(preds, scenes)
@@ -63,20 +70,24 @@ def plot_class_device(preds, scenes=None) -> Figure:
     _heat_map(fig.subplots(), table, 'Greens')
     return fig
 
-# %% ../../nbs/score/17_plots.ipynb #6bfb4950
+# %% ../../nbs/score/17_plots.ipynb #3d1df51b
+def _calibration_title(preds, bins, name):
+    title = f'expected calibration error {100 * expected_calibration_error(preds, bins):.1f} %'
+    return f'{name}: {title}' if name else title
+
+# %% ../../nbs/score/17_plots.ipynb #4031c0b7
 def _plot_bins(ax, count_ax, preds, bins, name):
     "One system: accuracy against confidence above, clips below"
     r = reliability(preds, bins)
     centre, width = (r['low'] + r['high']) / 2, .9 / bins
     ax.bar(centre, 100 * r['accuracy'], width, color='C0', label='accuracy')
     ax.plot([0, 1], [0, 100], '--', color='0.4', lw=1, label='calibrated')
-    title = f'expected calibration error {100 * expected_calibration_error(preds, bins):.1f} %'
-    ax.set_title(f'{name}: {title}' if name else title, fontsize=8)
+    ax.set_title(_calibration_title(preds, bins, name), fontsize=8)
     ax.set(ylim=(0, 100), xlim=(0, 1))
     count_ax.bar(centre, r['count'], width, color='0.6')
     count_ax.set(xlabel='confidence')
 
-# %% ../../nbs/score/17_plots.ipynb #e37a3f22
+# %% ../../nbs/score/17_plots.ipynb #250332d7
 def plot_reliability(preds,     # a table of predictions, or name -> table for several side by side
                      bins=15,   # of confidence
                      ) -> Figure:
@@ -92,12 +103,12 @@ def plot_reliability(preds,     # a table of predictions, or name -> table for s
     axs[0, 0].legend(fontsize=7, frameon=False)
     return fig
 
-# %% ../../nbs/score/17_plots.ipynb #b77734d9
+# %% ../../nbs/score/17_plots.ipynb #bd3e9027
 def _columns_ending(history, word):
     "The columns of a history whose name ends in a word and which are not empty"
     return [c for c in history if str(c).endswith(word) and history[c].notna().any()]
 
-# %% ../../nbs/score/17_plots.ipynb #85c865ba
+# %% ../../nbs/score/17_plots.ipynb #60965b72
 def _plot_curves(ax, history, names, scale):
     "Columns of a history over the epochs"
     x = history['epoch'] if 'epoch' in history else history.index
@@ -106,18 +117,24 @@ def _plot_curves(ax, history, names, scale):
         ax.plot(x, y, '.-' if len(x) < 20 else '-', lw=1.2, label=str(name).replace('_', ' '))
     ax.legend(fontsize=7, frameon=False)
 
-# %% ../../nbs/score/17_plots.ipynb #932e15fd
+# %% ../../nbs/score/17_plots.ipynb #bb063004
+def _panels(history): # -> [(label, scale, columns)]
+    "The pictures that a history allows"
+    panels = [('loss', 1, _columns_ending(history, 'loss')),
+              ('accuracy %', 100, _columns_ending(history, 'accuracy'))]
+    panels = [panel for panel in panels if panel[2]]
+    if panels: return panels
+    columns = ', '.join(map(str, history.columns))
+    raise InputError(f"history: no column ends in 'loss' or 'accuracy'; found {columns}")
+
+# %% ../../nbs/score/17_plots.ipynb #c7d7c431
 def plot_history(history,      # history.csv of a run, as a DataFrame: one row an epoch
                  ) -> Figure:
     "Losses on the left, accuracies in percent on the right"
-    panels = [(label, scale, _columns_ending(history, word))
-              for word, label, scale in (('loss', 'loss', 1), ('accuracy', 'accuracy %', 100))]
-    panels = [panel for panel in panels if panel[2]]
-    if not panels:
-        columns = ', '.join(map(str, history.columns))
-        raise InputError(f"history: no column ends in 'loss' or 'accuracy'; found {columns}")
+    panels = _panels(history)
     fig = _figure(3.3 * len(panels), 2.5)
-    for ax, (label, scale, names) in zip(np.atleast_1d(fig.subplots(1, len(panels))), panels):
+    axes = fig.subplots(1, len(panels), squeeze=False).flat
+    for ax, (label, scale, names) in zip(axes, panels):
         _plot_curves(ax, history, names, scale)
         ax.set(xlabel='epoch', ylabel=label)
     return fig

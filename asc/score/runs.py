@@ -5,19 +5,25 @@
 # %% auto #0
 __all__ = ['read_run', 'read_runs', 'find_runs', 'comparable', 'run_labels', 'systems']
 
-# %% ../../nbs/score/18_runs.ipynb #2ac2de2c
+# %% ../../nbs/score/18_runs.ipynb #677742e9
 import json
 from pathlib import Path
 
 from ..core import InputError, project_root, resolve
 
-# %% ../../nbs/score/18_runs.ipynb #fd9ec7db
+# %% ../../nbs/score/18_runs.ipynb #333c8029
+def _check_finished(folder):
+    "InputError unless a folder is that of a finished run"
+    if not (folder/'params.json').is_file():
+        raise InputError(f'{folder} holds no params.json: give a run folder')
+    if not (folder/'metrics.json').is_file():
+        raise InputError(f'{folder} holds no metrics.json: the run has not finished, or failed')
+
+# %% ../../nbs/score/18_runs.ipynb #5114bee2
 def read_run(folder) -> dict: # params.json with `metrics` and `dir` added
     "The record of a finished run"
     folder = resolve(folder)
-    for name, remedy in (('params.json', 'give a run folder'),
-                         ('metrics.json', 'the run has not finished, or failed')):
-        if not (folder/name).is_file(): raise InputError(f'{folder} holds no {name}: {remedy}')
+    _check_finished(folder)
     try:
         params = json.loads((folder/'params.json').read_text())
         metrics = json.loads((folder/'metrics.json').read_text())
@@ -25,12 +31,12 @@ def read_run(folder) -> dict: # params.json with `metrics` and `dir` added
         raise InputError(f'{folder} holds a broken record ({e}): run it again') from e
     return dict(params, metrics=metrics, dir=str(folder))
 
-# %% ../../nbs/score/18_runs.ipynb #f693ea6a
+# %% ../../nbs/score/18_runs.ipynb #506282a4
 def read_runs(folders) -> list: # of records
     "The records of several runs; one that is read already stays as it is"
     return [r if isinstance(r, dict) else read_run(r) for r in folders]
 
-# %% ../../nbs/score/18_runs.ipynb #d5d2ada2
+# %% ../../nbs/score/18_runs.ipynb #3e8a75a3
 def find_runs(root=None,    # folder to search; default: runs/ under the project root
               ) -> list:    # paths, sorted
     "Every finished run below a folder"
@@ -38,21 +44,23 @@ def find_runs(root=None,    # folder to search; default: runs/ under the project
     folders = [path.parent for path in root.rglob('metrics.json')]
     return sorted(folder for folder in folders if (folder/'params.json').is_file())
 
-# %% ../../nbs/score/18_runs.ipynb #9bab0db9
+# %% ../../nbs/score/18_runs.ipynb #48a4ec1c
+def _list_remarks(a, b, part):
+    "What differs in a list of clips, 'train' or 'test'"
+    x, y = (data.get('lists', {}).get(part, {}) for data in (a, b))
+    if not (x and y): return [f'{part} list: not recorded']
+    if x['fingerprint'] == y['fingerprint']: return []
+    return [f"{part} list: {x['clips']:,} clips against {y['clips']:,}, not the same"]
+
+# %% ../../nbs/score/18_runs.ipynb #d92ee403
 def _data_remarks(a, b):
     "What differs in the data of two runs, from their entries `data`"
-    remarks = []
-    for part in ('test', 'train'):
-        x, y = (data.get('lists', {}).get(part, {}) for data in (a, b))
-        if not (x and y):
-            remarks.append(f'{part} list: not recorded')
-        elif x['fingerprint'] != y['fingerprint']:
-            remarks.append(f"{part} list: {x['clips']:,} clips against {y['clips']:,}, not the same")
+    remarks = _list_remarks(a, b, 'test') + _list_remarks(a, b, 'train')
     for key, name in (('corpus', 'corpus'), ('scenes', 'scenes'), ('rate', 'sample rate')):
         if a.get(key) != b.get(key): remarks.append(f'{name}: {a.get(key)} against {b.get(key)}')
     return remarks
 
-# %% ../../nbs/score/18_runs.ipynb #9a051e56
+# %% ../../nbs/score/18_runs.ipynb #bb4169e4
 def _code_remarks(a, b):
     "What differs in the code of two runs, from their entries `git`"
     x, y = a.get('commit'), b.get('commit')
@@ -60,13 +68,13 @@ def _code_remarks(a, b):
     if a.get('diff') != b.get('diff'): return ['code: the same commit with different changes on top']
     return []
 
-# %% ../../nbs/score/18_runs.ipynb #0846860b
+# %% ../../nbs/score/18_runs.ipynb #f37a797f
 def _version_remarks(a, b):
     "Libraries whose versions differ, from the entries `versions` of two runs"
     return [f'{name}: version {a.get(name)} against {b.get(name)}'
             for name in sorted({*a, *b}) if a.get(name) != b.get(name)]
 
-# %% ../../nbs/score/18_runs.ipynb #13b96b4a
+# %% ../../nbs/score/18_runs.ipynb #38ea90b3
 def comparable(a, b,        # two runs: folders, or what `read_run` returned
                ) -> list:   # sentences; empty if the runs can be compared
     "What stands between two runs"
@@ -75,10 +83,10 @@ def comparable(a, b,        # two runs: folders, or what `read_run` returned
             *_code_remarks(a.get('git') or {}, b.get('git') or {}),
             *_version_remarks(a.get('versions', {}), b.get('versions', {}))]
 
-# %% ../../nbs/score/18_runs.ipynb #38b2547a
+# %% ../../nbs/score/18_runs.ipynb #9309e0fd
 _NOT_IN_LABELS = {'subset', 'seed', 'out', 'data', 'data_dir', 'resume', 'log'}
 
-# %% ../../nbs/score/18_runs.ipynb #0dbd7136
+# %% ../../nbs/score/18_runs.ipynb #540fc85b
 def _label(params, keys):
     "The split of a run and its values of some parameters, in words"
     parts = [f"split {params.get('subset')}"]
@@ -87,17 +95,27 @@ def _label(params, keys):
         parts.append(str(params.get(key)) if speaks_for_itself else f'{key} {params.get(key)}')
     return ', '.join(parts)
 
-# %% ../../nbs/score/18_runs.ipynb #9cd89e40
+# %% ../../nbs/score/18_runs.ipynb #d810a97f
+def _parameters_of(record):
+    "What a run may differ in from others"
+    corpus = record.get('data', {}).get('corpus')
+    return dict(record.get('parameters', {}), notebook=record.get('notebook'), corpus=corpus)
+
+# %% ../../nbs/score/18_runs.ipynb #26128b37
+def _differing(params):
+    "Names of the parameters in which runs differ, the line last"
+    keys = sorted({key for p in params for key in p} - _NOT_IN_LABELS)
+    texts = {k: {json.dumps(p.get(k), sort_keys=True) for p in params} for k in keys}
+    return sorted((k for k in keys if len(texts[k]) > 1), key='line'.__eq__)
+
+# %% ../../nbs/score/18_runs.ipynb #96bd2386
 def run_labels(records) -> list: # (split, label) of each run
     "What to call runs: the split, then every other parameter in which they differ"
-    params = [dict(r.get('parameters', {}), notebook=r.get('notebook'),
-                   corpus=r.get('data', {}).get('corpus')) for r in records]
-    keys = sorted({key for p in params for key in p} - _NOT_IN_LABELS)
-    differing = [k for k in keys if len({json.dumps(p.get(k), sort_keys=True) for p in params}) > 1]
-    differing.sort(key='line'.__eq__)                    # the line comes last
+    params = [_parameters_of(r) for r in records]
+    differing = _differing(params)
     return [(p.get('subset'), _label(p, differing)) for p in params]
 
-# %% ../../nbs/score/18_runs.ipynb #5b484803
+# %% ../../nbs/score/18_runs.ipynb #bb4f532c
 def systems(folders) -> dict: # (split, label) -> {seed: record}
     "Runs by what they are runs of"
     records = read_runs(folders)

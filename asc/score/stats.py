@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from ..core import DEVICE_GROUPS, InputError, pick
-from .metrics import clips
+from .metrics import clips, group_column
 
 # %% ../../nbs/score/10_stats.ipynb #25ec3d06
 # statistic: (what a clip contributes, the column whose values are cells, whether cells are averaged)
@@ -54,21 +54,24 @@ def _strata(one, unit, units):
     if (scenes.nunique() == 1).all(): return pd.factorize(scenes.first())[0]
     return np.zeros(units, int)
 
-# %% ../../nbs/score/10_stats.ipynb #e87b981b
+# %% ../../nbs/score/10_stats.ipynb #280bf793
+def _add_up(values, place, shape):
+    "Sums of values by their place in a flattened table"
+    return np.bincount(place, values, np.prod(shape)).reshape(shape)
+
+# %% ../../nbs/score/10_stats.ipynb #705233d7
 def _sums(one, statistic, by='location', groups=DEVICE_GROUPS) -> _Sums:
     "The sums of a run, from what `clips` returned"
     value, column, averaged = pick(SCORES, statistic, 'statistic')
     pick(['location', 'recording', 'filename', 'city'], by, 'unit of resampling')
-    group_by_device = {device: name for name, devices in groups.items() for device in devices}
-    one = one.assign(group=one['device'].map(group_by_device), all='all')
+    one = one.assign(group=group_column(one, groups), all='all')
     cell, cells = pd.factorize(one[column or 'all'], sort=True)
     unit, units = pd.factorize(one[by], sort=True)
     shape = len(units), len(cells)
     kept = cell >= 0                                     # a device may be in no group
-    flat = (unit * len(cells) + cell)[kept]
-    value = one[value].to_numpy()[kept]
-    return _Sums(value=np.bincount(flat, value, np.prod(shape)).reshape(shape),
-                 count=np.bincount(flat, np.ones(len(flat)), np.prod(shape)).reshape(shape),
+    place = (unit * len(cells) + cell)[kept]
+    return _Sums(value=_add_up(one[value].to_numpy()[kept], place, shape),
+                 count=_add_up(np.ones(len(place)), place, shape),
                  strata=_strata(one, unit, len(units)),
                  names=[statistic] if averaged or column is None else list(cells),
                  averaged=averaged)
@@ -80,16 +83,20 @@ def _clips_of_runs(runs, name):
     if not runs: raise InputError(f'{name}: no run given')
     return [clips(r) for r in runs]
 
-# %% ../../nbs/score/10_stats.ipynb #178960d0
+# %% ../../nbs/score/10_stats.ipynb #88c3d2f5
+def _how_clips_differ(a, b):
+    "In words, for two runs"
+    odd = sorted(set(a['filename']) ^ set(b['filename']))
+    return f'; {len(odd)} are in one only, such as {odd[0]}' if odd else ', their scene labels differ'
+
+# %% ../../nbs/score/10_stats.ipynb #d29e99e5
 def _check_same_clips(runs):
     "InputError unless all runs were evaluated on the clips of the first"
-    first = runs[0]
+    first, columns = runs[0], ['filename', 'scene_label']
     for run in runs[1:]:
-        if run[['filename', 'scene_label']].equals(first[['filename', 'scene_label']]): continue
-        odd = sorted(set(run['filename']) ^ set(first['filename']))
-        remark = ', their scene labels differ'
-        if odd: remark = f'; {len(odd)} are in one only, such as {odd[0]}'
-        raise InputError(f'the runs were not evaluated on the same clips{remark}')
+        if not run[columns].equals(first[columns]):
+            difference = _how_clips_differ(run, first)
+            raise InputError(f'the runs were not evaluated on the same clips{difference}')
 
 # %% ../../nbs/score/10_stats.ipynb #e298a183
 def _bootstrap_weights(strata, n, rng):
@@ -103,12 +110,20 @@ def _bootstrap_weights(strata, n, rng):
             weights[:, members] = draws * (m / (m - 1))
     return weights
 
-# %% ../../nbs/score/10_stats.ipynb #5896a993
+# %% ../../nbs/score/10_stats.ipynb #8745db4f
 def _has_spread(sums):
     "Whether anything was drawn for each name: a scene with one place tells nothing of other places"
     lone = np.bincount(sums.strata)[sums.strata] == 1
     drawn = (sums.count[~lone] > 0).any(0)
     return drawn.any() if sums.averaged else drawn
+
+# %% ../../nbs/score/10_stats.ipynb #31f8f98d
+def _interval(sums, value, n, seed, level):
+    "The ends of the interval for each name, from `n` replicates"
+    weights = _bootstrap_weights(sums.strata, n, np.random.default_rng(seed))
+    replicates = sums.statistic(weights @ value, weights @ sums.count)
+    ends = np.nanquantile(replicates, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return np.where(_has_spread(sums), ends, np.nan)
 
 # %% ../../nbs/score/10_stats.ipynb #f403afe9
 def bootstrap(preds,                        # a table of predictions, or a list with one a seed
@@ -127,37 +142,41 @@ def bootstrap(preds,                        # a table of predictions, or a list 
     runs = [_sums(r, statistic, by, groups) for r in runs]
     sums = runs[0]
     value = sum(r.value for r in runs) / len(runs)
-    weights = _bootstrap_weights(sums.strata, n, np.random.default_rng(seed))
-    replicates = sums.statistic(weights @ value, weights @ sums.count)
-    ends = np.nanquantile(replicates, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    low, high = np.where(_has_spread(sums), ends, np.nan)
+    low, high = _interval(sums, value, n, seed, level)
     estimate = sums.statistic(value.sum(0), sums.count.sum(0))
     return pd.DataFrame(dict(estimate=estimate, low=low, high=high), index=sums.names)
 
-# %% ../../nbs/score/10_stats.ipynb #9bebbdac
-def _linear(runs):
-    "The statistic of each run (seeds, J); what each cluster adds to it, less its share (seeds, clusters, J)"
+# %% ../../nbs/score/10_stats.ipynb #122153d1
+def _statistics(runs): # -> (seeds, J)
+    "The statistic of each run"
+    return np.stack([r.statistic(r.value.sum(0), r.count.sum(0)) for r in runs])
+
+# %% ../../nbs/score/10_stats.ipynb #b48f7b64
+def _parts(runs): # -> (seeds, clusters, J)
+    "What each cluster adds to the statistic of each run, less its share"
     total = runs[0].count.sum(0)
     total = np.where(total > 0, total, np.nan)
     parts = np.stack([(r.value - r.value.sum(0) / total * r.count) / total for r in runs])
-    if runs[0].averaged: parts = np.nanmean(parts, -1, keepdims=True)
-    theta = np.stack([r.statistic(r.value.sum(0), r.count.sum(0)) for r in runs])
-    return theta, parts
+    return np.nanmean(parts, -1, keepdims=True) if runs[0].averaged else parts
 
 # %% ../../nbs/score/10_stats.ipynb #90086b0f
+def _squares(x):
+    "n/(n−1) · squared deviations of n clusters (axis −2), summed"
+    m = x.shape[-2]
+    return m / (m - 1) * ((x - x.mean(-2, keepdims=True)) ** 2).sum(-2)
+
+# %% ../../nbs/score/10_stats.ipynb #a729d634
 def _within(u, strata):
     "Sum over strata of n/(n−1) · squared deviations of clusters (axis −2); NaN if no stratum has two"
     strata_names = np.unique(strata)
     start = 0. if len(strata) > len(strata_names) else np.nan
     total = np.full(u.shape[:-2] + u.shape[-1:], start)
     for stratum in strata_names:
-        x = u[..., strata == stratum, :]
-        m = x.shape[-2]
-        if m > 1:
-            total = total + m / (m - 1) * ((x - x.mean(-2, keepdims=True)) ** 2).sum(-2)
+        members = strata == stratum
+        if members.sum() > 1: total = total + _squares(u[..., members, :])
     return total
 
-# %% ../../nbs/score/10_stats.ipynb #a36e200c
+# %% ../../nbs/score/10_stats.ipynb #976b20d3
 def _over_seeds(theta):
     "Variance over seeds of a mean, or of the difference of two, and its degrees of freedom (Welch)"
     n = [len(t) for t in theta]
@@ -167,7 +186,7 @@ def _over_seeds(theta):
     df = np.full_like(variance, min(n) - 1)
     return variance, np.divide(variance ** 2, squares, out=df, where=squares > 0)
 
-# %% ../../nbs/score/10_stats.ipynb #a8771a4b
+# %% ../../nbs/score/10_stats.ipynb #3a96a1d9
 def _over_both(u, strata):
     "The part of the variance that depends on seed and place together"
     return sum(_within(x - x.mean(0), strata).sum(0) / (len(x) * (len(x) - 1)) for x in u)
@@ -195,12 +214,23 @@ def crossed(theta,        # list of arrays (seeds, J): the statistic of each run
     df = np.divide(variance ** 2, spread, out=np.full_like(variance, df_places), where=spread > 0)
     return seeds, places, variance, df
 
-# %% ../../nbs/score/10_stats.ipynb #3338867b
+# %% ../../nbs/score/10_stats.ipynb #72d575df
 def _p_value(difference, se, df):
     "Two-sided p; without any spread 1 for no difference, else 0; NaN if the spread is unknown"
     with np.errstate(invalid='ignore', divide='ignore'):
         p = 2 * stats.t.sf(np.abs(difference) / se, df)
     return np.where(se > 0, p, np.where(difference == 0, 1., se))
+
+# %% ../../nbs/score/10_stats.ipynb #ed856514
+def _difference_table(a, b, spread, level, power, names):
+    "Rows of a comparison, from two means and what `crossed` returned"
+    seeds, places, variance, df = spread
+    difference, se = a - b, np.sqrt(variance)
+    t = stats.t.ppf((1 + level) / 2, df)
+    return pd.DataFrame(dict(
+        a=a, b=b, difference=difference, low=difference - t * se, high=difference + t * se,
+        p=_p_value(difference, se, df), detectable=(t + stats.t.ppf(power, df)) * se,
+        se_seeds=np.sqrt(seeds), se_locations=np.sqrt(places)), index=names)
 
 # %% ../../nbs/score/10_stats.ipynb #80f30166
 def compare(runs_a, runs_b,                   # predictions of two systems: a table, or a list with one a seed
@@ -218,17 +248,11 @@ def compare(runs_a, runs_b,                   # predictions of two systems: a ta
         raise InputError(f'compare: {len(a)} runs against {len(b)} cannot be paired by seed; '
                          'give as many, or paired=False')
     a, b = ([_sums(r, statistic, by, groups) for r in runs] for runs in (a, b))
-    (theta_a, u_a), (theta_b, u_b) = _linear(a), _linear(b)
-    theta, u = ([theta_a - theta_b], [u_a - u_b]) if paired else ([theta_a, theta_b], [u_a, u_b])
-    seeds, places, variance, df = crossed(theta, u, a[0].strata, over)
-    mean_a, mean_b = theta_a.mean(0), theta_b.mean(0)
-    difference, se = mean_a - mean_b, np.sqrt(variance)
-    t = stats.t.ppf((1 + level) / 2, df)
-    return pd.DataFrame(dict(
-        a=mean_a, b=mean_b, difference=difference,
-        low=difference - t * se, high=difference + t * se,
-        p=_p_value(difference, se, df), detectable=(t + stats.t.ppf(power, df)) * se,
-        se_seeds=np.sqrt(seeds), se_locations=np.sqrt(places)), index=a[0].names)
+    theta, u = [_statistics(a), _statistics(b)], [_parts(a), _parts(b)]
+    mean_a, mean_b = (t.mean(0) for t in theta)
+    if paired: theta, u = [theta[0] - theta[1]], [u[0] - u[1]]
+    spread = crossed(theta, u, a[0].strata, over)
+    return _difference_table(mean_a, mean_b, spread, level, power, a[0].names)
 
 # %% ../../nbs/score/10_stats.ipynb #1e1ab9d5
 def compare_summaries(mean_a, std_a, n_a,   # mean, standard deviation over seeds and their number

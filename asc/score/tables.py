@@ -33,30 +33,35 @@ def _with_average(df):
     df.loc['macro average'] = [df['accuracy %'].mean(), df['log loss'].mean(), df['clips'].sum()]
     return df.astype({'clips': int})
 
-# %% ../../nbs/score/15_tables.ipynb #fe7de3ce
-def _with_intervals(df, preds, *statistics, groups=None):
-    "The table with the ends of the 95 % interval over locations beside the accuracy"
+# %% ../../nbs/score/15_tables.ipynb #f30752d5
+def _intervals(preds, statistics, groups):
+    "The ends of the 95 % intervals over locations, in percent"
     if isinstance(preds, dict):
         raise InputError('intervals: give the table of predictions, not its metrics; '
                          'they need the clips')
     ends = 100 * bootstrap(preds, list(statistics), groups=groups or DEVICE_GROUPS)
-    ends = ends.rename({'macro_accuracy': 'macro average'}).reindex(df.index)
+    return ends.rename({'macro_accuracy': 'macro average'})
+
+# %% ../../nbs/score/15_tables.ipynb #d19b9988
+def _with_intervals(df, preds, *statistics, groups=None):
+    "The table with the ends of the 95 % interval over locations beside the accuracy"
+    ends = _intervals(preds, statistics, groups).reindex(df.index)
     df.insert(1, 'from', ends['low'])
     df.insert(2, 'to', ends['high'])
     return df
 
 # %% ../../nbs/score/15_tables.ipynb #a67c80b9
-def class_table(preds,             # a table of predictions, or what `metrics` returned for one
-                scenes=None,       # scenes in index order; default: the order of the columns
+def class_table(preds,             # a table of predictions, or its `metrics`
+                scenes=None,       # in index order
                 intervals=False,   # add the 95 % interval over locations
-                ) -> pd.DataFrame: # scenes and macro average; columns accuracy %, log loss, clips
-    "Scores by scene"
+                ) -> pd.DataFrame:
+    "Scores by scene and their macro average"
     table = _with_average(_score_rows(_metrics_of(preds, scenes), 'class'))
     return _with_intervals(table, preds, 'class_accuracy', 'macro_accuracy') if intervals else table
 
-# %% ../../nbs/score/15_tables.ipynb #637ad4a9
+# %% ../../nbs/score/15_tables.ipynb #1c0c8011
 def device_table(preds, scenes=None, intervals=False,
-                 groups=None,   # group name -> devices; default: TAU's, and none for other devices
+                 groups=None,   # group name -> devices
                  ) -> pd.DataFrame:
     "Scores by device, the mean over devices, then the device groups"
     m = _metrics_of(preds, scenes, groups)
@@ -64,7 +69,7 @@ def device_table(preds, scenes=None, intervals=False,
     if not intervals: return table
     return _with_intervals(table, preds, 'device_accuracy', 'group_accuracy', groups=groups)
 
-# %% ../../nbs/score/15_tables.ipynb #e3394888
+# %% ../../nbs/score/15_tables.ipynb #7987781f
 def city_table(preds, scenes=None, intervals=False) -> pd.DataFrame:
     "Scores by city and the mean over cities"
     table = _with_average(_score_rows(_metrics_of(preds, scenes), 'city'))
@@ -74,24 +79,28 @@ def city_table(preds, scenes=None, intervals=False) -> pd.DataFrame:
 LINE = {'macro accuracy %': 'macro_accuracy', 'accuracy %': 'accuracy', 'log loss': 'log_loss',
         'calibration error %': 'ece', 'n': 'n'}
 
-# %% ../../nbs/score/15_tables.ipynb #495785f3
+# %% ../../nbs/score/15_tables.ipynb #2d1097e7
+def _overflowed(preds): return preds.drop(columns=LABELS).isna().any(axis=None)
+
+# %% ../../nbs/score/15_tables.ipynb #85610691
+def _no_scores(preds): return dict(dict.fromkeys([*LINE.values(), 'from', 'to'], np.nan), n=len(preds))
+
+# %% ../../nbs/score/15_tables.ipynb #870c4e49
 def _line_scores(preds, scenes):
-    "The main scores of one table of predictions; NaN if a probability is missing"
-    keys = list(LINE.values())
-    if preds.drop(columns=LABELS).isna().any(axis=None):
-        return dict(dict.fromkeys([*keys, 'from', 'to'], np.nan), n=len(preds))
+    "The main scores of one table of predictions"
     m, interval = metrics(preds, scenes), bootstrap(preds).iloc[0]
-    scores = {k: m[k] for k in keys}
+    scores = {k: m[k] for k in LINE.values()}
     return {**scores, 'from': float(interval['low']), 'to': float(interval['high'])}
 
-# %% ../../nbs/score/15_tables.ipynb #42139c86
+# %% ../../nbs/score/15_tables.ipynb #501190eb
 def evaluate_lines(lines:dict,   # name -> a table of predictions
-                   scenes=None,  # scenes in index order; default: the columns after the first four
-                   ) -> dict:    # name -> {macro_accuracy, from, to, accuracy, log_loss, ece, n}
-    "The main scores of each way to answer, with the 95 % interval of macro accuracy over locations"
-    return {name: _line_scores(preds, scenes) for name, preds in lines.items()}
+                   scenes=None,  # in index order
+                   ) -> dict:    # name -> {macro_accuracy, from, to, …}
+    "The main scores of each way to answer, with the interval of macro accuracy"
+    return {name: _no_scores(preds) if _overflowed(preds) else _line_scores(preds, scenes)
+            for name, preds in lines.items()}
 
-# %% ../../nbs/score/15_tables.ipynb #6ef51ade
+# %% ../../nbs/score/15_tables.ipynb #f2b44cd4
 def line_table(evaluated:dict,     # what `evaluate_lines` returned
                ) -> pd.DataFrame:  # a row a line
     "The lines as a table, in percent"
@@ -101,13 +110,13 @@ def line_table(evaluated:dict,     # what `evaluate_lines` returned
     table[percent] *= 100
     return table[columns].astype({'n': int})
 
-# %% ../../nbs/score/15_tables.ipynb #637aa0f9
+# %% ../../nbs/score/15_tables.ipynb #83ab8367
 def summary_table(preds, scenes=None) -> pd.DataFrame:
     "Macro accuracy with its interval, accuracy, log loss, calibration error; by clip and by recording"
     lines = {'clips': check_predictions(preds, scenes), 'recordings (vote)': vote(preds, scenes)}
     return line_table(evaluate_lines(lines))
 
-# %% ../../nbs/score/15_tables.ipynb #c10cd0b8
+# %% ../../nbs/score/15_tables.ipynb #bdfba40b
 def _cell(value, column):
     "A cell as text: NaN is a dash, whole numbers have no decimals, losses three and all else two"
     if isinstance(value, str): return value
@@ -115,8 +124,11 @@ def _cell(value, column):
     if isinstance(value, (int, np.integer)): return f'{value:,}'
     return f'{value:.3f}' if 'loss' in str(column) else f'{value:.2f}'
 
-# %% ../../nbs/score/15_tables.ipynb #548cfe04
+# %% ../../nbs/score/15_tables.ipynb #d316abb2
 def _markdown_row(cells): return f"| {' | '.join(cells)} |"
+
+# %% ../../nbs/score/15_tables.ipynb #047ec139
+def _bold(texts, flags): return [f'**{text}**' if flag else text for text, flag in zip(texts, flags)]
 
 # %% ../../nbs/score/15_tables.ipynb #b3669e11
 def to_markdown(df,           # a table of this notebook
@@ -128,8 +140,7 @@ def to_markdown(df,           # a table of this notebook
              _markdown_row(['---', *['---:'] * len(df.columns)])]
     for i, (label, *values) in enumerate(df.itertuples(name=None)):
         cells = [_cell(v, c) for v, c in zip(values, df.columns)]
-        if bold is not None:
-            cells = [f'**{text}**' if b else text for text, b in zip(cells, bold.iloc[i])]
+        if bold is not None: cells = _bold(cells, bold.iloc[i])
         lines.append(_markdown_row([str(label), *cells]))
     return '\n'.join(lines)
 
@@ -147,12 +158,17 @@ def confusion(preds, scenes=None,  # as above
     if not normalise: return counts
     return 100 * counts.div(counts.sum(axis=1).replace(0, np.nan), axis=0)
 
-# %% ../../nbs/score/15_tables.ipynb #c0b0d45c
+# %% ../../nbs/score/15_tables.ipynb #ab95ab08
+def _with_means(table):
+    "The table with the means of its rows and of its columns"
+    table['mean'] = table.mean(axis=1)
+    table.loc['mean'] = table.mean()
+    return table
+
+# %% ../../nbs/score/15_tables.ipynb #9d2700ac
 def class_device_table(preds, scenes=None) -> pd.DataFrame:
     "Accuracy in percent of each scene on each device (NaN without a clip), and means of rows and columns"
     m, one = metrics(preds, scenes), clips(preds, scenes)
     table = 100 * one.groupby(['scene_label', 'device'])['correct'].mean().unstack()
     table = table.reindex(index=list(m['class_accuracy']), columns=list(m['device_accuracy']))
-    table['mean'] = table.mean(axis=1)
-    table.loc['mean'] = table.mean()
-    return table.rename_axis(index='scene', columns='device')
+    return _with_means(table).rename_axis(index='scene', columns='device')

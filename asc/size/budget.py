@@ -22,18 +22,27 @@ def frames_of(hop,           # samples, number or array
     "Frames of a centred short-time Fourier transform"
     return 1 + samples // np.asarray(hop)
 
-# %% ../../nbs/size/20_budget.ipynb #2b159ea5
+# %% ../../nbs/size/20_budget.ipynb #1f39fe8a
 COSTS = {'cp_mobile': cp_mobile_cost,
          'tf_sepnet_17': tf_sepnet_cost,
          'tf_sepnet_16': partial(tf_sepnet_cost, depth=16),
          'bc_resnet': bc_resnet_cost}
 STRIDES = tuple(f'b{i}' for i in range(1, 7))
 
-# %% ../../nbs/size/20_budget.ipynb #81ed4914
+# %% ../../nbs/size/20_budget.ipynb #6963700f
 def _is_stride(value):
     return np.shape(value) == (2,) and min(value) >= 1
 
-# %% ../../nbs/size/20_budget.ipynb #81777c6a
+# %% ../../nbs/size/20_budget.ipynb #547342ab
+def _check_value(name, value):
+    "Refuse a value that an axis cannot have"
+    if name in STRIDES and not _is_stride(value):
+        raise InputError(f'axes: {name} has the stride {value!r}; '
+                         'give pairs (freq, time) of at least 1, such as (2, 1)')
+    if name in ('mels', 'frames', 'hop') and value < 1:
+        raise InputError(f'axes: {name} {value} is below 1')
+
+# %% ../../nbs/size/20_budget.ipynb #022e4e37
 def _check_axes(axes, family):
     "Refuse options and values that no network of the family has"
     if 'mels' not in axes or ('frames' in axes) == ('hop' in axes):
@@ -43,20 +52,15 @@ def _check_axes(axes, family):
     for name, values in axes.items():
         pick(options, name, 'axis')
         if not values: raise InputError(f'axes: {name!r} has no value to try')
-        for value in values:
-            if name in STRIDES and not _is_stride(value):
-                raise InputError(f'axes: {name} has the stride {value!r}; '
-                                 'give pairs (freq, time) of at least 1, such as (2, 1)')
-            if name in ('mels', 'frames', 'hop') and value < 1:
-                raise InputError(f'axes: {name} {value} is below 1')
+        for value in values: _check_value(name, value)
 
-# %% ../../nbs/size/20_budget.ipynb #7f26b198
+# %% ../../nbs/size/20_budget.ipynb #5be3aff1
 def _combinations(axes):
-    "Option -> positions of its values, such that the positions of all options together hold every combination"
+    "Option -> positions of its values; together they hold every combination"
     positions = np.indices([len(values) for values in axes.values()]).reshape(len(axes), -1)
     return dict(zip(axes, positions))
 
-# %% ../../nbs/size/20_budget.ipynb #72b14dba
+# %% ../../nbs/size/20_budget.ipynb #a334b082
 def _cost_arguments(axes, positions, samples):
     "Arrays for a cost function, with frames for `hop` and pairs of arrays for strides"
     arguments = {}
@@ -77,9 +81,9 @@ def enumerate_costs(axes,               # option -> values to try; `hop` may sta
     axes = {name: list(values) for name, values in axes.items()}
     _check_axes(axes, family)
     positions = _combinations(axes)
+    table = pd.DataFrame({name: pd.Series(v).to_numpy()[positions[name]] for name, v in axes.items()})
     params, macs, elements = cost(**_cost_arguments(axes, positions, samples))
-    columns = {name: pd.Series(values).to_numpy()[positions[name]] for name, values in axes.items()}
-    table = pd.DataFrame(columns | dict(params=params, macs=macs, elements=elements))
+    table = table.assign(params=params, macs=macs, elements=elements)
     return table[table['params'] > 0].reset_index(drop=True)
 
 # %% ../../nbs/size/20_budget.ipynb #d85256cb
@@ -88,40 +92,48 @@ def search(axes,                  # option -> values to try, see `enumerate_cost
            max_bytes=128_000,     # of parameters
            max_macs=30_000_000,   # official
            max_ram=None,          # bytes of activations at the worst moment
-           **kw) -> pd.DataFrame: # as `enumerate_costs`, with bytes and ram; largest number of parameters first
-    "The candidates within the limits"
+           **kw) -> pd.DataFrame: # as `enumerate_costs`, with bytes and ram
+    "The candidates within the limits, the largest number of parameters first"
     table = enumerate_costs(axes, **kw)
     table['bytes'] = -(-table['params'] * bits // 8)
     table['ram'] = table.pop('elements') * bits // 8
-    fits = (table['bytes'] <= max_bytes) & (table['macs'] <= max_macs) & (table['ram'] <= (max_ram or np.inf))
-    return table[fits].sort_values(['params', 'macs', 'ram'], ascending=[False, True, True], ignore_index=True)
+    small = (table['bytes'] <= max_bytes) & (table['ram'] <= (max_ram or np.inf))
+    table = table[small & (table['macs'] <= max_macs)]
+    order = ['params', 'macs', 'ram']
+    return table.sort_values(order, ascending=[False, True, True], ignore_index=True)
 
 # %% ../../nbs/size/20_budget.ipynb #f51458fb
+def _unbeaten(costs):
+    "Which rows no other row equals or undercuts in every column; rows differ and are sorted"
+    front, keep = np.empty((0, costs.shape[1])), np.zeros(len(costs), bool)
+    for i, cost in enumerate(costs):    # a row can beat later ones, never an earlier one
+        keep[i] = not (front <= cost).all(1).any()
+        if keep[i]: front = np.vstack([front, cost])
+    return keep
+
+# %% ../../nbs/size/20_budget.ipynb #22d8b8f1
 def pareto(d,                       # DataFrame of candidates
            more=('params', 'macs'), # columns of which more is better
            less=('ram',),           # columns of which less is better
-           ) -> pd.Series:          # bool: no other candidate is at least as good in all columns and better in one
-    "The candidates on the Pareto front"
-    costs = np.column_stack([-d[c].to_numpy(float) for c in more] + [d[c].to_numpy(float) for c in less])
-    # Sorted, so that an earlier candidate can beat a later one, but never the reverse
-    costs, places = np.unique(costs, axis=0, return_inverse=True)
-    front, is_best = np.empty((0, costs.shape[1])), np.zeros(len(costs), bool)
-    for i, cost in enumerate(costs):
-        is_best[i] = not (front <= cost).all(1).any()
-        if is_best[i]: front = np.vstack([front, cost])
-    return pd.Series(is_best[places.ravel()], index=d.index)
+           ) -> pd.Series:          # bool
+    "The candidates that no other equals in all columns and beats in one"
+    benefits = [d[column].to_numpy(float) for column in more]
+    prices = [d[column].to_numpy(float) for column in less]
+    costs = np.column_stack([*(-b for b in benefits), *prices])
+    costs, rows = np.unique(costs, axis=0, return_inverse=True)
+    return pd.Series(_unbeaten(costs)[rows.ravel()], index=d.index)
 
 # %% ../../nbs/size/20_budget.ipynb #e7f8b60d
 def plot_budget(d, # what `search` returned
                 ): # matplotlib Figure
-    "MACs over activation memory; the front coloured by its parameters, at most 1,500 of the others in grey"
+    "MACs over activation memory; the front in colour, at most 1,500 of the others in grey"
     fig = plt.figure(figsize=(6, 2.8), layout='constrained')
     plt.close(fig)
     ax, front = fig.subplots(), d[pareto(d)]
     rest = d.sample(min(len(d), 1500), random_state=0)
     ax.scatter(rest['ram'] / 1e3, rest['macs'] / 1e6, s=2, color='0.8')
-    dots = ax.scatter(front['ram'] / 1e3, front['macs'] / 1e6, s=12, c=front['params'] / 1e3, cmap='viridis')
+    dots = ax.scatter(front['ram'] / 1e3, front['macs'] / 1e6, s=12, c=front['params'] / 1e3)
     fig.colorbar(dots, label='10³ parameters')
-    ax.set(xlabel='activations, kB', ylabel='10⁶ MACs', title=f'{len(d):,} candidates, {len(front):,} on the front')
-    ax.title.set_fontsize(9)
+    ax.set(xlabel='activations, kB', ylabel='10⁶ MACs')
+    ax.set_title(f'{len(d):,} candidates, {len(front):,} on the front', fontsize=9)
     return fig

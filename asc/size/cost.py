@@ -21,28 +21,27 @@ from .rules import RULES, judge
 
 # %% ../../nbs/size/15_cost.ipynb #69badfa3
 def _packed_weights(model):
-    "Weights and biases of torch.ao's quantised modules, which hand them out by methods"
-    modules = [m for m in model.modules() if isinstance(getattr(type(m), 'weight', None), FunctionType)]
-    tensors = [tensor for module in modules for tensor in (module.weight(), module.bias())]
+    "Weights and biases of torch.ao's quantised modules"
+    kinds = {m: getattr(type(m), 'weight', None) for m in model.modules()}
+    packed = [m for m, weight in kinds.items() if isinstance(weight, FunctionType)]
+    tensors = [tensor for m in packed for tensor in (m.weight(), m.bias())]
     return [tensor for tensor in tensors if tensor is not None]
 
-# %% ../../nbs/size/15_cost.ipynb #cf4582bc
+# %% ../../nbs/size/15_cost.ipynb #7e22e194
 def _pruning_masks(model):
-    "Name of a parameter that `torch.nn.utils.prune` has masked -> its mask"
-    parameters = dict(model.named_parameters())
-    masks = {}
-    for name, buffer in model.named_buffers():
-        original = name.removesuffix('_mask') + '_orig'
-        if name.endswith('_mask') and original in parameters:
-            masks[original] = buffer
+    "Name of a parameter that `torch.nn.utils.prune` masks -> its mask"
+    buffers, masks = dict(model.named_buffers()), {}
+    for name, _ in model.named_parameters():
+        mask = name.removesuffix('_orig') + '_mask'
+        if name.endswith('_orig') and mask in buffers: masks[name] = buffers[mask]
     return masks
 
-# %% ../../nbs/size/15_cost.ipynb #c4da64fa
+# %% ../../nbs/size/15_cost.ipynb #fab51b35
 def _needed_buffers(model, masks):
-    "Buffers that an inference reads: neither pruning masks nor the counters of batch norms"
-    mask_ids = {id(mask) for mask in masks.values()}
+    "Buffers that an inference reads: no masks and no counters of batch norms"
+    ids = {id(mask) for mask in masks.values()}
     return [buffer for name, buffer in model.named_buffers()
-            if id(buffer) not in mask_ids and not name.endswith('num_batches_tracked')]
+            if id(buffer) not in ids and not name.endswith('num_batches_tracked')]
 
 # %% ../../nbs/size/15_cost.ipynb #7a368cbb
 def _nonzero(model, masks, packed):
@@ -51,9 +50,9 @@ def _nonzero(model, masks, packed):
     unpacked = [t.dequantize() if t.is_quantized else t for t in packed]
     return sum(int(t.count_nonzero()) for t in [*masked, *unpacked])
 
-# %% ../../nbs/size/15_cost.ipynb #87c9f136
+# %% ../../nbs/size/15_cost.ipynb #9aa07310
 def _size(model, bits):
-    "Numbers and bytes of parameters, and of buffers that an inference needs, with the precision of a deployed file"
+    "Numbers and bytes of parameters and needed buffers at the precision of a deployed file"
     rest_bits = 32 if bits == 8 else bits
     packed, masks = _packed_weights(model), _pruning_masks(model)
     weights = [*model.parameters(), *packed]
@@ -65,34 +64,39 @@ def _size(model, bits):
                 buffer_bytes=buffers * rest_bits // 8,
                 packed=sum(t.numel() for t in packed))
 
-# %% ../../nbs/size/15_cost.ipynb #209293c3
+# %% ../../nbs/size/15_cost.ipynb #6c96942d
 def _uncounted_macs(layers, ops):
     "Sentences on modules that multiply more often than they are counted"
     for name, executed in ops[ops['macs'] > 0].groupby('module', sort=False):
         macs = executed['macs'].sum()
         counted = layers.loc[layers['name'] == name, 'macs'].sum()
+        kinds = ', '.join(executed['op'].unique())
         if macs > counted:
-            kinds = ', '.join(executed['op'].unique())
             yield f"{name or 'the model'} multiplies {macs:,} times ({kinds}), counted {counted:,}"
 
-# %% ../../nbs/size/15_cost.ipynb #cca8ad27
+# %% ../../nbs/size/15_cost.ipynb #031237bf
 def _device_count(model):
     "How many networks for single devices `model` holds"
-    holders = [m for m in model.modules() if hasattr(m, 'device_models') and hasattr(m, 'base_model')]
-    return sum(len(holder.device_models) for holder in holders)
+    return sum(len(m.device_models) for m in model.modules()
+               if hasattr(m, 'device_models') and hasattr(m, 'base_model'))
 
-# %% ../../nbs/size/15_cost.ipynb #df5f9960
-def _loopholes(model, layers, ops, size):
-    "What the official count does not see, in sentences"
-    sentences = list(_uncounted_macs(layers, ops))
+# %% ../../nbs/size/15_cost.ipynb #9fb8831d
+def _uncounted_weights(model, size):
+    "Sentences on weights that are no full parameters"
     masked = [name for name, _ in model.named_parameters() if name.endswith('_orig')]
     if masked:
-        sentences.append(f'{masked[0]} and {len(masked) - 1} more are pruned by a mask: '
-                         'the zeros are not counted, but stored unless made sparse')
+        yield (f'{masked[0]} and {len(masked) - 1} more are pruned by a mask: '
+               'the zeros are not counted, but stored unless made sparse')
     if size['packed']:
-        sentences.append(f"{size['packed']:,} packed quantised weights are no parameters and count as zero")
+        yield f"{size['packed']:,} packed quantised weights are no parameters and count as zero"
+
+# %% ../../nbs/size/15_cost.ipynb #9db33641
+def _loopholes(model, layers, ops, size):
+    "What the official count does not see, in sentences"
+    sentences = [*_uncounted_macs(layers, ops), *_uncounted_weights(model, size)]
     for name in ops.loc[ops['buffer'], 'module'].unique():
-        sentences.append(f"{name or 'the model'} multiplies by weights held in buffers, which are no parameters")
+        sentences.append(f"{name or 'the model'} multiplies by weights held in buffers, "
+                         'which are no parameters')
     if devices := _device_count(model):
         sentences.append(f'{devices} networks for single devices are added up here; '
                          'judge_devices holds each against the rules of 2025')
@@ -101,10 +105,10 @@ def _loopholes(model, layers, ops, size):
 # %% ../../nbs/size/15_cost.ipynb #35f2f1c7
 @dataclass(repr=False)
 class Complexity:
-    "The cost of a network: official in `params`, `macs`, `layers`, `rows`; executed in `honest` and `ops`"
-    layers: pd.DataFrame    # one row a leaf module
-    ops: pd.DataFrame       # one row an operation
-    honest: dict            # counts and bytes, see `complexity`
+    "The cost of a network, counted officially and as it is executed"
+    layers: pd.DataFrame    # one row a leaf module; official
+    ops: pd.DataFrame       # one row an operation; executed
+    honest: dict            # counts and bytes of what is executed, see `complexity`
     loopholes: list         # sentences: where the two counts part
     bits: int               # deployed precision
     devices: int = 0        # networks for single devices inside
@@ -115,104 +119,125 @@ class Complexity:
     @property
     def macs(self) -> int: return int(self.layers['macs'].sum())
 
-# %% ../../nbs/size/15_cost.ipynb #d7f5e660
+# %% ../../nbs/size/15_cost.ipynb #6b0ec362
 @patch(as_prop=True)
 def rows(self:Complexity) -> pd.DataFrame:
     "The layer table of the papers, with the activation memory of each row"
     ram = self.ops.groupby('module')['alive'].max() * self.bits // 8
-    table = self.layers.assign(ram=self.layers['name'].map(ram).fillna(0).astype(int), row=self.layers['unit'])
-    table = table.groupby('row', sort=False).agg(
-        dict(input='first', output='last', params='sum', macs='sum', ram='max'))
+    ram = self.layers['name'].map(ram).fillna(0).astype(int)
+    aggregates = dict(input='first', output='last', params='sum', macs='sum', ram='max')
+    table = self.layers.assign(ram=ram, row=self.layers['unit']).groupby('row', sort=False)
+    table = table.agg(aggregates)
     is_peak = table['ram'] == table['ram'].max()
     return table[(table['params'] > 0) | (table['macs'] > 0) | is_peak]
 
-# %% ../../nbs/size/15_cost.ipynb #cf9afa62
+# %% ../../nbs/size/15_cost.ipynb #ce54c576
 @patch
 def _notes(self:Complexity, stored):
     "Sentences for the reason of a verdict; `stored`: number of parameters in a file"
-    notes = []
+    notes, more = [], len(self.loopholes) - 1
     if stored > self.params:
-        notes.append(f'{stored:,} parameters are stored, {self.params:,} of them counted officially')
+        counted = f'{self.params:,} of them counted officially'
+        notes.append(f'{stored:,} parameters are stored, {counted}')
     if self.loopholes:
-        more = len(self.loopholes) - 1
         notes.append(f'loophole: {self.loopholes[0]}' + (f', and {more} more' if more else ''))
     return notes
 
-# %% ../../nbs/size/15_cost.ipynb #c7c97065
+# %% ../../nbs/size/15_cost.ipynb #0adea7f7
+@patch
+def _check_one_network(self:Complexity, year):
+    "Refuse the sum of several networks in a year in which each is judged by itself"
+    if self.devices and pick(RULES, str(year), 'year').per_device:
+        raise InputError(f'year={year}: the limits hold for each of the {self.devices} device networks '
+                         'by itself; call judge_devices(model, input_shape)')
+
+# %% ../../nbs/size/15_cost.ipynb #075b82ca
 @patch
 def verdict(self:Complexity,
             year='2024', # a key of RULES
             bits=None,   # a precision other than the object's own
-            ):           # Verdict; all stored parameters count, where masks or packed weights hide some
-    "Compare with the limits of a year"
-    if self.devices and pick(RULES, str(year), 'year').per_device:
-        raise InputError(f'year={year}: the limits hold for each of the {self.devices} device networks by itself; '
-                         'call judge_devices(model, input_shape)')
+            ):           # Verdict
+    "Compare all stored parameters, also hidden ones, with the limits of a year"
+    self._check_one_network(year)
     stored = max(self.params, self.honest['params'])
-    return judge(stored, self.macs, year, bits or self.bits, self.honest['nonzero'], self._notes(stored))
+    nonzero, notes = self.honest['nonzero'], self._notes(stored)
+    return judge(stored, self.macs, year, bits or self.bits, nonzero, notes)
 
-# %% ../../nbs/size/15_cost.ipynb #e4666fea
+# %% ../../nbs/size/15_cost.ipynb #f84b39c9
 @patch
 def to_dict(self:Complexity) -> dict:
     "Everything but the tables, for a JSON file"
-    return dict(params=self.params, macs=self.macs, bits=self.bits, honest=self.honest, loopholes=self.loopholes)
+    return dict(params=self.params, macs=self.macs, bits=self.bits, honest=self.honest,
+                loopholes=self.loopholes)
 
-# %% ../../nbs/size/15_cost.ipynb #a3208d61
+# %% ../../nbs/size/15_cost.ipynb #126b6d18
+def _honest_text(honest, bits):
+    return (f"{honest['params']:,} parameters ({honest['bytes']:,} bytes at {bits} bit), "
+            f"{honest['macs']:,} MACs, {honest['elements']:,} element-wise, "
+            f"{honest['ram']:,} bytes of activations at most, in {honest['ram_at']}")
+
+# %% ../../nbs/size/15_cost.ipynb #7ab035be
 @patch
 def __repr__(self:Complexity):
-    honest, more = self.honest, len(self.loopholes) - 8
-    lines = [
-        f'official  {self.params:,} parameters, {self.macs:,} MACs',
-        f"honest    {honest['params']:,} parameters ({honest['bytes']:,} bytes at {self.bits} bit), "
-        f"{honest['macs']:,} MACs, {honest['elements']:,} element-wise, "
-        f"{honest['ram']:,} bytes of activations at most, in {honest['ram_at']}"]
+    more = len(self.loopholes) - 8
+    lines = [f'official  {self.params:,} parameters, {self.macs:,} MACs',
+             f'honest    {_honest_text(self.honest, self.bits)}']
     lines += [f'loophole  {sentence}' for sentence in self.loopholes[:8]]
     if more > 0: lines.append(f'          and {more} more')
     return '\n'.join(lines)
 
-# %% ../../nbs/size/15_cost.ipynb #9d5c3d83
+# %% ../../nbs/size/15_cost.ipynb #9e1241f4
 def _peak(ops, x):
     "(most elements in use at once, where); without any operation those of the input `x` itself"
     if not len(ops): return x.numel(), 'the input'
     worst = ops.loc[ops['alive'].idxmax()]
     return int(worst['alive']), worst['module'] or worst['op']
 
-# %% ../../nbs/size/15_cost.ipynb #48aec643
-def _frontend_cost(frontend, seconds, shape):
-    "Entries of `Complexity.honest` for a frontend that makes inputs of a shape"
+# %% ../../nbs/size/15_cost.ipynb #c3a4d717
+def _frontend_wave(frontend, seconds, shape):
+    "Silence of some seconds, of which the frontend must make a shape"
     device = next((buffer.device for buffer in frontend.buffers()), 'cpu')
     wave = torch.zeros(1, round(frontend.sample_rate * seconds), device=device)
     with untouched(frontend):
-        made = tuple(frontend(wave).shape)
-    if made != shape:
-        raise InputError(f'input_shape={shape[1:]}, but the frontend makes {made[1:]} of {seconds:g} s')
+        output = tuple(frontend(wave).shape)
+    if output != shape:
+        raise InputError(f'input_shape={shape[1:]}, '
+                         f'but the frontend makes {output[1:]} of {seconds:g} s')
+    return wave
+
+# %% ../../nbs/size/15_cost.ipynb #6d3d0740
+def _frontend_cost(frontend, wave):
+    "Entries of `Complexity.honest` for a frontend"
     ops = trace(frontend, wave)
-    return dict(frontend_macs=int(ops['macs'].sum()), frontend_elements=int(ops['elements'].sum()),
-                frontend_buffer_bytes=sum(b.numel() * b.element_size() for b in frontend.buffers()),
+    return dict(frontend_macs=int(ops['macs'].sum()),
+                frontend_elements=int(ops['elements'].sum()),
+                frontend_buffer_bytes=sum(b.nbytes for b in frontend.buffers()),
                 frontend_ram=_peak(ops, wave)[0] * 4)
 
 # %% ../../nbs/size/15_cost.ipynb #25e70639
 def complexity(model,         # the network alone, any nn.Module; comes back untouched
                input_shape,   # (C, F, T) of one clip
-               frontend=None, # nn.Module, waveform (1, N) at its `sample_rate` -> (1, C, F, T); added to `honest`
+               frontend=None, # nn.Module, waveform (1, N) at its `sample_rate` -> (1, C, F, T)
                bits:int=16,   # bits a parameter and an activation have when deployed
                seconds=1.,    # length of the clip for the frontend
                ) -> Complexity:
-    "What a network costs, officially and honestly"
+    "What a network costs, officially and honestly; the frontend is added to `honest`"
     if type(bits) is not int or bits < 1:
-        raise InputError(f'bits={bits!r}: give the whole number of bits a parameter has, such as 8, 16 or 32')
+        raise InputError(f'bits={bits!r}: give the whole number of bits a parameter has, '
+                         'such as 8, 16 or 32')
     layers, x = layer_table(model, input_shape), example(model, input_shape)
     ops, size = trace(model, x), _size(model, bits)
     alive, place = _peak(ops, x)
     honest = dict(size, macs=int(ops['macs'].sum()), elements=int(ops['elements'].sum()),
                   ram=alive * bits // 8, ram_at=place)
     if frontend is not None:
-        honest |= _frontend_cost(frontend, seconds, tuple(x.shape))
-    return Complexity(layers, ops, honest, _loopholes(model, layers, ops, size), bits, _device_count(model))
+        honest |= _frontend_cost(frontend, _frontend_wave(frontend, seconds, tuple(x.shape)))
+    loopholes = _loopholes(model, layers, ops, size)
+    return Complexity(layers, ops, honest, loopholes, bits, _device_count(model))
 
-# %% ../../nbs/size/15_cost.ipynb #d46e5c5d
+# %% ../../nbs/size/15_cost.ipynb #61d186cb
 def _merged_rows(rows, most):
-    "The layer table with names cut to so few parts that at most `most` rows are left"
+    "At most `most` rows of a layer table, made by cutting names short"
     merged, depth = rows, 9
     while len(merged) > most:
         depth -= 1
@@ -220,7 +245,7 @@ def _merged_rows(rows, most):
         merged = rows.groupby(parts, sort=False).agg(dict(params='sum', macs='sum', ram='max'))
     return merged
 
-# %% ../../nbs/size/15_cost.ipynb #8f68ec6a
+# %% ../../nbs/size/15_cost.ipynb #01546dc0
 def _draw_bars(ax, values, label, colors):
     ax.barh(range(len(values)), values, color=colors)
     ax.set_xlabel(label, fontsize=8)
@@ -244,27 +269,33 @@ def plot_cost(c,           # what `complexity` returned
     right.invert_yaxis()
     return fig
 
-# %% ../../nbs/size/15_cost.ipynb #febc1a0e
+# %% ../../nbs/size/15_cost.ipynb #9d50f0d7
 @patch
 def plot(self:Complexity): return plot_cost(self)
 
-# %% ../../nbs/size/15_cost.ipynb #b2ec963a
+# %% ../../nbs/size/15_cost.ipynb #8767c5b5
 def _device_row(cost, year):
     verdict = cost.verdict(year)
     return dict(params=cost.params, macs=cost.macs, bytes=int(verdict.checks.loc['bytes', 'found']),
                 passed=verdict.passed, reason=verdict.reason)
 
 # %% ../../nbs/size/15_cost.ipynb #d5fb13d0
-def judge_devices(models,      # device -> its network (one may serve several), or a module with base_model and device_models
+def _device_networks(models):
+    "device -> network, or InputError"
+    if hasattr(models, 'device_models'):
+        return {**models.device_models, 'unknown': models.base_model}
+    if hasattr(models, 'values') and len(models): return models
+    raise InputError(f'models: found {type(models).__name__}; '
+                     'give device -> network, or a module with base_model and device_models')
+
+# %% ../../nbs/size/15_cost.ipynb #3e1d909b
+def judge_devices(models,      # device -> network, or a module with `base_model` and `device_models`
                   input_shape, # (C, F, T) of one clip
                   year='2025', # see `asc.size.rules`
                   bits:int=16, # deployed precision
                   ) -> pd.DataFrame: # device -> params, macs, bytes, passed, reason
-    "The verdict on the network of each device"
-    if hasattr(models, 'device_models'):
-        models = {**models.device_models, 'unknown': models.base_model}
-    if not hasattr(models, 'values') or not len(models):
-        raise InputError(f'models: found {type(models).__name__}; '
-                         'give device -> network, or a module with base_model and device_models')
+    "The verdict on the network of each device; devices may share one"
+    models = _device_networks(models)
     costs = {id(model): complexity(model, input_shape, bits=bits) for model in models.values()}
-    return pd.DataFrame({device: _device_row(costs[id(model)], year) for device, model in models.items()}).T
+    rows = {device: _device_row(costs[id(model)], year) for device, model in models.items()}
+    return pd.DataFrame(rows).T

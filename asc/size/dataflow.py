@@ -24,13 +24,13 @@ class Call(NamedTuple):
     ins: tuple        # its input tensors
     out: int          # its output tensor
 
-# %% ../../nbs/size/22_dataflow.ipynb #acac3ec3
+# %% ../../nbs/size/22_dataflow.ipynb #274f7be7
 def _tensor_arguments(args):
     "The tensors among the arguments of an operation, also those in a list"
     lists = [arg if isinstance(arg, (list, tuple)) else [arg] for arg in args]
     return [item for items in lists for item in items if isinstance(item, torch.Tensor)]
 
-# %% ../../nbs/size/22_dataflow.ipynb #e0518fd3
+# %% ../../nbs/size/22_dataflow.ipynb #d4d9fafb
 class _Readers(TorchDispatchMode):
     "Counts the operations that read each tensor"
     def __init__(self):
@@ -45,14 +45,15 @@ class _Readers(TorchDispatchMode):
         self.tensors += [inputs, out]
         return out
 
-# %% ../../nbs/size/22_dataflow.ipynb #66ce0b7d
+# %% ../../nbs/size/22_dataflow.ipynb #9189ca38
 def _observed_calls(net, x):
-    "([(module, ids of its inputs, id of its output), …] of the leaf modules, Counter: id of a tensor -> its readers)"
+    "Calls of the leaf modules, (module, ids of its inputs, id of its output); and `_Readers.count`"
     calls, readers = [], _Readers()
     def note(module, inputs, output):
         if isinstance(output, torch.Tensor):
             readers.tensors += [inputs, output]
-            calls.append((module, [id(t) for t in inputs if isinstance(t, torch.Tensor)], id(output)))
+            ids = [id(tensor) for tensor in inputs if isinstance(tensor, torch.Tensor)]
+            calls.append((module, ids, id(output)))
     with untouched(net), ExitStack() as hooks:
         for module in net.modules():
             if not any(module.children()):
@@ -60,7 +61,7 @@ def _observed_calls(net, x):
         with readers: net(x)
     return calls, readers.count
 
-# %% ../../nbs/size/22_dataflow.ipynb #a9ab321c
+# %% ../../nbs/size/22_dataflow.ipynb #c240b9bb
 def dataflow(net, # any nn.Module
              x,   # its input, such as (1, 1, F, T)
              ):   # ([Call, …] in order, {tensor: number of operations that read it})
@@ -69,5 +70,6 @@ def dataflow(net, # any nn.Module
     names = {module: name for name, module in net.named_modules()}
     numbers = {}    # id of a tensor -> its number, in the order of appearance
     def number(tensor): return numbers.setdefault(tensor, len(numbers))
-    calls = [Call(names[module], module, tuple(map(number, ins)), number(out)) for module, ins, out in observed]
+    calls = [Call(names[module], module, tuple(map(number, ins)), number(out))
+             for module, ins, out in observed]
     return calls, {numbers[tensor]: n for tensor, n in count.items() if tensor in numbers}

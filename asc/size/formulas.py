@@ -14,7 +14,7 @@ from ..core import InputError, pick
 
 # %% ../../nbs/size/17_formulas.ipynb #1c77b8a6
 class Tape:
-    "Adds up the cost of many networks at once; channels c, mel bands f and frames t are integers or arrays of them"
+    "Adds up the cost of many networks at once; channels, mel bands and frames are numbers or arrays"
     def __init__(self, c, f, t):
         self.c, self.f, self.t = (np.asarray(v, np.int64) for v in (c, f, t))
         self.params = self.macs = self.peak = np.int64(0)
@@ -23,16 +23,16 @@ class Tape:
     def size(self): return self.c * self.f * self.t
 
     def total(self):
-        "(parameters, MACs, most elements in use); all 0 where nothing is left of the input after pooling"
+        "(parameters, MACs, most elements in use); all 0 where the input is pooled away"
         return tuple(np.where(self.size > 0, v, 0) for v in (self.params, self.macs, self.peak))
 
-# %% ../../nbs/size/17_formulas.ipynb #378484ef
+# %% ../../nbs/size/17_formulas.ipynb #eea47a4b
 @patch
 def alive(self:Tape, n):
     "A moment at which `n` elements are in use"
     self.peak = np.maximum(self.peak, n)
 
-# %% ../../nbs/size/17_formulas.ipynb #bf10b43b
+# %% ../../nbs/size/17_formulas.ipynb #f3f8ba15
 @patch
 def weights(self:Tape,
             n,       # weights
@@ -45,7 +45,7 @@ def weights(self:Tape,
     self.params = self.params + n + vectors
     self.macs = self.macs + n * f * t + vectors
 
-# %% ../../nbs/size/17_formulas.ipynb #0f8ee000
+# %% ../../nbs/size/17_formulas.ipynb #46a7c455
 @patch
 def conv(self:Tape,
          co,             # channels of the output
@@ -61,7 +61,7 @@ def conv(self:Tape,
     self.alive(held + before + self.size)
     self.weights(n, 2 * co if norm else 0)
 
-# %% ../../nbs/size/17_formulas.ipynb #ee970828
+# %% ../../nbs/size/17_formulas.ipynb #76a92946
 @patch
 def pool(self:Tape):
     "Half the bands and half the frames"
@@ -69,7 +69,7 @@ def pool(self:Tape):
     self.f, self.t = self.f // 2, self.t // 2
     self.alive(before + self.size)
 
-# %% ../../nbs/size/17_formulas.ipynb #847b0d4f
+# %% ../../nbs/size/17_formulas.ipynb #88b5c8cb
 @patch
 def freq_norm(self:Tape):
     "ResNorm: in use are x, its scaled copy, mean and variance of each band"
@@ -86,72 +86,82 @@ def _check_base(base, step, family):
     "Refuse widths that the constructor refuses"
     base = np.asarray(base)
     bad = base[(base < step) | (base % step > 0)]
-    if bad.size:
-        wanted = f'is not a positive multiple of {step}' if step > 1 else 'must be at least 1'
-        raise InputError(f'{family}: base {bad[0]} {wanted}')
-    return base
+    if not bad.size: return base
+    fault = f'is not a positive multiple of {step}' if step > 1 else 'must be at least 1'
+    raise InputError(f'{family}: base {bad[0]} {fault}')
 
-# %% ../../nbs/size/17_formulas.ipynb #510eaf62
+# %% ../../nbs/size/17_formulas.ipynb #04925f63
 def _mobile_block(net, co, expansion, stride, grn):
     "Add a block of CP-Mobile with `co` output channels to the tape `net`"
     f, t = (np.asarray(v) for v in stride)
     shortcut = net.c == co
     kept = np.where(shortcut, net.size, 0)
     inside = round_channel_array(net.c * expansion)
-    net.conv(inside)                                        # reads what is kept
+    net.conv(inside)                                     # reads what is kept
     net.conv(inside, (3, 3), (f, t), groups=inside, held=kept)
     net.conv(co, held=kept)
-    pooled = shortcut & (f * t > 1)                         # the shortcut has a copy of its own
+    pooled = shortcut & (f * t > 1)                      # the shortcut has a copy of its own
     net.alive(kept + np.where(pooled, 2, 1) * net.size)
     net.params = net.params + np.where(grn, 2, 0)
     net.alive(np.where(grn, 2 * net.size + net.c, 0))
 
-# %% ../../nbs/size/17_formulas.ipynb #d79955be
-def cp_mobile_cost(mels, frames,                     # size of the input; all options are numbers or arrays
-                   base=32, mult=1.8, expansion=2.1, # as in CPMobile
-                   grn=False,                        # as in CPMobile
+# %% ../../nbs/size/17_formulas.ipynb #3bffcdcc
+def _block_options(blocks, strides):
+    "[(number of the stage, stride), …] of the blocks of CP-Mobile"
+    stages = [stage for stage, n in enumerate(blocks) for _ in range(n)]
+    names = [f'b{i + 1}' for i in range(len(stages))]
+    for name in strides:
+        pick(names, name, 'option or block')
+    return [(stage, strides.get(name, (1, 1))) for stage, name in zip(stages, names)]
+
+# %% ../../nbs/size/17_formulas.ipynb #79948744
+def cp_mobile_cost(mels, frames,                     # size of the input; numbers or arrays
+                   base=32, mult=1.8, expansion=2.1, # as in CPMobile; numbers or arrays
+                   grn=False,                        # as in CPMobile; bool or array
                    n_classes=10, blocks=(3, 2, 1),   # as in CPMobile, the same for all candidates
                    **strides):                       # b1=(freq, time) …, default (1, 1)
     "(parameters, official MACs, most elements in use) of CP-Mobile"
     base = _check_base(base, 8, 'CP-Mobile')
     mult, expansion, grn = (np.asarray(v) for v in (mult, expansion, grn))
-    names = [f'b{i + 1}' for i in range(sum(blocks))]
-    for name in strides:
-        pick(names, name, 'option or block')
-    stages = [stage for stage, n in enumerate(blocks) for _ in range(n)]
     net = Tape(1, mels, frames)
     net.conv(base // 4, (3, 3), (2, 2))
     net.conv(base, (3, 3), (2, 2))
-    for name, stage in zip(names, stages):
+    for stage, stride in _block_options(blocks, strides):
         width = round_channel_array(base * mult ** stage)
-        _mobile_block(net, width, expansion, strides.get(name, (1, 1)), grn)
+        _mobile_block(net, width, expansion, stride, grn)
     net.conv(n_classes)
     return net.total()
 
 # %% ../../nbs/size/17_formulas.ipynb #61498fec
 def _sep_block(net, co):
-    "TF-SepNet: halves of the shuffled channels are filtered along one axis each, then averaged over it"
+    "TF-SepNet: halves of the shuffled channels are filtered and averaged along one axis each"
     if not np.array_equal(net.c, co): net.conv(co)
     half, size = co // 2, net.size
-    net.weights(6 * half, 4 * half)                         # two depthwise convolutions on the whole plane
+    net.weights(6 * half, 4 * half)                 # two depthwise convolutions on the plane
     net.weights(half * half, 2 * half, f=1)
     net.weights(half * half, 2 * half, t=1)
-    net.alive(2 * size + size // 2)                         # both halves and their join; their input is not yet freed
+    net.alive(2 * size + size // 2)                 # both halves, their join, and the input
 
-# %% ../../nbs/size/17_formulas.ipynb #489b09fd
+# %% ../../nbs/size/17_formulas.ipynb #274b4764
 def _broadcast_block(net, co):
     "BC-ResNet: a plane filtered along frequency, and its mean along time, added back"
-    kept = 0
-    if np.array_equal(net.c, co):
-        kept = net.size
-    else:
-        net.conv(co)
+    shortcut = np.array_equal(net.c, co)
+    kept = net.size if shortcut else 0
+    if not shortcut: net.conv(co)
     net.conv(co, (3, 1), groups=co)
     net.weights(3 * co, 2 * co, f=1)
     net.weights(co * co, 0, f=1)
     net.alive(kept + net.size + 2 * co * net.t)
 
 # %% ../../nbs/size/17_formulas.ipynb #da5e6caa
+def _add_head(net, n_classes):
+    "Add a 1×1 convolution with a bias to the tape `net`"
+    plane, weights = net.f * net.t, (net.c + 1) * n_classes
+    net.alive(net.size + n_classes * plane)
+    net.params = net.params + weights
+    net.macs = net.macs + weights * plane
+
+# %% ../../nbs/size/17_formulas.ipynb #af4ec775
 def _layout_cost(net, base, block, depth, n_classes=10):
     "The cost of a network whose stem is on the tape `net` already"
     for code in LAYOUTS[depth].split():
@@ -161,27 +171,29 @@ def _layout_cost(net, base, block, depth, n_classes=10):
             net.pool()
         else:
             block(net, np.floor(float(code) * base).astype(np.int64))
-    plane = net.f * net.t
-    head = (net.c + 1) * n_classes
-    net.alive(net.size + n_classes * plane)
-    net.params = net.params + head
-    net.macs = net.macs + head * plane
+    _add_head(net, n_classes)
     return net.total()
 
 # %% ../../nbs/size/17_formulas.ipynb #1db825b0
-def tf_sepnet_cost(mels, frames, base=64, depth=17):
-    "(parameters, official MACs, most elements in use) of TF-SepNet; `depth` the same for all candidates"
+def _check_depth(depth):
+    "Refuse a depth without a layout"
     if not isinstance(depth, int):
         depths = ', '.join(map(str, LAYOUTS))
         raise InputError(f'depth={depth!r}: give one of {depths}, the same for all candidates')
-    base = _check_base(base, 4, 'TF-SepNet')
     pick(LAYOUTS, depth, 'depth')
+
+# %% ../../nbs/size/17_formulas.ipynb #11f30533
+def tf_sepnet_cost(mels, frames, base=64,
+                   depth=17): # the same for all candidates
+    "(parameters, official MACs, most elements in use) of TF-SepNet"
+    _check_depth(depth)
+    base = _check_base(base, 4, 'TF-SepNet')
     net = Tape(1, mels, frames)
     net.conv(base // 2, (3, 3), (2, 2))
     net.conv(2 * base, (3, 3), (2, 2), groups=base // 2)
     return _layout_cost(net, base, _sep_block, depth)
 
-# %% ../../nbs/size/17_formulas.ipynb #9caee419
+# %% ../../nbs/size/17_formulas.ipynb #9cb8f0eb
 def bc_resnet_cost(mels, frames, base=40):
     "(parameters, official MACs, most elements in use) of BC-ResNet"
     base = _check_base(base, 1, 'BC-ResNet')

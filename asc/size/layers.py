@@ -17,28 +17,32 @@ from torch import nn
 from ..core import InputError
 from .ops import untouched
 
-# %% ../../nbs/size/12_layers.ipynb #e7242b75
-def _check_takes_spectrogram(model):
-    "Refuse what cannot be called with a spectrogram alone"
-    kind = type(model).__name__
+# %% ../../nbs/size/12_layers.ipynb #5a49d5a8
+def _check_has_forward(model):
+    "Refuse what is no network"
     if not isinstance(model, nn.Module) or getattr(model.forward, '__func__', None) is nn.Module.forward:
-        raise InputError(f'model: {kind} is no network with a forward of its own; '
+        raise InputError(f'model: {type(model).__name__} is no network with a forward of its own; '
                          'give the nn.Module that takes the spectrogram')
+
+# %% ../../nbs/size/12_layers.ipynb #b9bad12a
+def _check_one_argument(model):
+    "Refuse what cannot be called with a spectrogram alone"
     signature = inspect.signature(model.forward)
     try:
         signature.bind(None)
     except TypeError as e:
-        raise InputError(f"model: forward({', '.join(signature.parameters)}) of {kind} cannot take one spectrogram alone "
-                         f'({e}); wrap it in a module that supplies the rest') from None
+        call = f"forward({', '.join(signature.parameters)}) of {type(model).__name__}"
+        raise InputError(f'model: {call} cannot take one spectrogram alone ({e}); '
+                         'wrap it in a module that supplies the rest') from None
 
-# %% ../../nbs/size/12_layers.ipynb #e1cec61f
+# %% ../../nbs/size/12_layers.ipynb #f0cdad75
 def _clip_shape(input_shape):
     "(C, F, T) of an input shape, or InputError"
     shape = tuple(input_shape) if isinstance(input_shape, (tuple, list)) else (input_shape,)
     if len(shape) == 4 and shape[0] == 1: shape = shape[1:]
     if len(shape) != 3 or any(not isinstance(n, int) or n < 1 for n in shape):
-        raise InputError(f'input_shape={input_shape}: give (channels, mel bands, frames) of one clip, '
-                         'such as (1, 256, 65)')
+        raise InputError(f'input_shape={input_shape}: give (channels, mel bands, frames) '
+                         'of one clip, such as (1, 256, 65)')
     return shape
 
 # %% ../../nbs/size/12_layers.ipynb #a50e3bc5
@@ -46,44 +50,47 @@ def example(model,       # any nn.Module; gives device and dtype
             input_shape, # (C, F, T), or (1, C, F, T)
             ):           # zeros (1, C, F, T)
     "One input of zeros"
-    _check_takes_spectrogram(model)
+    _check_has_forward(model)
+    _check_one_argument(model)
     shape = _clip_shape(input_shape)
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(1))
     return torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype)
 
 # %% ../../nbs/size/12_layers.ipynb #d73b608c
 def _official_parameter(module, name, parameter):
-    "(number of elements, name) of a parameter; a pruned one counts its mask"
-    if name.endswith('_orig'):
-        stem = name.removesuffix('_orig')
-        mask = getattr(module, f'{stem}_mask', None)
-        if mask is not None: return int(mask.sum()), stem
-    return parameter.numel(), name
+    "(number of elements, name) of a parameter"
+    stem = name.removesuffix('_orig')
+    mask = getattr(module, f'{stem}_mask', None)
+    if stem == name or mask is None: return parameter.numel(), name
+    return int(mask.sum()), stem
 
-# %% ../../nbs/size/12_layers.ipynb #60dd6bf8
+# %% ../../nbs/size/12_layers.ipynb #ed102705
+def _official_uses(module, name, output):
+    "How often a parameter is used for an output of a shape"
+    if name in ('weight', 'bias'):
+        return prod(output[:1] + output[2:]) if 'Conv' in type(module).__name__ else output[0]
+    return prod(output[:2]) if 'weight' in name or 'bias' in name else 0
+
+# %% ../../nbs/size/12_layers.ipynb #4364738e
 def _official_macs(module, output):
     "MACs of one call of a leaf module whose output has the shape `output`"
     if not output: return 0
-    pixels = prod(output[:1] + output[2:]) if 'Conv' in type(module).__name__ else output[0]
     macs = 0
     for name, parameter in module.named_parameters(recurse=False):
         elements, name = _official_parameter(module, name, parameter)
-        if name in ('weight', 'bias'):
-            macs += elements * pixels
-        elif 'weight' in name or 'bias' in name:
-            macs += elements * prod(output[:2])
+        macs += elements * _official_uses(module, name, output)
     return macs
 
-# %% ../../nbs/size/12_layers.ipynb #f4d11f83
+# %% ../../nbs/size/12_layers.ipynb #aee3f5f3
 def _shape(nested):
     "The shape of the first tensor in nested tuples and lists"
     while isinstance(nested, (tuple, list)) and nested:
         nested = nested[0]
     return tuple(nested.shape) if isinstance(nested, torch.Tensor) else ()
 
-# %% ../../nbs/size/12_layers.ipynb #044d8450
+# %% ../../nbs/size/12_layers.ipynb #e8190cfc
 def _leaf_calls(model, x):
-    "(module, input shape, output shape) of every call of a module without children, in order"
+    "[(module, input shape, output shape), …] of the calls of modules without children"
     calls = []
     def note(module, inputs, output): calls.append((module, _shape(inputs), _shape(output)))
     with untouched(model), ExitStack() as hooks:
@@ -93,41 +100,50 @@ def _leaf_calls(model, x):
         model(x)
     return calls
 
-# %% ../../nbs/size/12_layers.ipynb #47b50ce9
+# %% ../../nbs/size/12_layers.ipynb #bc41eba2
 def _new_parameters(module, counted):
-    "Official number of parameters of a module itself, apart from those whose ids are in `counted`, which it extends"
+    "Official number of a module's own parameters whose ids are not in `counted` yet"
     own = dict(module.named_parameters(recurse=False))
     new = {name: p for name, p in own.items() if id(p) not in counted}
     counted.update(map(id, new.values()))
     return sum(_official_parameter(module, name, p)[0] for name, p in new.items())
 
-# %% ../../nbs/size/12_layers.ipynb #12849256
+# %% ../../nbs/size/12_layers.ipynb #1470f430
 def _unit(name, units):
-    "The outermost unit (convolution, norm and activation) that a layer belongs to, or the layer itself"
+    "The outermost unit (convolution, norm, activation) of a layer, or the layer itself"
     parts = name.split('.')
     prefixes = ['.'.join(parts[:i + 1]) for i in range(len(parts))]
     return next((prefix for prefix in prefixes if prefix in units), name)
 
-# %% ../../nbs/size/12_layers.ipynb #896fcff0
+# %% ../../nbs/size/12_layers.ipynb #8315d07e
 def _shape_text(shape):
     return '×'.join(map(str, shape[1:])) or '–'
 
 # %% ../../nbs/size/12_layers.ipynb #dcf683f5
+def _layer_row(name, module, counted, inputs=(), output=()):
+    "A row of the table; `counted`: ids of the parameters that other rows have"
+    return dict(name=name, type=type(module).__name__,
+                input=_shape_text(inputs), output=_shape_text(output),
+                params=_new_parameters(module, counted), macs=_official_macs(module, output))
+
+# %% ../../nbs/size/12_layers.ipynb #d4c702c2
+def _layer_rows(model, x):
+    "Leaf modules in the order of their calls, then modules with parameters that are left"
+    names = {module: name for name, module in model.named_modules()}
+    rows, counted = [], set()
+    for module, inputs, output in _leaf_calls(model, x):
+        rows.append(_layer_row(names[module], module, counted, inputs, output))
+    for module, name in names.items():
+        if any(id(p) not in counted for p in module.parameters(recurse=False)):
+            rows.append(_layer_row(name, module, counted))
+    return rows
+
+# %% ../../nbs/size/12_layers.ipynb #73b4ebe9
 def layer_table(model,             # the network alone, any nn.Module
                 input_shape,       # (C, F, T) of one clip
-                ) -> pd.DataFrame: # a row a call: name, type, input and output (without batch), params, macs, unit
-    "Every leaf module in the order of its calls, then parameters that no leaf holds or that never ran"
-    x = example(model, input_shape)
-    names = {module: name for name, module in model.named_modules()}
-    units = {name for module, name in names.items() if type(module).__name__ == 'ConvNorm'}
-    rows, counted = [], set()
-    def add(module, inputs=(), output=()):
-        rows.append(dict(name=names[module], type=type(module).__name__,
-                         input=_shape_text(inputs), output=_shape_text(output),
-                         params=_new_parameters(module, counted), macs=_official_macs(module, output),
-                         unit=_unit(names[module], units)))
-    for call in _leaf_calls(model, x):
-        add(*call)
-    for module in names:
-        if any(id(p) not in counted for p in module.parameters(recurse=False)): add(module)
-    return pd.DataFrame(rows, columns=['name', 'type', 'input', 'output', 'params', 'macs', 'unit'])
+                ) -> pd.DataFrame: # name, type, input and output (without batch), params, macs, unit
+    "A row a call of a leaf module; then parameters that no leaf holds or that never ran"
+    rows = _layer_rows(model, example(model, input_shape))
+    table = pd.DataFrame(rows, columns=['name', 'type', 'input', 'output', 'params', 'macs'])
+    units = {name for name, m in model.named_modules() if type(m).__name__ == 'ConvNorm'}
+    return table.assign(unit=[_unit(name, units) for name in table['name']])

@@ -19,21 +19,32 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..core import InputError
 
 # %% ../../nbs/size/05_ops.ipynb #9b0762c7
-@contextmanager
-def untouched(model):
-    "Run `model` in eval mode without gradients; afterwards modes and random state are as before"
+def _check_not_scripted(model):
+    "Refuse TorchScript"
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise InputError('model: a TorchScript module does not show its layers and operations; '
                          'give the nn.Module it was made of')
+
+# %% ../../nbs/size/05_ops.ipynb #a341f1cb
+@contextmanager
+def _in_eval_mode(model):
+    "Inside, `model` is in eval mode"
     modes = {module: module.training for module in model.modules()}
-    gpus = sorted({p.device.index for p in model.parameters() if p.device.type == 'cuda'})
-    with torch.no_grad(), torch.random.fork_rng(devices=gpus):
-        model.eval()
-        try:
-            yield model
-        finally:
-            for module, training in modes.items():
-                module.training = training
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+# %% ../../nbs/size/05_ops.ipynb #e646203f
+@contextmanager
+def untouched(model):
+    "Run `model` in eval mode without gradients; afterwards modes and random state are as before"
+    _check_not_scripted(model)
+    gpus = {p.device.index for p in model.parameters() if p.device.type == 'cuda'}
+    with torch.no_grad(), torch.random.fork_rng(devices=sorted(gpus)), _in_eval_mode(model):
+        yield model
 
 # %% ../../nbs/size/05_ops.ipynb #e9d6d518
 MULTIPLIES = {}    # name of an operation -> function of its arguments and its output
@@ -45,37 +56,37 @@ def _multiplies(*names):
         return function
     return register
 
-# %% ../../nbs/size/05_ops.ipynb #58d787bf
+# %% ../../nbs/size/05_ops.ipynb #31d70b29
 @_multiplies('mm', 'bmm')
 def _matrix_product(args, out):
     left, right = args[:2]
     return left.numel() * right.shape[-1]
 
-# %% ../../nbs/size/05_ops.ipynb #4985d0d7
+# %% ../../nbs/size/05_ops.ipynb #95f5a245
 @_multiplies('addmm', 'baddbmm', 'addbmm')
 def _product_added(args, out):
     _, left, right = args[:3]
     return left.numel() * right.shape[-1]
 
-# %% ../../nbs/size/05_ops.ipynb #8a02ca49
+# %% ../../nbs/size/05_ops.ipynb #889ab569
 @_multiplies('mv', 'dot', 'vdot')
 def _vector_product(args, out):
     return args[0].numel()
 
-# %% ../../nbs/size/05_ops.ipynb #4c58e69a
+# %% ../../nbs/size/05_ops.ipynb #f005fa20
 @_multiplies('addmv')
 def _vector_product_added(args, out):
     return args[1].numel()
 
-# %% ../../nbs/size/05_ops.ipynb #ddd25ef9
+# %% ../../nbs/size/05_ops.ipynb #49c9a90f
 @_multiplies('_cdist_forward')
 def _distances(args, out):
     return out.numel() * args[0].shape[-1]
 
-# %% ../../nbs/size/05_ops.ipynb #bd6bd7c3
+# %% ../../nbs/size/05_ops.ipynb #96561ef7
 @_multiplies('_trilinear')
 def _trilinear(args, out):
-    "Three factors, each with new dimensions at given places, multiplied element by element"
+    "Three factors, each with new dimensions at given places"
     shapes = []
     for factor, new_dims in zip(args[:3], args[3:6]):
         for dim in new_dims:
@@ -83,21 +94,21 @@ def _trilinear(args, out):
         shapes.append(factor.shape)
     return prod(torch.broadcast_shapes(*shapes))
 
-# %% ../../nbs/size/05_ops.ipynb #06da777d
+# %% ../../nbs/size/05_ops.ipynb #978c0bca
 @_multiplies('convolution', '_convolution')
 def _convolution(args, out):
     source, weight = args[:2]
     transposed = len(args) > 6 and args[6]
     return (source if transposed else out).numel() * weight[0].numel()
 
-# %% ../../nbs/size/05_ops.ipynb #eb47dbc2
+# %% ../../nbs/size/05_ops.ipynb #3a4c6559
 @_multiplies('mkldnn_rnn_layer')
 def _recurrent_layer(args, out):
     "Both weight matrices at every step of every sequence"
     source, weight, recurrent_weight = args[:3]
     return source.shape[0] * source.shape[1] * (weight.numel() + recurrent_weight.numel())
 
-# %% ../../nbs/size/05_ops.ipynb #243e542d
+# %% ../../nbs/size/05_ops.ipynb #3a9f2aa7
 @_multiplies('_embedding_bag', '_embedding_bag_forward_only')
 def _embedding_bag(args, out):
     "Rows of a table are multiplied only where a weighted sum of them is formed"
@@ -105,26 +116,26 @@ def _embedding_bag(args, out):
     weighted = len(args) > 6 and args[6] is not None
     return rows.numel() * table.shape[1] if weighted else 0
 
-# %% ../../nbs/size/05_ops.ipynb #bef1fffe
+# %% ../../nbs/size/05_ops.ipynb #1bf57d89
 @_multiplies('conv2d', 'conv2d_relu', 'linear', 'linear_relu', 'linear_dynamic')
 def _packed_layer(args, out):
     "torch.ao's quantised layers, which keep their weight packed"
-    packed = args[1]
-    is_linear = 'Linear' in str(packed._type())
-    unpack = torch.ops.quantized.linear_unpack if is_linear else torch.ops.quantized.conv2d_unpack
-    weight = unpack(packed)[0]
+    kind = 'linear' if 'Linear' in str(args[1]._type()) else 'conv2d'
+    unpack = getattr(torch.ops.quantized, f'{kind}_unpack')
+    weight = unpack(args[1])[0]
     return out.numel() * weight[0].numel()
 
-# %% ../../nbs/size/05_ops.ipynb #f11dea8a
+# %% ../../nbs/size/05_ops.ipynb #4247592f
 @_multiplies('_scaled_dot_product_flash_attention_for_cpu', '_scaled_dot_product_flash_attention',
              '_scaled_dot_product_efficient_attention', '_scaled_dot_product_attention_math',
-             '_scaled_dot_product_cudnn_attention', '_scaled_dot_product_fused_attention_overrideable')
+             '_scaled_dot_product_cudnn_attention',
+             '_scaled_dot_product_fused_attention_overrideable')
 def _attention(args, out):
     query, key, value = args[:3]
     weights = query.numel() // query.shape[-1] * key.shape[-2]
     return weights * (query.shape[-1] + value.shape[-1])
 
-# %% ../../nbs/size/05_ops.ipynb #0883fd57
+# %% ../../nbs/size/05_ops.ipynb #95a89f4a
 @_multiplies('_fft_r2c', '_fft_c2r', '_fft_c2c')
 def _fourier_transform(args, out):
     source, dims = args[:2]
@@ -133,90 +144,104 @@ def _fourier_transform(args, out):
 
 # %% ../../nbs/size/05_ops.ipynb #7a9c94c4
 MOVES = {
-    'cat', 'stack', 'clone', 'copy_', '_to_copy', 'repeat', 'roll', 'flip', 'channel_shuffle', 'im2col',
-    'constant_pad_nd', 'reflection_pad1d', 'reflection_pad2d',
+    'cat', 'stack', 'clone', 'copy_', '_to_copy', 'repeat', 'roll', 'flip', 'channel_shuffle',
+    'im2col', 'constant_pad_nd', 'reflection_pad1d', 'reflection_pad2d',
     'index', 'index_select', 'gather', 'embedding', '_local_scalar_dense',
-    'empty', 'zeros', 'ones', 'full', 'new_zeros', 'new_empty', 'empty_like', 'zeros_like', 'ones_like', 'full_like',
-    'arange', 'scalar_tensor', 'fill_', 'zero_', 'lift_fresh'}
+    'empty', 'zeros', 'ones', 'full', 'arange', 'scalar_tensor', 'fill_', 'zero_', 'lift_fresh',
+    'new_zeros', 'new_empty', 'empty_like', 'zeros_like', 'ones_like', 'full_like'}
 
 # %% ../../nbs/size/05_ops.ipynb #76b305f5
 def _tensors(nested):
     "All tensors in nested tuples, lists and dictionaries"
     if isinstance(nested, torch.Tensor): return [nested]
-    if isinstance(nested, dict): nested = list(nested.values())
-    if isinstance(nested, (tuple, list)): return [tensor for item in nested for tensor in _tensors(item)]
-    return []
+    if isinstance(nested, dict): return _tensors(list(nested.values()))
+    if not isinstance(nested, (tuple, list)): return []
+    return [tensor for item in nested for tensor in _tensors(item)]
 
-# %% ../../nbs/size/05_ops.ipynb #fb315ea4
+# %% ../../nbs/size/05_ops.ipynb #c7708293
 def _storage(tensor):
     "Identity of the memory behind a tensor"
     return tensor.untyped_storage()._cdata
 
-# %% ../../nbs/size/05_ops.ipynb #5fcb36c1
+# %% ../../nbs/size/05_ops.ipynb #943dcb2e
 def _storage_elements(tensor):
     "Numbers in the memory behind a tensor; a complex one is two"
     bytes_each = tensor.element_size() // (2 if tensor.is_complex() else 1)
     return tensor.untyped_storage().nbytes() // bytes_each
 
-# %% ../../nbs/size/05_ops.ipynb #0481ce58
+# %% ../../nbs/size/05_ops.ipynb #351101bb
 def _kind(func, name, creates):
     "What an operation does: 'view', 'mac', 'move' or 'element'"
     if not creates and not func._schema.is_mutable: return 'view'
     if name in MULTIPLIES: return 'mac'
     return 'move' if name in MOVES else 'element'
 
-# %% ../../nbs/size/05_ops.ipynb #45bce4be
+# %% ../../nbs/size/05_ops.ipynb #3051b8a5
 def _works_in_place(func, name):
     "Whether an operation may write over its input"
-    return torch.Tag.pointwise in func.tags or name.endswith(('batch_norm', 'layer_norm', 'group_norm'))
+    is_norm = name.endswith(('batch_norm', 'layer_norm', 'group_norm'))
+    return is_norm or torch.Tag.pointwise in func.tags
 
 # %% ../../nbs/size/05_ops.ipynb #8ca03a6b
 class _Recorder(TorchDispatchMode):
-    "Notes every operation that depends on `inputs`; what is made of weights alone is computed before deployment"
+    "Notes every operation that depends on `inputs`; the others are done before deployment"
     def __init__(self, inputs):
         super().__init__()
-        self.operations = []                          # a dictionary for each
-        self.modules = ['']                           # names of the modules at work, the innermost last
-        self.dependent = set(map(_storage, inputs))   # storages that depend on the inputs
-        self.tensors = []                             # all of them: no storage is freed and its address used again
+        self.operations = []    # a dictionary for each
+        self.modules = ['']     # names of the modules at work, the innermost last
+        self.dependent = set(map(_storage, inputs))    # storages that depend on the inputs
+        self.tensors = []       # kept, so that no storage is freed and its address used again
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        name = func._schema.name.split('::')[1]
         inputs, outputs = _tensors([args, kwargs]), _tensors(out)
-        if name.endswith('_with_indices'):            # an inference does not keep where the maximum was
+        if _name_of(func).endswith('_with_indices'): # an inference does not keep where the maximum was
             outputs = outputs[:1]
         self.tensors += [*inputs, *outputs]
         if not self.dependent.isdisjoint(map(_storage, inputs)):
-            self.note(func, name, args, inputs, outputs)
+            self.note(func, args, inputs, outputs)
         return out
 
-# %% ../../nbs/size/05_ops.ipynb #11823c6a
+# %% ../../nbs/size/05_ops.ipynb #7440cfee
+def _name_of(func): return func._schema.name.split('::')[1]
+
+# %% ../../nbs/size/05_ops.ipynb #03b0f4c7
+def _work(name, kind, args, inputs, outputs):
+    "(MACs, elements) of an operation"
+    if kind == 'mac': return int(MULTIPLIES[name](args, outputs[0])), 0
+    if kind == 'element': return 0, max((t.numel() for t in [*inputs, *outputs]), default=0)
+    return 0, 0
+
+# %% ../../nbs/size/05_ops.ipynb #3bfe397b
+def _second_factor(kind, args):
+    "Storage of the weight that a contraction multiplies by, or None"
+    if kind != 'mac' or len(args) < 2: return None
+    return _storage(args[1]) if isinstance(args[1], torch.Tensor) else None
+
+# %% ../../nbs/size/05_ops.ipynb #315e75a7
 @patch
-def note(self:_Recorder, func, name, args, inputs, outputs):
+def note(self:_Recorder, func, args, inputs, outputs):
     "Add an operation to the list"
     sizes = {_storage(t): _storage_elements(t) for t in outputs}
     creates = {key: size for key, size in sizes.items() if size and key not in self.dependent}
     self.dependent.update(sizes)
-    operation = dict(module=self.modules[-1], op=name, kind=_kind(func, name, creates), macs=0, elements=0,
-                     output=tuple(outputs[0].shape) if outputs else (), weight=None,
-                     reads=[_storage(t) for t in inputs], creates=creates, in_place=_works_in_place(func, name))
-    if operation['kind'] == 'mac':
-        operation['macs'] = int(MULTIPLIES[name](args, outputs[0]))
-        if len(args) > 1 and isinstance(args[1], torch.Tensor):
-            operation['weight'] = _storage(args[1])
-    if operation['kind'] == 'element':
-        operation['elements'] = max((t.numel() for t in [*inputs, *outputs]), default=0)
-    self.operations.append(operation)
+    name = _name_of(func)
+    kind = _kind(func, name, creates)
+    macs, elements = _work(name, kind, args, inputs, outputs)
+    shape = tuple(outputs[0].shape) if outputs else ()
+    self.operations.append(dict(
+        module=self.modules[-1], op=name, kind=kind, output=shape, macs=macs, elements=elements,
+        weight=_second_factor(kind, args), reads=[_storage(t) for t in inputs], creates=creates,
+        in_place=_works_in_place(func, name)))
 
-# %% ../../nbs/size/05_ops.ipynb #f3d722c1
+# %% ../../nbs/size/05_ops.ipynb #348bca8d
 @patch
 def enter(self:_Recorder, name, *_):
     "Hook: the module `name` begins its work"
     self.modules.append(name)
 
-# %% ../../nbs/size/05_ops.ipynb #2a71418f
+# %% ../../nbs/size/05_ops.ipynb #eac78e42
 @patch
 def leave(self:_Recorder, *_):
     "Hook: the module that began last has done its work"
@@ -224,28 +249,33 @@ def leave(self:_Recorder, *_):
 
 # %% ../../nbs/size/05_ops.ipynb #9966dec7
 def _last_uses(operations, sizes, outputs):
-    "Tensor -> number of the last operation that needs it; an output is needed after all of them"
+    "Tensor -> number of the last operation that needs it"
     last = {}
     for i, operation in enumerate(operations):
-        for key in [*operation['reads'], *operation['creates']]:
-            if key in sizes: last[key] = i
-    return last | {key: len(operations) for key in outputs if key in sizes}
+        last |= dict.fromkeys([*operation['reads'], *operation['creates']], i)
+    last |= dict.fromkeys(outputs, len(operations))
+    return {key: i for key, i in last.items() if key in sizes}
 
-# %% ../../nbs/size/05_ops.ipynb #1db69e5a
+# %% ../../nbs/size/05_ops.ipynb #56f21001
+def _take_over(operation, dying, places, sizes):
+    "Put what an operation creates in the place of what it reads for the last time"
+    for key in operation['creates']:
+        host = next((k for k in dying if sizes[places[k]] >= sizes[key]), None)
+        if host is not None:
+            places[key] = places[host]
+            dying.remove(host)
+
+# %% ../../nbs/size/05_ops.ipynb #492b04df
 def _memory_places(operations, sizes, last):
-    "Tensor -> the tensor whose memory it is written to: its own, or that of one read for the last time"
+    "Tensor -> the tensor in whose memory it is written, itself or another"
     places = {key: key for key in sizes}
     for i, operation in enumerate(operations):
-        if not operation['in_place']: continue
-        dying = [key for key in operation['reads'] if last.get(key) == i]
-        for key in operation['creates']:
-            host = next((k for k in dying if sizes[places[k]] >= sizes[key]), None)
-            if host is not None:
-                places[key] = places[host]
-                dying.remove(host)
+        if operation['in_place']:
+            dying = [key for key in operation['reads'] if last.get(key) == i]
+            _take_over(operation, dying, places, sizes)
     return places
 
-# %% ../../nbs/size/05_ops.ipynb #01d4a29f
+# %% ../../nbs/size/05_ops.ipynb #dd88cb0b
 def _lifetimes(operations, inputs, last, places):
     "Memory place -> first and last operation during which it is in use"
     first = {places[key]: 0 for key in inputs}
@@ -257,7 +287,16 @@ def _lifetimes(operations, inputs, last, places):
         end[places[key]] = max(end[places[key]], i)
     return {place: (first[place], end[place]) for place in first}
 
-# %% ../../nbs/size/05_ops.ipynb #13c18762
+# %% ../../nbs/size/05_ops.ipynb #a2ea0749
+def _running_total(lifetimes, sizes, n):
+    "Elements in use during each of `n` operations"
+    changes = [0] * (n + 2)
+    for place, (first, end) in lifetimes.items():
+        changes[first] += sizes[place]
+        changes[end + 1] -= sizes[place]
+    return list(accumulate(changes))[:n]
+
+# %% ../../nbs/size/05_ops.ipynb #bf9b0af9
 def _liveness(operations, inputs, outputs):
     "Elements in use during each operation; `inputs`: tensor -> its elements"
     sizes = dict(inputs)
@@ -265,13 +304,9 @@ def _liveness(operations, inputs, outputs):
         sizes |= operation['creates']
     last = _last_uses(operations, sizes, outputs)
     places = _memory_places(operations, sizes, last)
-    changes = [0] * (len(operations) + 2)
-    for place, (first, end) in _lifetimes(operations, inputs, last, places).items():
-        changes[first] += sizes[place]
-        changes[end + 1] -= sizes[place]
-    return list(accumulate(changes))[:len(operations)]
+    return _running_total(_lifetimes(operations, inputs, last, places), sizes, len(operations))
 
-# %% ../../nbs/size/05_ops.ipynb #1af9f8b3
+# %% ../../nbs/size/05_ops.ipynb #b47e3ccf
 @contextmanager
 def _separate_attention():
     "Inside, attention layers run as their single operations, not as one opaque kernel"
@@ -282,7 +317,7 @@ def _separate_attention():
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
 
-# %% ../../nbs/size/05_ops.ipynb #4f4568f5
+# %% ../../nbs/size/05_ops.ipynb #afb2a63a
 def _record(model, inputs):
     "Operations of one run of `model`, and its output"
     recorder = _Recorder(inputs)
@@ -295,15 +330,20 @@ def _record(model, inputs):
     return recorder.operations, out
 
 # %% ../../nbs/size/05_ops.ipynb #0a53d071
-def trace(model,   # any nn.Module
-          *inputs, # its inputs, tensors
-          ) -> pd.DataFrame: # a row an operation; `alive`: elements of activation memory in use during it
-    "Run `model` once in eval mode and list the operations it executes, views left out"
-    operations, out = _record(model, inputs)
-    buffers = {_storage(buffer) for buffer in model.buffers() if buffer.numel()}
-    input_sizes = {_storage(t): t.numel() for t in inputs}
-    output_keys = [_storage(t) for t in _tensors(out)]
-    alive = _liveness(operations, input_sizes, output_keys)
+def _table(operations, alive, buffers):
+    "The operations but views, as a DataFrame; `buffers`: storages of the module's buffers"
     rows = [dict(operation, alive=elements, buffer=operation['weight'] in buffers)
             for operation, elements in zip(operations, alive) if operation['kind'] != 'view']
-    return pd.DataFrame(rows, columns=['module', 'op', 'kind', 'output', 'macs', 'elements', 'alive', 'buffer'])
+    columns = ['module', 'op', 'kind', 'output', 'macs', 'elements', 'alive', 'buffer']
+    return pd.DataFrame(rows, columns=columns)
+
+# %% ../../nbs/size/05_ops.ipynb #f1b0543f
+def trace(model,   # any nn.Module
+          *inputs, # its inputs, tensors
+          ) -> pd.DataFrame: # a row an operation; `alive`: elements of activation memory in use
+    "Run `model` once in eval mode and list the operations it executes, views left out"
+    operations, out = _record(model, inputs)
+    sizes = {_storage(t): t.numel() for t in inputs}
+    alive = _liveness(operations, sizes, [_storage(t) for t in _tensors(out)])
+    buffers = {_storage(buffer) for buffer in model.buffers() if buffer.numel()}
+    return _table(operations, alive, buffers)

@@ -17,34 +17,40 @@ from .fold import example_of
 LAYERS = nn.Conv1d, nn.Conv2d, nn.Linear
 RELU = nn.ReLU, nn.ReLU6, nn.Identity, nn.Dropout    # a layer writes what comes out behind them
 
-def layer_names(net, x=None) -> list:
-    "The layers with weights, in the order in which they run; x: example of the input, see `example_of`"
+def layer_names(net, x=None) -> list: # x: example of the input, see `example_of`
+    "The layers with weights, in the order in which they run"
     calls, _ = dataflow(net, example_of(net, x))
     return list(dict.fromkeys(call.name for call in calls if isinstance(call.module, LAYERS)))
 
-# %% ../../nbs/size/28_places.ipynb #6b2fcadf
+# %% ../../nbs/size/28_places.ipynb #3a2b9392
 def _written(calls, readers, layer):
-    "The tensor a layer's call gives to others: behind its ReLU, if nobody else reads it before"
+    "The tensor a layer gives to others: behind its ReLU, if nobody else reads it before"
     tensor = layer.out
     for call in calls[calls.index(layer) + 1:]:
         if tensor in call.ins and isinstance(call.module, RELU):
             if call.out == tensor or readers.get(tensor) == 1: tensor = call.out
     return tensor
 
-# %% ../../nbs/size/28_places.ipynb #86700783
-def _maker(calls, tensor):
-    "Call of the module at whose output a tensor is quantised: the last that hands it on before it is read; or None"
+# %% ../../nbs/size/28_places.ipynb #0cc00c2f
+def _last_maker(calls, tensor):
+    "The last call that hands a tensor on before it is read, or None"
     maker = None
     for call in calls:
         if call.out == tensor:
             maker = call
         elif tensor in call.ins:
             break
+    return maker
+
+# %% ../../nbs/size/28_places.ipynb #733ab130
+def _maker(calls, tensor):
+    "The call at whose output a tensor is quantised, or None"
+    maker = _last_maker(calls, tensor)
     if maker is None: return None
     runs = sum(call.module is maker.module for call in calls)
     return maker if runs == 1 else None
 
-# %% ../../nbs/size/28_places.ipynb #1eac1c34
+# %% ../../nbs/size/28_places.ipynb #c82417c9
 class _Flow:
     "The data flow of a network as its 8-bit part sees it"
     def __init__(self,
@@ -52,43 +58,45 @@ class _Flow:
                  skip):          # names of the layers that stay in float
         self.calls = calls
         self.layers = [call for call in calls if isinstance(call.module, LAYERS)]
-        self.narrow = [call for call in calls
-                       if isinstance(call.module, Add) or call in self.layers and call.name not in skip]
-        self.raw = {call.ins[0] for call in self.layers if call.name in skip}    # tensors that float layers read
+        narrow_layers = [call for call in self.layers if call.name not in skip]
+        self.narrow = [call for call in calls if isinstance(call.module, Add) or call in narrow_layers]
+        self.raw = {call.ins[0] for call in self.layers if call.name in skip}    # read by float layers
         self.written = {call.name: _written(calls, readers, call) for call in self.layers}
 
-# %% ../../nbs/size/28_places.ipynb #a423353d
+# %% ../../nbs/size/28_places.ipynb #a557bcc4
 @patch
 def tensors(self:_Flow, logits):
     "The tensors to be quantised; `logits`: also what the last layer gives"
+    last = None if logits else self.layers[-1]
     read = [tensor for call in self.narrow for tensor in call.ins]
-    writers = [call for call in self.narrow if call in self.layers and (logits or call is not self.layers[-1])]
+    writers = [call for call in self.narrow if call in self.layers and call is not last]
     written = [self.written[call.name] for call in writers]
-    return list(dict.fromkeys([*read, *(tensor for tensor in written if tensor not in self.raw)]))
+    return list(dict.fromkeys([*read, *(t for t in written if t not in self.raw)]))
 
-# %% ../../nbs/size/28_places.ipynb #edba933c
+# %% ../../nbs/size/28_places.ipynb #40635529
 @patch
 def neighbours(self:_Flow, tensor):
-    "Names of the 8-bit layers that read or write a tensor; of the sums that read it where there is no such layer"
+    "Names of the 8-bit layers beside a tensor; without any those of the sums that read it"
     layers = [call.name for call in self.layers
               if call in self.narrow and tensor in (*call.ins, self.written[call.name])]
     return layers or [call.name for call in self.narrow if tensor in call.ins]
 
-# %% ../../nbs/size/28_places.ipynb #50c0fa51
+# %% ../../nbs/size/28_places.ipynb #8eedbd28
 @patch
 def places(self:_Flow, tensor):
-    "Where a tensor is quantised: [(module, None for its output or the number of an argument), …]"
+    "[(module, None for its output or the number of an argument), …]"
     maker = None if tensor in self.raw else _maker(self.calls, tensor)
     if maker: return [(maker.module, None)]
-    return [(call.module, i) for call in self.narrow for i, arg in enumerate(call.ins) if arg == tensor]
+    return [(call.module, i) for call in self.narrow
+            for i, read in enumerate(call.ins) if read == tensor]
 
-# %% ../../nbs/size/28_places.ipynb #4f64c5e6
+# %% ../../nbs/size/28_places.ipynb #8aee581c
 def quantiser_places(net,          # network in eval mode, its norms folded
                      x,            # example of its input
                      skip=(),      # names of the layers that stay in float
                      logits=False, # quantise what the last layer gives, too
-                     ) -> dict:    # (module, None for its output or number of an argument) -> names of the layers beside it
-    "At which outputs and inputs of modules a quantiser sits"
+                     ) -> dict:    # (module, None or number of an argument) -> layers beside it
+    "At which outputs (None) and inputs of modules a quantiser sits"
     flow = _Flow(*dataflow(net, x), skip)
     places = {}
     for tensor in flow.tensors(logits):

@@ -21,7 +21,7 @@ from .dataflow import dataflow
 from .fold import check_eval, example_of
 from .layers import layer_table
 
-# %% ../../nbs/size/40_prune.ipynb #54d696e3
+# %% ../../nbs/size/40_prune.ipynb #38aa9494
 @contextmanager
 def _quiet():
     "Inside, no warning is shown"
@@ -29,63 +29,67 @@ def _quiet():
         warnings.simplefilter('ignore')
         yield
 
-# %% ../../nbs/size/40_prune.ipynb #fd98ee98
+# %% ../../nbs/size/40_prune.ipynb #7a5a26c8
 def need_pruning(): # -> the package
     "torch-pruning, or a sentence that says how to get it"
     try:
         with _quiet(): import torch_pruning
+        return torch_pruning
     except ImportError as e:
         raise InputError("pruning needs the package torch-pruning: pip install 'asc[prune]'") from e
-    return torch_pruning
 
-# %% ../../nbs/size/40_prune.ipynb #c8a6b44e
+# %% ../../nbs/size/40_prune.ipynb #c6aaf633
 @contextmanager
 def _readable_failure(net):
-    "Inside, the errors of channels that cannot be followed become an InputError; no warning is shown"
+    "Inside, no warning is shown, and an error of torch-pruning becomes an InputError"
     try:
         with _quiet(): yield
     except (RuntimeError, IndexError) as e:
-        raise InputError(f'pruning: the channels of {type(net).__name__} are tied to each other (a shuffle, a split) '
-                         'in a way that cannot be followed; choose another network') from e
+        raise InputError(f'pruning: the channels of {type(net).__name__} are tied to each other '
+                         '(a shuffle, a split) in a way that cannot be followed; '
+                         'choose another network') from e
 
-# %% ../../nbs/size/40_prune.ipynb #6790f3eb
+# %% ../../nbs/size/40_prune.ipynb #057fd34b
 @torch.no_grad()
 def _check_runs(net, x):
     "Run a pruned network once"
     with _readable_failure(net): net(x)
 
-# %% ../../nbs/size/40_prune.ipynb #fab7c0b1
+# %% ../../nbs/size/40_prune.ipynb #501b5878
 def _reads_all_channels(module):
     return isinstance(module, nn.Linear) or isinstance(module, nn.Conv2d) and module.groups == 1
 
-# %% ../../nbs/size/40_prune.ipynb #8a31d70f
+# %% ../../nbs/size/40_prune.ipynb #45275e82
+def _convolution_behind(calls):
+    "Tensor -> name of the convolution whose channels it has, as a norm hands them on"
+    source = {call.out: call.name for call in calls if isinstance(call.module, nn.Conv2d)}
+    for call in calls:
+        is_norm = isinstance(call.module, (nn.BatchNorm2d, nn.Identity))
+        if is_norm and call.ins and call.ins[0] in source: source[call.out] = source[call.ins[0]]
+    return source
+
+# %% ../../nbs/size/40_prune.ipynb #abbe9f2e
 def _removable_outputs(calls, readers):
     "Convolution -> the ReLU behind it whose output is read by one dense layer alone"
     dense_inputs = {call.ins[0] for call in calls if _reads_all_channels(call.module)}
-    source = {call.out: call.name for call in calls if isinstance(call.module, nn.Conv2d)}
-    relus = {}
+    source, relus = _convolution_behind(calls), {}
     for call in calls:
-        convolution = source.get(call.ins[0]) if call.ins else None
-        if convolution is None: continue
-        if isinstance(call.module, (nn.BatchNorm2d, nn.Identity)):    # hands the channels of its convolution on
-            source[call.out] = convolution
-        if isinstance(call.module, nn.ReLU) and call.out in dense_inputs and readers[call.out] == 1:
-            relus[convolution] = call.module
+        if not isinstance(call.module, nn.ReLU) or not call.ins: continue
+        is_removable = call.out in dense_inputs and readers[call.out] == 1
+        if is_removable and call.ins[0] in source: relus[source[call.ins[0]]] = call.module
     return relus
 
-# %% ../../nbs/size/40_prune.ipynb #0e299ba0
+# %% ../../nbs/size/40_prune.ipynb #821e1a69
 def _greatest_outputs(net, modules, batches):
     "Name -> greatest value of each channel of a module's output; `modules`: name -> module"
-    greatest = {}
-    def note(module, args, out, name):
-        values = out.amax((0, 2, 3))
-        greatest[name] = torch.maximum(greatest[name], values) if name in greatest else values
+    maxima = {name: [] for name in modules}    # a tensor a batch
+    def note(module, args, out, name): maxima[name].append(out.amax((0, 2, 3)))
     with ExitStack() as hooks:
         for name, module in modules.items():
             hooks.enter_context(module.register_forward_hook(partial(note, name=name)))
         for batch in batches:
             net(batch)
-    return greatest
+    return {name: torch.stack(values).amax(0) for name, values in maxima.items()}
 
 # %% ../../nbs/size/40_prune.ipynb #84ad3f99
 @torch.no_grad()
@@ -101,30 +105,37 @@ def silent_channels(net,       # in eval mode
     silent = {name: (values <= 0).nonzero().flatten().tolist() for name, values in greatest.items()}
     return {name: channels for name, channels in silent.items() if channels}
 
-# %% ../../nbs/size/40_prune.ipynb #71184cdf
+# %% ../../nbs/size/40_prune.ipynb #db99bad5
+def _remove(net, layer, numbers, x):
+    "Remove channels of a convolution, in place; one stays, so that the network hangs together"
+    package = need_pruning()
+    if len(numbers) >= layer.out_channels: numbers = numbers[1:]
+    if not numbers: return
+    with _quiet():
+        graph = package.DependencyGraph().build_dependency(net, example_inputs=x)
+    graph.get_pruning_group(layer, package.prune_conv_out_channels, idxs=list(numbers)).prune()
+
+# %% ../../nbs/size/40_prune.ipynb #eb1f776e
 def remove_channels(net,           # in eval mode; left as it is
                     channels:dict, # convolution -> numbers of channels
                     x=None,        # example of the input, see `asc.size.fold.example_of`
                     ):             # a smaller copy
     "A copy without some channels, and without all that belongs to them"
     check_eval(net, 'pruning')
-    x, package, net = example_of(net, x), need_pruning(), deepcopy(net)
+    need_pruning()
+    x, net = example_of(net, x), deepcopy(net)
     for name, numbers in channels.items():
-        layer = net.get_submodule(name)
-        if len(numbers) >= layer.out_channels: numbers = numbers[1:]    # one stays, so that the network hangs together
-        if not numbers: continue
-        with _quiet(): graph = package.DependencyGraph().build_dependency(net, example_inputs=x)
-        graph.get_pruning_group(layer, package.prune_conv_out_channels, idxs=list(numbers)).prune()
+        _remove(net, net.get_submodule(name), numbers, x)
     _check_runs(net, x)
     return net
 
-# %% ../../nbs/size/40_prune.ipynb #e5188529
+# %% ../../nbs/size/40_prune.ipynb #d06905e9
 def official(net, x) -> dict: # params, macs
     "Parameters and multiply–accumulates by the official count"
     table = layer_table(net, x.shape[1:])
     return dict(params=int(table.params.sum()), macs=int(table.macs.sum()))
 
-# %% ../../nbs/size/40_prune.ipynb #67a7b64c
+# %% ../../nbs/size/40_prune.ipynb #51171b07
 FINE = 100    # the pruner's own steps from nothing to the greatest share that may go
 
 def _pruner(net, x, most, round_to):
@@ -132,54 +143,63 @@ def _pruner(net, x, most, round_to):
     package = need_pruning()
     calls, _ = dataflow(net, x)
     layers = [call.module for call in calls if isinstance(call.module, (nn.Conv2d, nn.Linear))]
+    options = dict(global_pruning=True, pruning_ratio=most, max_pruning_ratio=most,
+                   iterative_steps=FINE, ignored_layers=layers[-1:], round_to=round_to)
     importance = package.importance.GroupMagnitudeImportance(p=2)
     with _readable_failure(net):
-        return package.pruner.BasePruner(net, x, importance, global_pruning=True, pruning_ratio=most,
-                                         max_pruning_ratio=most, iterative_steps=FINE, ignored_layers=layers[-1:],
-                                         round_to=round_to)
+        return package.pruner.BasePruner(net, x, importance, **options)
 
-# %% ../../nbs/size/40_prune.ipynb #69578976
+# %% ../../nbs/size/40_prune.ipynb #e217d3eb
+def _check_not_spent(pruner, counts):
+    "Refuse to go on when every layer has lost what it may"
+    if pruner.current_step == FINE:
+        raise InputError(f"pruning: the budget cannot be met; {counts['params']:,} parameters and "
+                         f"{counts['macs']:,} MACs are left when every layer has lost "
+                         'what it may: allow more bytes or MACs, or raise `most`')
+
+# %% ../../nbs/size/40_prune.ipynb #09822497
 def _shrink(pruner, net, x, goal):
     "Remove channels in place until official figures are within `goal`"
     counts = official(net, x)
     while any(counts[name] > limit + 1e-6 for name, limit in goal.items()):
-        if pruner.current_step == FINE:
-            raise InputError(f"pruning: the budget cannot be met; {counts['params']:,} parameters and "
-                             f"{counts['macs']:,} MACs are left when every layer has lost what it may: "
-                             'allow more bytes or MACs, or raise `most`')
+        _check_not_spent(pruner, counts)
         with _readable_failure(net): pruner.step()
         _check_runs(net, x)
         counts = official(net, x)
     return counts
 
-# %% ../../nbs/size/40_prune.ipynb #114d0d82
+# %% ../../nbs/size/40_prune.ipynb #b3e661e4
 def _step_goals(counts, limits, steps):
     "Limits of every step on the way down, equal on a log scale"
     shares = {name: min(1, limit / counts[name]) for name, limit in limits.items()}
-    return [{name: counts[name] * share ** (step / steps) for name, share in shares.items()}
-            for step in range(1, steps + 1)]
+    def goal(step): return {k: counts[k] * share ** (step / steps) for k, share in shares.items()}
+    return [goal(step) for step in range(1, steps + 1)]
 
 # %% ../../nbs/size/40_prune.ipynb #f2d7f921
+def _parameter_limits(max_bytes, max_macs, bits):
+    "Limits of the official count, of those that are given"
+    limits = dict(params=max_bytes and max_bytes * 8 // bits, macs=max_macs)
+    return {name: limit for name, limit in limits.items() if limit}
+
+# %% ../../nbs/size/40_prune.ipynb #7b38dcbb
 def prune(net,               # in eval mode; left as it is
           x=None,            # example of the input, see `asc.size.fold.example_of`
           max_bytes=None,    # of the parameters at `bits`; None: no limit
           max_macs=None,     # by the official count; None: no limit
           bits:int=8,        # of a deployed parameter
           steps:int=4,       # on the way to the budget
-          retrain=None,      # called with (network in eval mode, step from 1) after each, changes it in place
+          retrain=None,      # called with (network in eval mode, step from 1), changes it in place
           round_to:int=None, # channels stay multiples of it
           most:float=.9,     # share of a layer's channels that may go
           ):                 # (smaller copy, DataFrame: params, macs, bytes after every step)
     "Remove the least important channels until the network fits"
     check_eval(net, 'pruning')
     check_range(steps=(steps, 1, None), bits=(bits, 1, 32), most=(most, 0, 1))
-    if max_bytes is None and max_macs is None: raise InputError('pruning: give a budget, max_bytes or max_macs')
-    limits = {}
-    if max_bytes: limits['params'] = max_bytes * 8 // bits
-    if max_macs: limits['macs'] = max_macs
+    if max_bytes is None and max_macs is None:
+        raise InputError('pruning: give a budget, max_bytes or max_macs')
+    limits = _parameter_limits(max_bytes, max_macs, bits)
     x, net = example_of(net, x), deepcopy(net)
-    rows = [official(net, x)]
-    pruner = _pruner(net, x, most, round_to)
+    rows, pruner = [official(net, x)], _pruner(net, x, most, round_to)
     for step, goal in enumerate(_step_goals(rows[0], limits, steps), 1):
         rows.append(_shrink(pruner, net, x, goal))
         if retrain:
@@ -188,17 +208,20 @@ def prune(net,               # in eval mode; left as it is
     table = pd.DataFrame(rows).rename_axis('step')
     return net, table.assign(bytes=-(-table['params'] * bits // 8))
 
-# %% ../../nbs/size/40_prune.ipynb #90847bc4
-def _resized(layer, shape):
-    "A new layer of the same kind whose weight has a shape, or None for a kind that pruning does not know"
-    bias = getattr(layer, 'bias', None) is not None
-    if isinstance(layer, nn.Linear): return nn.Linear(shape[1], shape[0], bias)
-    if isinstance(layer, nn.BatchNorm2d): return nn.BatchNorm2d(shape[0])
-    if not isinstance(layer, nn.Conv2d): return None
+# %% ../../nbs/size/40_prune.ipynb #18615faa
+def _resized_convolution(layer, shape):
+    "A new convolution whose weight has a shape"
     is_depthwise = layer.groups == layer.out_channels == layer.in_channels
     groups = shape[0] if is_depthwise else layer.groups
-    return nn.Conv2d(shape[1] * groups, shape[0], layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-                     groups, bias)
+    return nn.Conv2d(shape[1] * groups, shape[0], layer.kernel_size, layer.stride, layer.padding,
+                     layer.dilation, groups, layer.bias is not None)
+
+# %% ../../nbs/size/40_prune.ipynb #a714547a
+def _resized(layer, shape):
+    "A new layer of the same kind, or None for a kind that pruning does not know"
+    if isinstance(layer, nn.Conv2d): return _resized_convolution(layer, shape)
+    if isinstance(layer, nn.Linear): return nn.Linear(shape[1], shape[0], layer.bias is not None)
+    if isinstance(layer, nn.BatchNorm2d): return nn.BatchNorm2d(shape[0])
 
 # %% ../../nbs/size/40_prune.ipynb #96c743ef
 def reshape(net,    # as its name and options make it
@@ -209,6 +232,8 @@ def reshape(net,    # as its name and options make it
         shape = shapes.get(f'{name}.weight')
         if shape is None or tuple(layer.weight.shape) == tuple(shape): continue
         new = _resized(layer, shape)
-        if new is None: raise InputError(f'{name}: a {type(layer).__name__} of another width is not known to pruning')
+        if new is None:
+            kind = type(layer).__name__
+            raise InputError(f'{name}: a {kind} of another width is not known to pruning')
         swap(net, name, new.train(layer.training))
     return net

@@ -28,7 +28,7 @@ from ..train.options import TrainingOptions
 
 # %% ../../nbs/size/45_qat.ipynb #24b6273a
 class QuantisedTraining(Callback):
-    "Scales learn until the last epochs, then stand still; what could not be folded keeps its statistics"
+    "Scales learn until the last epochs; what could not be folded keeps its statistics"
     def __init__(self,
                  frozen:int=4,     # last epochs without a change of the ranges
                  ranges:bool=True, # False: the calibrated ranges throughout
@@ -51,17 +51,25 @@ class QuantisedTraining(Callback):
     def after_fit(self):
         for parameter in self.stretch: parameter.requires_grad_(False)
 
-# %% ../../nbs/size/45_qat.ipynb #31e7ce23
+# %% ../../nbs/size/45_qat.ipynb #36203eb4
 def range_groups(model): # -> [weights and biases, ranges]
     "Splitter of a Learner: the ranges apart"
     ranges = [q.stretch for q in quantisers(model).values()]
-    range_ids = {id(p) for p in ranges}
-    others = [p for p in model.parameters() if id(p) not in range_ids and p.requires_grad]
+    ids = {id(p) for p in ranges}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
     return [others, ranges]
 
 # %% ../../nbs/size/45_qat.ipynb #f71b842f
-def create_qat_learner(dls, model,            # DataLoaders; calibrated quantised Classifier with the run's augmentation
-                       teacher=None,          # float classifier that answers the same clips; None: labels alone
+def _teacher_loss(teacher, temperature, hard_weight, loss_func):
+    "The loss that compares with a float teacher's answers"
+    if quantisers(teacher):
+        raise InputError('quantised training: the teacher is quantised itself; '
+                         'give the float model')
+    return DistillLoss(temperature, hard_weight, reduction='batchmean', hard=loss_func)
+
+# %% ../../nbs/size/45_qat.ipynb #958a01de
+def create_qat_learner(dls, model,            # DataLoaders; calibrated quantised Classifier
+                       teacher=None,          # float classifier that answers the same clips, or None
                        temperature:float=2.,  # of the soft labels
                        hard_weight:float=.02, # weight of the labels beside the teacher, 0 … 1
                        loss_func=None,        # without a teacher; default cross-entropy
@@ -75,14 +83,12 @@ def create_qat_learner(dls, model,            # DataLoaders; calibrated quantise
     callbacks = create_callbacks(dls, TrainingOptions(**options), mixing_temperature)
     callbacks = [*callbacks, QuantisedTraining(frozen, ranges), *cbs]
     if teacher is not None:
-        if quantisers(teacher):
-            raise InputError('quantised training: the teacher is quantised itself; give the float model')
+        loss_func = _teacher_loss(teacher, temperature, hard_weight, loss_func)
         callbacks.append(LiveTeacher(teacher))
-        loss_func = DistillLoss(temperature, hard_weight, reduction='batchmean', hard=loss_func)
-    return create_learner(dls, model, wd=0., optimizer='adam', loss_func=loss_func, history=history, cbs=callbacks,
-                          splitter=range_groups)
+    return create_learner(dls, model, wd=0., optimizer='adam', loss_func=loss_func,
+                          history=history, cbs=callbacks, splitter=range_groups)
 
-# %% ../../nbs/size/45_qat.ipynb #168eecc9
+# %% ../../nbs/size/45_qat.ipynb #420f9a52
 def fit_qat(learn,
             epochs:int=20,      # published (cpjku23): 20, of which 4 with frozen ranges
             lr:float=3e-5,      # highest learning rate of the weights; 5e-5 with labels
@@ -101,27 +107,41 @@ def with_augmentation(model): # Classifier, as `load_model` gives it
     new.backbone = model.backbone
     return new.train(model.training)
 
-# %% ../../nbs/size/45_qat.ipynb #89dd92ee
+# %% ../../nbs/size/45_qat.ipynb #73c10230
 def _layer_name(quantiser_name):
     "Name of the layer whose weight a quantiser rounds"
     return quantiser_name.removesuffix('.parametrizations.weight.0')
 
-# %% ../../nbs/size/45_qat.ipynb #2b3b422a
+# %% ../../nbs/size/45_qat.ipynb #9ee30a90
+def _is_quantisers(key, found):
+    "Whether an entry of a state_dict belongs to one of some quantisers"
+    return key.rpartition('.')[0] in found
+
+# %% ../../nbs/size/45_qat.ipynb #db792f28
+def _integer_weight(name, quantiser, tensors):
+    "Entries of the file for a weight; its float values are taken out of `tensors`"
+    layer = _layer_name(name)
+    weight = tensors.pop(f'{layer}.parametrizations.weight.original')
+    codes = quantiser.quantise(weight.to(quantiser.base.device))
+    return {f'{layer}.weight': codes.cpu(), f'{layer}.weight_scale': quantiser.scale.detach().cpu()}
+
+# %% ../../nbs/size/45_qat.ipynb #cb124fd4
+def _activation_range(name, quantiser):
+    "Entries of the file for an activation"
+    zero_point = quantiser.zero_point.to(quantiser.dtype)
+    return {f'{name}.scale': quantiser.scale.detach().cpu(), f'{name}.zero_point': zero_point.cpu()}
+
+# %% ../../nbs/size/45_qat.ipynb #98b8ed53
 def _stored_tensors(net):
     "Name -> tensor of the file of a calibrated network"
     found = quantisers(net)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in net.state_dict().items()
-               if key.rpartition('.')[0] not in found}
+               if not _is_quantisers(key, found)}
     for name, q in found.items():
-        scale = q.scale.detach().cpu()
         if q.axis == 0:
-            layer = _layer_name(name)
-            weight = tensors.pop(f'{layer}.parametrizations.weight.original')
-            tensors[f'{layer}.weight'] = q.quantise(weight.to(q.base.device)).cpu()
-            tensors[f'{layer}.weight_scale'] = scale
+            tensors |= _integer_weight(name, q, tensors)
         else:
-            tensors[f'{name}.scale'] = scale
-            tensors[f'{name}.zero_point'] = q.zero_point.to(q.dtype).cpu()
+            tensors |= _activation_range(name, q)
     return tensors
 
 # %% ../../nbs/size/45_qat.ipynb #fd0bdab5
@@ -130,35 +150,44 @@ def save_quantised(model,    # calibrated quantised Classifier
                    **facts): # further entries of the JSON
     "Save a quantised classifier with integer weights"
     if not is_calibrated(model.backbone):
-        raise InputError('saving: the network is not quantised or not calibrated; save_model saves float ones')
-    with atomic(Path(folder)/'model.safetensors') as path:
-        save_file(_stored_tensors(model.backbone), path, metadata=dict(format='pt', asc='quantised'))
+        raise InputError('saving: the network is not quantised or not calibrated; '
+                         'save_model saves float ones')
+    folder, metadata = Path(folder), dict(format='pt', asc='quantised')
+    with atomic(folder/'model.safetensors') as path:
+        save_file(_stored_tensors(model.backbone), path, metadata=metadata)
     spec = {key: model.spec[key] for key in SPEC}
-    write_json(Path(folder)/'model.json',
-               dict(format='asc-quantised-1', **spec, quantised=model.backbone.quantised, **facts))
+    write_json(folder/'model.json', dict(format='asc-quantised-1', **spec,
+                                         quantised=model.backbone.quantised, **facts))
 
-# %% ../../nbs/size/45_qat.ipynb #e6600354
-def _read_quantised(folder):
-    "(description, tensors) of a folder, or InputError"
-    for name in ('model.json', 'model.safetensors'):
-        if not (folder/name).is_file():
-            raise InputError(f'{folder/name} is missing: give a folder that save_quantised wrote')
-    try:
-        spec = json.loads((folder/'model.json').read_text())
-        tensors = load_file(folder/'model.safetensors')
-    except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as e:
-        raise InputError(f'{folder}: not a saved model, or damaged ({e})') from e
+# %% ../../nbs/size/45_qat.ipynb #d9a40e35
+def _check_spec(path, spec):
+    "Refuse the description of something else"
     kind = spec.get('format') if isinstance(spec, dict) else spec
     if not isinstance(spec, dict) or kind != 'asc-quantised-1':
-        raise InputError(f"{folder/'model.json'}: format {kind!r}, expected asc-quantised-1")
+        raise InputError(f'{path}: format {kind!r}, expected asc-quantised-1')
+
+# %% ../../nbs/size/45_qat.ipynb #86306f02
+def _read_quantised(folder):
+    "(description, tensors) of a folder, or InputError"
+    paths = folder/'model.json', folder/'model.safetensors'
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f'{path} is missing: give a folder that save_quantised wrote')
+    try:
+        spec, tensors = json.loads(paths[0].read_text()), load_file(paths[1])
+    except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as e:
+        raise InputError(f'{folder}: not a saved model, or damaged ({e})') from e
+    _check_spec(paths[0], spec)
     return spec, tensors
 
-# %% ../../nbs/size/45_qat.ipynb #659ee6ee
-def _fill_quantiser(name, quantiser, tensors):
-    "Set a quantiser from the tensors of a file, which are taken out; returns the rounded weight if it has one"
-    if quantiser.axis is None:
-        quantiser.set(tensors.pop(f'{name}.scale'), tensors.pop(f'{name}.zero_point').item())
-        return {}
+# %% ../../nbs/size/45_qat.ipynb #90979a14
+def _fill_activation(name, quantiser, tensors):
+    "Set the quantiser of an activation from the tensors of a file, which are taken out"
+    quantiser.set(tensors.pop(f'{name}.scale'), tensors.pop(f'{name}.zero_point').item())
+
+# %% ../../nbs/size/45_qat.ipynb #c0a78813
+def _fill_weight(name, quantiser, tensors):
+    "Set the quantiser of a weight likewise; returns the entry of the state_dict"
     layer = _layer_name(name)
     scale, codes = tensors.pop(f'{layer}.weight_scale'), tensors.pop(f'{layer}.weight')
     if codes.dtype != torch.int8: raise RuntimeError(f'{layer}.weight is {codes.dtype}, not int8')
@@ -166,26 +195,34 @@ def _fill_quantiser(name, quantiser, tensors):
     weight = codes.float() * scale.reshape(-1, *[1] * (codes.ndim - 1))
     return {f'{layer}.parametrizations.weight.original': weight}
 
-# %% ../../nbs/size/45_qat.ipynb #0186b005
+# %% ../../nbs/size/45_qat.ipynb #2faf006d
 def _fill(net, tensors):
     "Put the tensors of a file into a prepared network"
-    found, tensors = quantisers(net), dict(tensors)
-    weights = {}
-    for name, quantiser in found.items():
-        weights |= _fill_quantiser(name, quantiser, tensors)
-    scales = {key: tensor for key, tensor in net.state_dict().items() if key.rpartition('.')[0] in found}
+    found, tensors, weights = quantisers(net), dict(tensors), {}
+    for name, q in found.items():
+        if q.axis == 0:
+            weights |= _fill_weight(name, q, tensors)
+        else:
+            _fill_activation(name, q, tensors)
+    scales = {key: t for key, t in net.state_dict().items() if _is_quantisers(key, found)}
     net.load_state_dict({**scales, **weights, **tensors})
 
-# %% ../../nbs/size/45_qat.ipynb #f2ac78b3
+# %% ../../nbs/size/45_qat.ipynb #d3bc23d3
+def _rebuilt(spec, tensors):
+    "A quantised Classifier of a description and its tensors"
+    model = fold(create_classifier(**{key: spec[key] for key in SPEC}, augment=False).eval())
+    reshape(model.backbone, {key: tensor.shape for key, tensor in tensors.items()})
+    model = quantised_classifier(model, spec['quantised']['skip'], spec['quantised']['logits'])
+    _fill(model.backbone, tensors)
+    return model.eval()
+
+# %% ../../nbs/size/45_qat.ipynb #15a6b0e4
 def load_quantised(folder): # written by `save_quantised`; -> Classifier in eval mode, on the CPU
     "Rebuild a quantised classifier, equal to the last bit"
     folder = Path(folder)
     spec, tensors = _read_quantised(folder)
     try:
-        model = fold(create_classifier(**{key: spec[key] for key in SPEC}, augment=False).eval())
-        reshape(model.backbone, {key: tensor.shape for key, tensor in tensors.items()})
-        model = quantised_classifier(model, spec['quantised']['skip'], spec['quantised']['logits'])
-        _fill(model.backbone, tensors)
+        return _rebuilt(spec, tensors)
     except (KeyError, RuntimeError, TypeError) as e:
-        raise InputError(f"{folder/'model.safetensors'} does not fit {spec.get('backbone')}: {e}") from e
-    return model.eval()
+        path, backbone = folder/'model.safetensors', spec.get('backbone')
+        raise InputError(f'{path} does not fit {backbone}: {e}') from e

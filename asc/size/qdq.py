@@ -21,24 +21,24 @@ from .fold import check_eval, example_of, fold
 from .places import LAYERS, layer_names, quantiser_places
 from .quantiser import Quantiser, affine, observers, weight_scale
 
-# %% ../../nbs/size/30_qdq.ipynb #e4ea4e8b
+# %% ../../nbs/size/30_qdq.ipynb #4227985f
 def quantisers(net) -> dict:
     "name -> Quantiser"
     return {name: module for name, module in net.named_modules() if isinstance(module, Quantiser)}
 
-# %% ../../nbs/size/30_qdq.ipynb #dfac85c8
+# %% ../../nbs/size/30_qdq.ipynb #3ba80ff3
 def is_calibrated(net) -> bool:
     "Whether a network has quantisers, all of them on"
     found = quantisers(net).values()
     return len(found) > 0 and all(q.mode == 'on' for q in found)
 
-# %% ../../nbs/size/30_qdq.ipynb #f515a610
+# %% ../../nbs/size/30_qdq.ipynb #91f5c13c
 def _weight(net, name):
     "The float weight that the quantiser of a name rounds"
     layer, _, _ = name.rpartition('.parametrizations.')
     return net.get_submodule(layer).parametrizations.weight.original
 
-# %% ../../nbs/size/30_qdq.ipynb #5b1f71cb
+# %% ../../nbs/size/30_qdq.ipynb #b34460e3
 def _float_layers(names, skip):
     "Names of the layers that stay in float: the first one, or those given"
     if skip is None: return names[:1]
@@ -47,19 +47,21 @@ def _float_layers(names, skip):
         pick(names, name, 'layer')
     return skip
 
-# %% ../../nbs/size/30_qdq.ipynb #45a3d0d2
+# %% ../../nbs/size/30_qdq.ipynb #27bfa8f9
+def _is_norm(module): return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+# %% ../../nbs/size/30_qdq.ipynb #61be2183
 def _check_norms_folded(calls, names):
     "Refuse a norm behind a layer that is to be quantised"
-    norms = {call.ins[0]: call.name for call in calls if isinstance(call.module, nn.modules.batchnorm._BatchNorm)}
+    norms = {call.ins[0]: call.name for call in calls if _is_norm(call.module)}
     for call in calls:
         if call.name in names and call.out in norms:
-            raise InputError(f'quantising: the norm {norms[call.out]} could not be folded (see asc.size.fold.norms); '
-                             'put the layer before it into skip')
+            raise InputError(f'quantising: the norm {norms[call.out]} could not be folded '
+                             '(see asc.size.fold.norms); put the layer before it into skip')
 
-# %% ../../nbs/size/30_qdq.ipynb #f1d60c32
-def _attach(module, arg, layers):
-    "Put a quantiser on the output of a module, or on an argument"
-    quantiser = Quantiser(layers=layers)
+# %% ../../nbs/size/30_qdq.ipynb #abab557f
+def _attach(module, arg, quantiser):
+    "Put a quantiser on the output of a module (None), or on an argument"
     if arg is None:
         module.add_module('out_quant', quantiser)
         module.register_forward_hook(quantiser.on_output)
@@ -69,47 +71,59 @@ def _attach(module, arg, layers):
         module.register_forward_pre_hook(quantiser.on_input)
 
 # %% ../../nbs/size/30_qdq.ipynb #3f27ccca
+def _add_quantisers(net, names, places):
+    "Quantisers for the weights of the layers of some names, and for activations"
+    for name in names:
+        layer = net.get_submodule(name)
+        quantiser = Quantiser(len(layer.weight), [name])
+        parametrize.register_parametrization(layer, 'weight', quantiser)
+    for (module, arg), layers in places.items():
+        _attach(module, arg, Quantiser(layers=layers))
+
+# %% ../../nbs/size/30_qdq.ipynb #277794e7
 def prepare(net,          # network in eval mode, norms folded or not; left as it is
             x=None,       # example of its input (1, 1, F, T), see `asc.size.fold.example_of`
-            skip=None,    # names of the layers that stay in float, see `layer_names`; None: the first one
+            skip=None,    # names of the layers that stay in float; None: the first one
             logits=False, # quantise what the last layer gives, too
             ):            # folded copy with quantisers that pass through until `calibrate`
     "Put a quantiser on every weight and activation"
     check_eval(net, 'quantising')
     if quantisers(net):
-        raise InputError('quantising: this network has quantisers already; start from the float network')
+        raise InputError('quantising: this network has quantisers already; '
+                         'start from the float network')
     x = example_of(net, x)
     net = fold(net, x)
     names = layer_names(net, x)
-    if not names: raise InputError(f'quantising: {type(net).__name__} has no convolution and no dense layer')
+    if not names:
+        raise InputError(f'quantising: {type(net).__name__} has no convolution and no dense layer')
     skip = _float_layers(names, skip)
     narrow = [name for name in names if name not in skip]
-    calls, _ = dataflow(net, x)
-    _check_norms_folded(calls, narrow)
-    places = quantiser_places(net, x, skip, logits)
-    for name in narrow:
-        layer = net.get_submodule(name)
-        parametrize.register_parametrization(layer, 'weight', Quantiser(len(layer.weight), [name]))
-    for (module, arg), layers in places.items():
-        _attach(module, arg, layers)
+    _check_norms_folded(dataflow(net, x)[0], narrow)
+    _add_quantisers(net, narrow, quantiser_places(net, x, skip, logits))
     net.quantised = dict(skip=list(skip), logits=bool(logits), shape=list(x.shape[1:]))
     return net.to(device=x.device).eval()
 
-# %% ../../nbs/size/30_qdq.ipynb #70053bcc
+# %% ../../nbs/size/30_qdq.ipynb #72b34c5c
+def _check_batch(i, batch, prepared):
+    "Refuse a batch of another shape than the one prepared for, or with NaN"
+    shape = tuple(batch.shape[1:])
+    if shape != prepared:
+        raise InputError(f'calibration: batch {i} is of shape {shape}, but the network was prepared '
+                         f'for {prepared} (channels, bands, frames); '
+                         'take clips of the same length, rate and frontend')
+    if not batch.isfinite().all():
+        raise InputError(f'calibration: batch {i} holds NaN or infinite values')
+
+# %% ../../nbs/size/30_qdq.ipynb #062d9d68
 def check_batches(net, batches):
     "The batches as a list, or InputError where they are not what the network was prepared for"
     batches = [batches] if isinstance(batches, torch.Tensor) else list(batches)
     if not batches: raise InputError('calibration: no batch given')
-    prepared = tuple(net.quantised['shape'])
     for i, batch in enumerate(batches):
-        shape = tuple(batch.shape[1:])
-        if shape != prepared:
-            raise InputError(f'calibration: batch {i} is of shape {shape}, but the network was prepared for '
-                             f'{prepared} (channels, bands, frames); take clips of the same length, rate and frontend')
-        if not batch.isfinite().all(): raise InputError(f'calibration: batch {i} holds NaN or infinite values')
+        _check_batch(i, batch, tuple(net.quantised['shape']))
     return batches
 
-# %% ../../nbs/size/30_qdq.ipynb #e0d7b4b8
+# %% ../../nbs/size/30_qdq.ipynb #beafaa8e
 def _watch(net, batches):
     "Let the quantisers of activations measure what passes"
     for q in quantisers(net).values():
@@ -120,65 +134,79 @@ def _watch(net, batches):
         net(batch.to(device))
 
 # %% ../../nbs/size/30_qdq.ipynb #3a6a5db3
+def _settle(net, name, quantiser, measured_range, weights):
+    "Set the quantiser of a name by its weight, or by what it has measured"
+    if quantiser.axis == 0:
+        quantiser.set(weight_scale(_weight(net, name), weights))
+    elif quantiser.measurements:
+        quantiser.set(*affine(measured_range(quantiser.measurements)))
+        quantiser.measurements = []
+    else:
+        raise InputError(f'calibration: nothing passed {name}')
+
+# %% ../../nbs/size/30_qdq.ipynb #2636c937
 @torch.no_grad()
 def calibrate(net,                   # what `prepare` gave
-              batches,               # spectrograms (B, 1, F, T) of training clips; some 250 clips in batches of 8
+              batches,               # spectrograms (B, 1, F, T) of training clips; some 32 of 8 clips
               observer='percentile', # of the activations' ranges: a key of `observers`
               weights='mse',         # of the weights' scales: 'mse' or 'minmax'
               ):                     # net, its quantisers on
     "Set every scale and zero point"
     measured_range = pick(observers, observer, 'observer')
-    if not quantisers(net): raise InputError('calibration: the network has no quantisers; prepare it first')
+    if not quantisers(net):
+        raise InputError('calibration: the network has no quantisers; prepare it first')
     check_eval(net, 'calibration')
     _watch(net, check_batches(net, batches))
-    for name, q in quantisers(net).items():
-        if q.axis == 0:
-            q.set(weight_scale(_weight(net, name), weights))
-        elif q.measurements:
-            q.set(*affine(measured_range(q.measurements)))
-        else:
-            raise InputError(f'calibration: nothing passed {name}')
-        q.measurements = []
+    for name, quantiser in quantisers(net).items():
+        _settle(net, name, quantiser, measured_range, weights)
     return net
 
-# %% ../../nbs/size/30_qdq.ipynb #7ea4ab88
+# %% ../../nbs/size/30_qdq.ipynb #331448bb
 def _layer_bytes(layer):
     "A row of `quant_table`; an activation's scale and zero point take 5 bytes"
-    quantiser = layer.parametrizations.weight[0] if parametrize.is_parametrized(layer, 'weight') else None
+    weights, weight_bytes, scales = layer.weight.numel(), 4, 0
+    if parametrize.is_parametrized(layer, 'weight'):
+        weight_bytes, scales = 1, 4 * layer.parametrizations.weight[0].base.numel()
     activations = sum(isinstance(child, Quantiser) for child in layer.children())
-    weights = layer.weight.numel()
     return dict(type=type(layer).__name__.removeprefix('Parametrized'),
-                bits=8 if quantiser else 32,
-                weights=weights,
-                bytes=weights * (1 if quantiser else 4),
+                bits=8 * weight_bytes, weights=weights, bytes=weights * weight_bytes,
                 biases=0 if layer.bias is None else 4 * len(layer.bias),
-                scales=(4 * quantiser.base.numel() if quantiser else 0) + 5 * activations)
+                scales=scales + 5 * activations)
 
 # %% ../../nbs/size/30_qdq.ipynb #9675be72
-def quant_table(net) -> pd.DataFrame: # layer -> type, bits, weights, bytes of weights, biases and scales
+def quant_table(net) -> pd.DataFrame: # layer -> type, bits, weights, bytes, biases and scales
     "Every layer of a quantised network and what it takes in a file"
-    rows = {name: _layer_bytes(module) for name, module in net.named_modules() if isinstance(module, LAYERS)}
+    layers = {name: m for name, m in net.named_modules() if isinstance(m, LAYERS)}
+    rows = {name: _layer_bytes(layer) for name, layer in layers.items()}
     return pd.DataFrame(rows).T.rename_axis('layer')
 
-# %% ../../nbs/size/30_qdq.ipynb #5d740952
-def quant_bytes(net) -> dict:
-    "int8 weights, float weights, biases and other parameters, scales and zero points, and their total, in bytes"
+# %% ../../nbs/size/30_qdq.ipynb #5e11dde4
+def _parameters_outside(net):
+    "Number of parameters that are no layer's and no quantiser's"
+    owners = [m for m in net.modules() if isinstance(m, (*LAYERS, Quantiser))]
+    owned = {id(p) for owner in owners for p in owner.parameters()}
+    return sum(p.numel() for p in net.parameters() if id(p) not in owned)
+
+# %% ../../nbs/size/30_qdq.ipynb #dee7d06d
+def _activations_outside(net, layers):
+    "Number of activations whose quantiser is no layer's"
+    return sum(q.axis is None and name.rpartition('.')[0] not in layers
+               for name, q in quantisers(net).items())
+
+# %% ../../nbs/size/30_qdq.ipynb #3d90b057
+def quant_bytes(net) -> dict: # int8, float, biases, scales and total
+    "Bytes of integer and float weights, of biases and other parameters, of scales and zero points"
     table = quant_table(net)
-    owners = [module for module in net.modules() if isinstance(module, (*LAYERS, Quantiser))]
-    in_table = {id(p) for module in owners for p in module.parameters()}
-    other_parameters = sum(p.numel() for p in net.parameters() if id(p) not in in_table)
-    other_scales = sum(q.axis is None and name.rpartition('.')[0] not in table.index
-                       for name, q in quantisers(net).items())
     parts = dict(int8=int(table.bytes[table.bits == 8].sum()),
                  float=int(table.bytes[table.bits == 32].sum()),
-                 biases=int(table.biases.sum()) + 4 * other_parameters,
-                 scales=int(table.scales.sum()) + 5 * other_scales)
+                 biases=int(table.biases.sum()) + 4 * _parameters_outside(net),
+                 scales=int(table.scales.sum()) + 5 * _activations_outside(net, table.index))
     return dict(parts, total=sum(parts.values()))
 
 # %% ../../nbs/size/30_qdq.ipynb #867149fe
 @contextmanager
 def emitting(net,  # a calibrated network
-             emit, # (float activation or int8 codes of a weight, scale, zero point, axis: None or 0) -> float tensor
+             emit, # (activation or int8 weight, scale, zero point, axis: None or 0) -> float tensor
              ):
     "Inside, every quantiser calls `emit` instead of computing"
     if not is_calibrated(net): raise InputError('export: the network is not calibrated')
@@ -192,7 +220,7 @@ def emitting(net,  # a calibrated network
         for q in quantisers(net).values():
             q.withdraw()
 
-# %% ../../nbs/size/30_qdq.ipynb #8d65ea65
+# %% ../../nbs/size/30_qdq.ipynb #642a04e7
 def _spread(rows, n, seed):
     "Numbers of `n` clips, spread over devices and scenes"
     rows = rows.sample(frac=1, random_state=seed)
@@ -200,6 +228,15 @@ def _spread(rows, n, seed):
     return turn.sort_values(kind='stable').index[:n].to_numpy()
 
 # %% ../../nbs/size/30_qdq.ipynb #9f770cbd
+def _check_clips(model, data):
+    "Refuse clips of another rate, and an empty list"
+    rate, wanted = data.store.rate, model.spec['rate']
+    if rate != wanted:
+        raise InputError(f'calibration: the clips have {rate} Hz, but the model takes {wanted} Hz; '
+                         'pack the corpus the model was trained on')
+    if not len(data): raise InputError('calibration: the list of clips is empty')
+
+# %% ../../nbs/size/30_qdq.ipynb #98b4cb91
 @torch.no_grad()
 def calibration_batches(model,     # Classifier
                         data,      # asc.train.learner.ClipData of the training list
@@ -209,10 +246,7 @@ def calibration_batches(model,     # Classifier
                         ) -> list: # of spectrograms (bs, 1, F, T)
     "Spectrograms of training clips, spread over devices and scenes"
     check_range(n=(n, 1, None), bs=(bs, 1, None))
-    if data.store.rate != model.spec['rate']:
-        raise InputError(f"calibration: the clips have {data.store.rate} Hz, but the model takes {model.spec['rate']} Hz; "
-                         'pack the corpus the model was trained on')
-    if not len(data): raise InputError('calibration: the list of clips is empty')
+    _check_clips(model, data)
     check_eval(model, 'calibration')
     clips, device = _spread(data.rows, n, seed), next(model.parameters()).device
     batches = []
@@ -221,7 +255,7 @@ def calibration_batches(model,     # Classifier
         batches.append(model.pipeline(waves.to(device)))
     return batches
 
-# %% ../../nbs/size/30_qdq.ipynb #f9337e91
+# %% ../../nbs/size/30_qdq.ipynb #2cad80db
 def quantised_classifier(model,        # Classifier in eval mode; left as it is
                          skip=None,    # see `prepare`
                          logits=False, # see `prepare`

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..core import pick
 
-# %% ../../nbs/size/27_quantiser.ipynb #2fc0d072
+# %% ../../nbs/size/27_quantiser.ipynb #df3f9054
 class _Round(torch.autograd.Function):
     "x -> (clamp(round(x/scale) + zero) − zero)·scale"
     @staticmethod
@@ -38,40 +38,37 @@ class _Round(torch.autograd.Function):
 class Quantiser(nn.Module):
     "float -> the nearest of its values, float; passes through until `mode` is 'on'"
     def __init__(self,
-                 channels:int=0, # 0: activations, codes 0 … 255; n: weights of n output channels, codes −127 … 127
+                 channels:int=0, # 0: activations, codes 0 … 255; n: weights, codes −127 … 127
                  layers=()):     # names of the layers that write or read the tensor
         super().__init__()
-        if channels:
-            self.axis, self.dtype, self.low, self.high = 0, torch.int8, -127, 127
-        else:
-            self.axis, self.dtype, self.low, self.high = None, torch.uint8, 0, 255
+        self.layers = tuple(layers)
+        self.axis = 0 if channels else None                # the dimension of the channels
+        self.dtype = torch.int8 if channels else torch.uint8
+        self.low, self.high = (-127, 127) if channels else (0, 255)
         self.register_buffer('base', torch.ones(channels or ()))
         self.register_buffer('zero_point', torch.zeros(channels or (), dtype=torch.int32))
         self.stretch = nn.Parameter(torch.zeros(channels or ()), requires_grad=False)
-        self.layers = tuple(layers)
-        self.mode = 'off'        # 'watch': takes measurements; 'on': rounds
-        self.measurements = []   # of every batch that was watched
-        self.emit = None         # called in place of rounding, for an exporter
-        self.arg = 0             # the argument that `on_input` rounds
+        self.mode, self.measurements = 'off', []           # 'watch': measures; 'on': rounds
+        self.emit, self.arg = None, 0                      # for `publish` and `on_input`
 
     def forward(self, x):
-        if self.emit is not None:
-            return self.emit(x if self.axis is None else self.codes, self.scale_out, self.zero_out, self.axis)
+        if self.emit is not None: return self._emitted(x)
         if self.mode == 'watch': self.measurements.append(_measure(x.detach()))
         if self.mode != 'on': return x
-        return _Round.apply(x, self._wide(self.scale, x), self._wide(self.zero_point, x), self.low, self.high)
+        scale, zero_point = self._wide(self.scale, x), self._wide(self.zero_point, x)
+        return _Round.apply(x, scale, zero_point, self.low, self.high)
 
-# %% ../../nbs/size/27_quantiser.ipynb #b7fa21db
+# %% ../../nbs/size/27_quantiser.ipynb #0e7afe16
 @patch(as_prop=True)
 def scale(self:Quantiser): return self.base * self.stretch.exp()
 
-# %% ../../nbs/size/27_quantiser.ipynb #ea8bcb50
+# %% ../../nbs/size/27_quantiser.ipynb #5106cb1e
 @patch
 def _wide(self:Quantiser, numbers, x):
     "Numbers of the channels in a shape that fits `x`"
     return numbers if self.axis is None else numbers.reshape(-1, *[1] * (x.ndim - 1))
 
-# %% ../../nbs/size/27_quantiser.ipynb #22a722a3
+# %% ../../nbs/size/27_quantiser.ipynb #d0a40bc4
 @patch
 def set(self:Quantiser, scale, zero_point=0):
     "Take a scale and a zero point, and round from now on"
@@ -80,35 +77,41 @@ def set(self:Quantiser, scale, zero_point=0):
     self.stretch.data.zero_()
     self.mode = 'on'
 
-# %% ../../nbs/size/27_quantiser.ipynb #18ba74bf
+# %% ../../nbs/size/27_quantiser.ipynb #6f623151
 @patch
 def quantise(self:Quantiser, x): # -> codes, of self.dtype
     "The integers that stand for `x`"
     codes = (x / self._wide(self.scale, x)).round() + self._wide(self.zero_point, x)
     return codes.clamp(self.low, self.high).to(self.dtype)
 
-# %% ../../nbs/size/27_quantiser.ipynb #93575558
+# %% ../../nbs/size/27_quantiser.ipynb #80e26afe
 @patch
 def on_output(self:Quantiser, module, args, out): return self(out)
 
-# %% ../../nbs/size/27_quantiser.ipynb #c4be73a1
+# %% ../../nbs/size/27_quantiser.ipynb #3d596e0c
 @patch
 def on_input(self:Quantiser, module, args):
     return tuple(self(arg) if i == self.arg else arg for i, arg in enumerate(args))
 
-# %% ../../nbs/size/27_quantiser.ipynb #9d63d144
+# %% ../../nbs/size/27_quantiser.ipynb #cbe09016
 @patch
 def publish(self:Quantiser,
-            emit,          # called in place of rounding
-            weight=None):  # what is rounded, if it is a weight
+            emit,         # called in place of rounding
+            weight=None): # what is rounded, if it is a weight
     "Show the numbers as buffers and call `emit` until `withdraw`"
-    if weight is not None:
-        self.register_buffer('codes', self.quantise(weight))
+    if weight is not None: self.register_buffer('codes', self.quantise(weight))
     self.register_buffer('scale_out', self.scale.detach().clone())
     self.register_buffer('zero_out', self.zero_point.to(self.dtype))
     self.emit = emit
 
-# %% ../../nbs/size/27_quantiser.ipynb #dc5db43a
+# %% ../../nbs/size/27_quantiser.ipynb #4fa00dca
+@patch
+def _emitted(self:Quantiser, x):
+    "What `emit` makes of an activation or of a weight's codes"
+    value = x if self.axis is None else self.codes
+    return self.emit(value, self.scale_out, self.zero_out, self.axis)
+
+# %% ../../nbs/size/27_quantiser.ipynb #9130355d
 @patch
 def withdraw(self:Quantiser):
     "Undo `publish`"
@@ -126,52 +129,58 @@ def _ends(x, share):
     k = min(int(share * n), n - 1) + 1
     return torch.stack([x.kthvalue(n - k + 1).values, x.kthvalue(k).values])
 
-# %% ../../nbs/size/27_quantiser.ipynb #5a6a27fb
+# %% ../../nbs/size/27_quantiser.ipynb #798f65c3
 def _measure(x):
     "What the observers need to know of a batch"
     x = x.flatten().float()
     return dict(minmax=torch.stack(x.aminmax()), percentile=_ends(x, PERCENT),
                 sample=x[::max(1, x.numel() // SAMPLE)])
 
-# %% ../../nbs/size/27_quantiser.ipynb #d5e42d17
+# %% ../../nbs/size/27_quantiser.ipynb #291293b5
 def affine(ends): # (lowest, highest) value -> scale, zero point of uint8
     "Scale and zero point for a range, 0 always included"
     low, high = ends[0].clamp(max=0), ends[1].clamp(min=0)
     scale = ((high - low) / 255).clamp(min=1e-6)
     return scale, (-low / scale).round()
 
-# %% ../../nbs/size/27_quantiser.ipynb #a465c8d8
+# %% ../../nbs/size/27_quantiser.ipynb #d27af710
 def _rounding_error(x, scale, zero, low, high, dim=None):
     "Mean squared error of rounding"
     values = ((x / scale).round() + zero).clamp(low, high) - zero
     return values.mul(scale).sub(x).square().mean(dim)
 
-# %% ../../nbs/size/27_quantiser.ipynb #b1b5e14f
+# %% ../../nbs/size/27_quantiser.ipynb #edd9d8c6
 def _minmax_range(measurements):
     return torch.stack(torch.stack([m['minmax'] for m in measurements]).aminmax())
 
-# %% ../../nbs/size/27_quantiser.ipynb #515e3417
+# %% ../../nbs/size/27_quantiser.ipynb #7e12674f
 def _percentile_range(measurements):
     return torch.stack([m['percentile'] for m in measurements]).mean(0)
 
-# %% ../../nbs/size/27_quantiser.ipynb #56e9ca5c
+# %% ../../nbs/size/27_quantiser.ipynb #2d06849c
 def _mse_range(measurements):
     "Of the percentile range shrunk step by step, the one with the least error"
     sample = torch.cat([m['sample'] for m in measurements])
-    ranges = _percentile_range(measurements) * torch.linspace(.2, 1, 41).to(sample.device)[:, None]
+    shares = torch.linspace(.2, 1, 41).to(sample.device)
+    ranges = _percentile_range(measurements) * shares[:, None]
     return min(ranges, key=lambda ends: _rounding_error(sample, *affine(ends), 0, 255).item())
 
-# %% ../../nbs/size/27_quantiser.ipynb #71984ddc
+# %% ../../nbs/size/27_quantiser.ipynb #da61c0ef
 observers = dict(minmax=_minmax_range, percentile=_percentile_range, mse=_mse_range)
 
-# %% ../../nbs/size/27_quantiser.ipynb #4c4c4ac4
+# %% ../../nbs/size/27_quantiser.ipynb #1fc86d7a
+def _least_error_scale(w, greatest):
+    "Of the greatest scales shrunk step by step, those with the least error"
+    scales = torch.stack([greatest * share for share in torch.linspace(.5, 1, 51)])
+    errors = torch.stack([_rounding_error(w, scale, 0, -127, 127, 1) for scale in scales])
+    return scales[errors.argmin(0), torch.arange(len(w)), 0]
+
+# %% ../../nbs/size/27_quantiser.ipynb #6ae3653d
 def weight_scale(w,         # (channels, …)
                  how='mse', # 'minmax' or 'mse'
                  ):         # (channels,)
     "Scale of each output channel of a weight"
+    pick(('minmax', 'mse'), how, 'scale of weights')
     w = w.detach().flatten(1)
     greatest = (w.abs().amax(1, keepdim=True) / 127).clamp(min=1e-6)
-    if pick(('minmax', 'mse'), how, 'scale of weights') == 'minmax': return greatest[:, 0]
-    scales = torch.stack([greatest * share for share in torch.linspace(.5, 1, 51)])
-    best = torch.stack([_rounding_error(w, scale, 0, -127, 127, 1) for scale in scales]).argmin(0)
-    return scales[best, torch.arange(len(w)), 0]
+    return greatest[:, 0] if how == 'minmax' else _least_error_scale(w, greatest)

@@ -23,7 +23,7 @@ class Rules(NamedTuple):
     bits: int = None            # the precision every parameter must have; None: free
     per_device: bool = False    # the limits hold for the network of each device by itself
 
-# %% ../../nbs/size/10_rules.ipynb #1c04165d
+# %% ../../nbs/size/10_rules.ipynb #e8209cc3
 RULES = {
     '2021': Rules(macs=None, nonzero=True),
     '2022': Rules(bits=8),
@@ -43,29 +43,42 @@ class Verdict:
     def passed(self) -> bool: return bool(self.checks['passed'].all())
 
     def __bool__(self): return self.passed
-    def __repr__(self): return f"DCASE {self.year}: {'pass' if self.passed else 'FAIL'}. {self.reason}."
 
-# %% ../../nbs/size/10_rules.ipynb #2d4f0e81
+# %% ../../nbs/size/10_rules.ipynb #fe2d0eef
 def _check_text(name, check):
     "A row of `Verdict.checks` in words"
     if name == 'bits' and check.found == check.limit:
         return f'parameters are int{check.found}, as required'
-    verb = 'of' if check.passed else 'exceed'
-    rest = 'left' if check.passed else 'too many'
+    verb, rest = ('of', 'left') if check.passed else ('exceed', 'too many')
     return f'{name} {check.found:,} {verb} {check.limit:,} ({abs(check.margin):,} {rest})'
 
-# %% ../../nbs/size/10_rules.ipynb #4e40cf59
+# %% ../../nbs/size/10_rules.ipynb #88dfa83e
 @patch(as_prop=True)
 def reason(self:Verdict) -> str:
     "Every check in words, then the notes"
     texts = [_check_text(name, check) for name, check in self.checks.iterrows()]
     return '; '.join([*texts, *self.notes])
 
-# %% ../../nbs/size/10_rules.ipynb #e5ee7d7d
+# %% ../../nbs/size/10_rules.ipynb #68e3927a
+@patch
+def __repr__(self:Verdict):
+    word = 'pass' if self.passed else 'FAIL'
+    return f'DCASE {self.year}: {word}. {self.reason}.'
+
+# %% ../../nbs/size/10_rules.ipynb #89e8450a
 def _check_row(found, limit):
     return dict(found=found, limit=limit, margin=limit - found, passed=found <= limit)
 
 # %% ../../nbs/size/10_rules.ipynb #d03c38fb
+def _counted_parameters(params, nonzero, year):
+    "How many parameters the rules of a year count"
+    if not RULES[year].nonzero: return params
+    if nonzero is None:
+        raise InputError(f'nonzero: the rules of {year} count the parameters that are not zero; '
+                         'give their number')
+    return nonzero
+
+# %% ../../nbs/size/10_rules.ipynb #764d361f
 def judge(params:int,   # parameters, all of them
           macs:int,     # official MACs for one second
           year='2024',  # a key of RULES
@@ -74,12 +87,11 @@ def judge(params:int,   # parameters, all of them
           notes=(),     # sentences that the reason repeats
           ) -> Verdict:
     "Compare a network with the limits of a year"
-    rules = pick(RULES, str(year), 'year')
-    if rules.nonzero and nonzero is None:
-        raise InputError(f'nonzero: the rules of {year} count the parameters that are not zero; give their number')
-    counted = nonzero if rules.nonzero else params
+    year = str(year)
+    rules = pick(RULES, year, 'year')
+    counted = _counted_parameters(params, nonzero, year)
     checks = {}
     if rules.bits: checks['bits'] = _check_row(bits, rules.bits)
     checks['bytes'] = _check_row(-(-counted * bits // 8), rules.size)
     if rules.macs: checks['MACs'] = _check_row(macs, rules.macs)
-    return Verdict(str(year), pd.DataFrame(checks).T.astype({'passed': bool}), tuple(notes))
+    return Verdict(year, pd.DataFrame(checks).T.astype({'passed': bool}), tuple(notes))

@@ -9,6 +9,7 @@ __all__ = ['AGREES', 'SINKS', 'ALIKE', 'BETTER', 'STRETCH', 'UNITS', 'log_ratios
 # %% ../../nbs/teach/05_alignment.ipynb #4b588284
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 from scipy.optimize import linear_sum_assignment
 
 from ..core import InputError
@@ -66,25 +67,30 @@ def _permutations_within(scene, n, seed):
 class Likeness:
     "How much more alike rows of a group are than of a scene, in standard deviations of permutations"
     def __init__(self, x,         # (N, K)
-                 unit,            # codes (N,) of what is averaged first: recordings, or each row by itself
-                 group,           # codes (N,) of what should be alike: recordings, or places of recordings
+                 unit,            # (N,) codes of what is averaged first: recordings, or single rows
+                 group,           # (N,) codes of what should be alike: recordings, or places
                  truth,           # label numbers (N,)
                  n=60, seed=0):   # of the permutations
         first = np.unique(unit, return_index=True)[1]
         self.unit, self.group, scene = unit, pd.factorize(group[first])[0], truth[first]
-        size, means = np.bincount(self.group), self.means(x)
+        size = np.bincount(self.group)
         self.units = int(size[size > 1].sum())             # that have a companion in their group
+        means = self.means(x)
         orders = _permutations_within(scene, n if self.units else 0, seed)
         null = [likeness(means[order], self.group) for order in orders] or [0.]
         self.mean, self.sd = np.mean(null), np.std(null)
         self.usable = self.sd > 1e-9                       # else nothing can be told at this level
 
-    def means(self, x):
-        x = sums(x, self.unit) / np.bincount(self.unit)[:, None]
-        return x - x.mean(0)
-
     def __call__(self, x):
-        return (likeness(self.means(x), self.group) - self.mean) / self.sd if self.usable else 0.
+        if not self.usable: return 0.
+        return (likeness(self.means(x), self.group) - self.mean) / self.sd
+
+# %% ../../nbs/teach/05_alignment.ipynb #fcbdaa48
+@patch
+def means(self:Likeness, x):
+    "The mean of each unit, less the mean of all"
+    x = sums(x, self.unit) / np.bincount(self.unit)[:, None]
+    return x - x.mean(0)
 
 # %% ../../nbs/teach/05_alignment.ipynb #ec75e522
 def shift_scores(x,        # (N, K)
@@ -100,7 +106,7 @@ def shift_scores(x,        # (N, K)
         scores[k] = agreement(moved, truth) + sum(level(moved) for level in levels)
     return pd.Series(scores)
 
-# %% ../../nbs/teach/05_alignment.ipynb #36c44922
+# %% ../../nbs/teach/05_alignment.ipynb #69d5f0b1
 def _gains(x, truth, recording) -> pd.DataFrame: # gain, truth, first and last row of each recording
     "What recordings gain at their own labels; a scene the teacher does not know is left out"
     x = x - x.mean(0)
@@ -112,7 +118,7 @@ def _gains(x, truth, recording) -> pd.DataFrame: # gain, truth, first and last r
     return table.groupby('unit', sort=False).agg(
         gain=('gain', 'mean'), truth=('truth', 'first'), first=('row', 'min'), last=('row', 'max'))
 
-# %% ../../nbs/teach/05_alignment.ipynb #534ad44a
+# %% ../../nbs/teach/05_alignment.ipynb #dfdb7859
 def _stretches(n,    # recordings of the list
                need, # recordings of the shortest stretch
                ):    # yields (begin, end)
@@ -120,6 +126,13 @@ def _stretches(n,    # recordings of the list
     for length in (n // 2 ** k for k in range(2, 8)):
         if length < need: continue
         for begin in range(0, n - length + 1, max(length // 2, 1)): yield begin, begin + length
+
+# %% ../../nbs/teach/05_alignment.ipynb #087f0603
+def _lag(gain, begin, end):
+    "How far a stretch is below the rest, in standard deviations"
+    inside, rest = gain[begin:end], np.delete(gain, slice(begin, end))
+    error = np.sqrt(inside.var() / len(inside) + rest.var() / len(rest))
+    return (rest.mean() - inside.mean()) / error
 
 # %% ../../nbs/teach/05_alignment.ipynb #2d1b86c7
 def worst_stretch(x, truth, recording,
@@ -130,17 +143,16 @@ def worst_stretch(x, truth, recording,
     gain, scene = table.gain.to_numpy(), table.truth.to_numpy()
     worst = dict(z=0., gain=1., first=0, last=0)
     for begin, end in _stretches(len(gain), need):
-        inside, rest = gain[begin:end], np.delete(gain, slice(begin, end))
-        error = np.sqrt(inside.var() / len(inside) + rest.var() / len(rest))
-        z = (rest.mean() - inside.mean()) / error
+        z = _lag(gain, begin, end)
         if z > worst['z'] and len(set(scene[begin:end])) > 2:
-            worst = dict(z=float(z), gain=float(inside.mean()),
-                         first=int(table['first'].iloc[begin]), last=int(table['last'].iloc[end - 1]))
+            worst = dict(z=float(z), gain=float(gain[begin:end].mean()),
+                         first=int(table['first'].iloc[begin]),
+                         last=int(table['last'].iloc[end - 1]))
     return worst
 
-# %% ../../nbs/teach/05_alignment.ipynb #1fd0fdea
+# %% ../../nbs/teach/05_alignment.ipynb #12b5bd61
 AGREES, SINKS, ALIKE, BETTER, STRETCH = 6., -4., 3.5, 3., 4.5
-UNITS = dict(recording=80, location=160) # clips (recordings) with a companion, needed to ask for likeness
+UNITS = dict(recording=80, location=160) # clips (recordings) that must have a companion
 
 # %% ../../nbs/teach/05_alignment.ipynb #4442f834
 def _other_columns(x, truth, scenes) -> str:
@@ -150,18 +162,29 @@ def _other_columns(x, truth, scenes) -> str:
     moved = [f'{scenes[k]} fits the column of {scenes[j]}' for k, j in enumerate(order) if k != j]
     if not moved or len(order) < len(scenes): return ''
     if agreement(x[:, order], truth) < agreement(x, truth) + BETTER: return ''
-    return f". The columns fit in another order ({'; '.join(moved)}): is it the file of other classes?"
+    return (f". The columns fit in another order ({'; '.join(moved)}): "
+            'is it the file of other classes?')
 
-# %% ../../nbs/teach/05_alignment.ipynb #2fe0ee72
+# %% ../../nbs/teach/05_alignment.ipynb #2c3b0357
 def _figures(logits, x, truth, scenes) -> dict: # clips, accuracy, chance, agreement, scenes
     "How often the rows agree with the labels, and how often shuffled ones would"
     decisions, n, K = np.asarray(logits).argmax(1), len(truth), len(scenes)
     by_chance = np.bincount(decisions, minlength=K) @ np.bincount(truth, minlength=K)
     columns = dict(zip(scenes, by_scene(x, truth).tolist()))
-    return dict(clips=n, accuracy=float((decisions == truth).mean()), chance=float(by_chance) / n ** 2,
-                agreement=agreement(x, truth), scenes={k: z for k, z in columns.items() if z == z})
+    accuracy = float((decisions == truth).mean())
+    return dict(clips=n, accuracy=accuracy, chance=float(by_chance) / n ** 2, agreement=agreement(x, truth),
+                scenes={k: z for k, z in columns.items() if z == z})
 
-# %% ../../nbs/teach/05_alignment.ipynb #024da843
+# %% ../../nbs/teach/05_alignment.ipynb #37549da2
+def _check_scenes(scenes, summary, other):
+    "InputError if columns are less likely on their own clips"
+    sunk = [scene for scene, value in scenes.items() if value < SINKS]
+    if not sunk: return
+    verb = 'are' if len(sunk) > 1 else 'is'
+    raise InputError(f"{summary}, but {', '.join(sunk)} {verb} less likely on the own clips "
+                     f'than on others: rows or columns are misplaced{other}')
+
+# %% ../../nbs/teach/05_alignment.ipynb #1ec082e2
 def _check_labels(figures, x, truth, scenes, summary):
     "InputError unless every column agrees with the labels of its scene"
     other = _other_columns(x, truth, scenes)
@@ -169,21 +192,17 @@ def _check_labels(figures, x, truth, scenes, summary):
     if z < AGREES:
         raise InputError(f'{summary} (agreement {z:.1f}, at least {AGREES:g} is asked for): '
                          f'its rows are those of other clips, or it knows next to nothing{other}')
-    sunk = [scene for scene, value in figures['scenes'].items() if value < SINKS]
-    if sunk:
-        verb = 'are' if len(sunk) > 1 else 'is'
-        raise InputError(f"{summary}, but {', '.join(sunk)} {verb} less likely on the own clips than on others: "
-                         f'rows or columns are misplaced{other}')
+    _check_scenes(figures['scenes'], summary, other)
     if other: raise InputError(summary + other)
 
-# %% ../../nbs/teach/05_alignment.ipynb #bda2673e
+# %% ../../nbs/teach/05_alignment.ipynb #8b899f31
 def _check_shift(figures, shifts, summary):
     "InputError if the rows fit better when they are moved"
     if shifts.max() > shifts[0] + BETTER:
         raise InputError(f"{summary}, but it would fit better with every row moved by "
                          f"{figures['shift']:+d}: rows are missing or too many at its beginning")
 
-# %% ../../nbs/teach/05_alignment.ipynb #aca24928
+# %% ../../nbs/teach/05_alignment.ipynb #a8466ebf
 def _check_likeness(figures, summary):
     "InputError if rows of one recording or place are no more alike than others of the scene"
     level, value = figures['level'], figures['likeness']
@@ -192,7 +211,7 @@ def _check_likeness(figures, summary):
                      f'than others (likeness {value:.1f}, {ALIKE} is asked for): it is shuffled '
                      'within scenes, or of another list with the same scenes')
 
-# %% ../../nbs/teach/05_alignment.ipynb #77872dbb
+# %% ../../nbs/teach/05_alignment.ipynb #f5671d15
 def _check_stretch(figures, summary):
     "InputError if a part of the list agrees less than the rest"
     stretch = figures['stretch']
@@ -213,11 +232,25 @@ def _structure(x, truth, recording, levels) -> tuple: # figures, scores of `shif
     figures.update(shift=int(shifts.idxmax()), stretch=worst_stretch(x, truth, recording))
     return figures, shifts
 
-# %% ../../nbs/teach/05_alignment.ipynb #9c4e4f96
+# %% ../../nbs/teach/05_alignment.ipynb #778fa758
 def _codes(column, n):
     "Numbers for the values of a column; without one, every row is by itself"
     return np.arange(n) if column is None else pd.factorize(np.asarray(column))[0]
 
+# %% ../../nbs/teach/05_alignment.ipynb #19cfc7d7
+def _levels(x, truth, recording, location) -> dict:
+    "Likeness where there is enough to tell"
+    levels = dict(recording=Likeness(x, np.arange(len(x)), recording, truth),
+                  location=Likeness(x, recording, location, truth))
+    return {name: level for name, level in levels.items() if level.usable}
+
+# %% ../../nbs/teach/05_alignment.ipynb #4a0249c0
+def _summary(what, figures):
+    "The beginning of every message"
+    return (f"{what}: right on {100 * figures['accuracy']:.1f} % of {figures['clips']:,} clips "
+            f"where shuffled rows would be on {100 * figures['chance']:.1f} %")
+
+# %% ../../nbs/teach/05_alignment.ipynb #bd86eb15
 def check_alignment(logits,          # (N, K), in the order they were written
                     truth,           # label numbers (N,)
                     scenes,          # names of the columns
@@ -226,16 +259,12 @@ def check_alignment(logits,          # (N, K), in the order they were written
                     ) -> dict:       # the figures it rests on
     "The evidence that rows and clips belong together, or an InputError that says what is wrong"
     x, truth = log_ratios(logits), np.asarray(truth)
-    n = len(truth)
     figures = _figures(logits, x, truth, scenes)
-    summary = (f"{what}: right on {100 * figures['accuracy']:.1f} % of {n:,} clips "
-               f"where shuffled rows would be on {100 * figures['chance']:.1f} %")
+    summary = _summary(what, figures)
     _check_labels(figures, x, truth, scenes, summary)
-    recording, location = _codes(recording, n), _codes(location, n)
-    levels = dict(recording=Likeness(x, np.arange(n), recording, truth),
-                  location=Likeness(x, recording, location, truth))
-    usable = {name: level for name, level in levels.items() if level.usable}
-    more, shifts = _structure(x, truth, recording, usable)
+    recording, location = _codes(recording, len(x)), _codes(location, len(x))
+    levels = _levels(x, truth, recording, location)
+    more, shifts = _structure(x, truth, recording, levels)
     figures.update(more)
     _check_shift(figures, shifts, summary)
     _check_likeness(figures, summary)

@@ -68,23 +68,26 @@ def angle(a, b, most=64):
 feature_losses = dict(mse=mse, cosine=cosine_distance, distance=distance, angle=angle)
 relational = ('distance', 'angle')
 
+# %% ../../nbs/teach/20_features.ipynb #2c3a236a
+def _read_pair(entry) -> dict:
+    "A pair of layers, complete"
+    if not isinstance(entry, dict) or 'student' not in entry:
+        raise InputError(f"features: {entry!r} is no pair of layers; write {{'student': LAYER, "
+                         "'teacher': LAYER, 'how': 'cosine', 'weight': 1.0}")
+    defaults = dict(student=None, teacher=entry['student'], how='mse', weight=1.)
+    for key in entry: pick(defaults, key, 'key of features')
+    pair = {**defaults, **entry}
+    pick(feature_losses, pair['how'], 'feature loss')
+    check_range(weight=(pair['weight'], 0, None))
+    return pair
+
 # %% ../../nbs/teach/20_features.ipynb #31b72aa1
-def read_layer_pairs(features, # dicts: student (layer), teacher (default the same name), how (of `feature_losses`), weight
+def read_layer_pairs(features,  # dicts: student and teacher (layers), how (of `feature_losses`), weight
                      ) -> list: # the same, complete
     "Pairs of layers as a user writes them; unknown keys and names raise"
-    defaults, pairs = dict(student=None, teacher=None, how='mse', weight=1.), []
-    for entry in features:
-        if not isinstance(entry, dict) or 'student' not in entry:
-            raise InputError(f"features: {entry!r} is no pair of layers; write {{'student': LAYER, "
-                             "'teacher': LAYER, 'how': 'cosine', 'weight': 1.0}")
-        for key in entry: pick(defaults, key, 'key of features')
-        pair = {**defaults, 'teacher': entry['student'], **entry}
-        pick(feature_losses, pair['how'], 'feature loss')
-        check_range(weight=(pair['weight'], 0, None))
-        pairs.append(pair)
-    return pairs
+    return [_read_pair(entry) for entry in features]
 
-# %% ../../nbs/teach/20_features.ipynb #057645f9
+# %% ../../nbs/teach/20_features.ipynb #b4351c47
 def _adapter(pair, inputs, outputs):
     "What brings the student's channels to the teacher's; relations need nothing"
     return nn.Identity() if pair['how'] in relational else nn.Conv2d(inputs, outputs, 1)
@@ -100,22 +103,15 @@ class FeatureLoss(Callback):
                  ):
         self.live, self.pairs, self.seen, self.hooks = live, read_layer_pairs(features), {}, []
         nets = dict(student=student, teacher=live.teacher)
-        self.layers = {who: [layer(body_of(net), pair[who], f"{who}'s network") for pair in self.pairs]
-                       for who, net in nets.items()}
+        self.layers = {who: self.find_layers(who, net) for who, net in nets.items()}
         channels = [self.measure(who, net, seconds) for who, net in nets.items()]
         self.adapters = nn.ModuleList(map(_adapter, self.pairs, *channels))
 
     def before_fit(self):
         self.check_mixing()
         self.after_fit()
-        self.adapters.to(next(self.learn.model.parameters()).device)
         self.learn_adapters()
         for who in self.layers: self.listen(who)
-
-    def after_loss(self):
-        extra = sum(p['weight'] * self.pair(i, p['how']) for i, p in enumerate(self.pairs))
-        self.learn.loss_grad = self.loss_grad + extra
-        self.learn.loss = self.loss + extra.detach()
 
     def after_fit(self):
         for hook in self.hooks: hook.remove()
@@ -124,20 +120,26 @@ class FeatureLoss(Callback):
     def get_state(self): return self.adapters.state_dict()
     def set_state(self, state): self.adapters.load_state_dict(state)
 
-# %% ../../nbs/teach/20_features.ipynb #197cdb53
+# %% ../../nbs/teach/20_features.ipynb #f0f302a6
+@patch
+def find_layers(self:FeatureLoss, who, model) -> list:
+    "The layers of the student or the teacher, one a pair"
+    return [layer(body_of(model), pair[who], f"{who}'s network") for pair in self.pairs]
+
+# %% ../../nbs/teach/20_features.ipynb #2432506c
 @patch
 def _keep(self:FeatureLoss, who, i, always, module, args, out):
     "A hook: keep what layer `i` gives, if it is for training"
     if always or self.learn.training: self.seen[who, i] = out
 
-# %% ../../nbs/teach/20_features.ipynb #7ef407c5
+# %% ../../nbs/teach/20_features.ipynb #ed97e0fb
 @patch
 def listen(self:FeatureLoss, who, always=False):
     "Keep the outputs of the layers of the student or the teacher"
     for i, part in enumerate(self.layers[who]):
         self.hooks.append(part.register_forward_hook(partial(self._keep, who, i, always)))
 
-# %% ../../nbs/teach/20_features.ipynb #919e4847
+# %% ../../nbs/teach/20_features.ipynb #b0e738cc
 @patch
 @torch.no_grad()
 def measure(self:FeatureLoss, who, model, seconds) -> list:
@@ -150,26 +152,35 @@ def measure(self:FeatureLoss, who, model, seconds) -> list:
     self.after_fit()
     return channels
 
-# %% ../../nbs/teach/20_features.ipynb #b65b742a
+# %% ../../nbs/teach/20_features.ipynb #704a7ee6
 @patch
 def check_mixing(self:FeatureLoss):
     "InputError where the student hears mixed clips and the teacher does not"
     if self.live.order < 0 and any(isinstance(m, MixUp) for m in self.learn.model.modules()):
         raise InputError("features: the student's layers see clips mixed by mixup, the teacher's "
-                         f"(sees={self.live.sees!r}) do not: use sees='augmented', or leave mixup out")
+                         f"(sees={self.live.sees!r}) do not: "
+                         "use sees='augmented', or leave mixup out")
 
-# %% ../../nbs/teach/20_features.ipynb #6db32e3b
+# %% ../../nbs/teach/20_features.ipynb #592e340a
 @patch
 def learn_adapters(self:FeatureLoss):
     "Add the adapters to the last group of the optimiser, once: they learn at the rate of the head"
+    self.adapters.to(next(self.learn.model.parameters()).device)
     present = {id(p) for group in self.opt.param_lists for p in group}
     last = self.opt.param_lists[-1]
     last += [p for p in self.adapters.parameters() if id(p) not in present]
 
-# %% ../../nbs/teach/20_features.ipynb #80a71922
+# %% ../../nbs/teach/20_features.ipynb #219dead9
 @patch
 def pair(self:FeatureLoss, i, how):
     "The loss of one pair of layers, of the training batch"
     a, b = (maps(self.seen.pop((who, i))) for who in self.layers)
     if how in relational: return feature_losses[how](a.mean((2, 3)), b.mean((2, 3)))
     return feature_losses[how](*alike(self.adapters[i](a).float(), b))
+
+# %% ../../nbs/teach/20_features.ipynb #7a0e64a6
+@patch
+def after_loss(self:FeatureLoss):
+    extra = sum(p['weight'] * self.pair(i, p['how']) for i, p in enumerate(self.pairs))
+    self.learn.loss_grad = self.loss_grad + extra
+    self.learn.loss = self.loss + extra.detach()

@@ -65,7 +65,8 @@ def save(self:Teacher, path):
 # %% ../../nbs/teach/10_logits.ipynb #8459316f
 def _read_file(path) -> tuple: # what is known about the logits, tensors
     "What is in a safetensors file"
-    if not path.is_file(): raise InputError(f'{path} is not there: write a teacher with nbs/predict.ipynb')
+    if not path.is_file():
+        raise InputError(f'{path} is not there: write a teacher with nbs/predict.ipynb')
     try:
         with safe_open(path, 'pt') as f:
             about = json.loads((f.metadata() or {}).get('asc', '{}'))
@@ -74,24 +75,30 @@ def _read_file(path) -> tuple: # what is known about the logits, tensors
         raise InputError(f'{path} is no teacher file, or damaged ({str(e)[:80]}); '
                          'published logits (.pt) are read by read_published_logits') from e
 
-# %% ../../nbs/teach/10_logits.ipynb #a837f748
+# %% ../../nbs/teach/10_logits.ipynb #e49ff49a
+def _check_file(path, about, tensors):
+    "InputError unless a file is a teacher's and as it was written"
+    form = about.get('format', 'another')
+    if form != LOGITS_FORMAT:
+        raise InputError(f'{path} holds no teacher: its format is {form}, expected {LOGITS_FORMAT}')
+    if about['digest'] != _digest(tensors, about['scenes']):
+        raise InputError(f'{path} was changed after it was written: '
+                         'its rows, names and classes no longer belong together')
+
+# %% ../../nbs/teach/10_logits.ipynb #aa854dc0
 def read_teacher(path) -> Teacher:
     "Read what `save_teacher` wrote"
     path = resolve(path)
     about, tensors = _read_file(path)
-    if about.get('format') != LOGITS_FORMAT:
-        raise InputError(f"{path} holds no teacher: its format is {about.get('format', 'another')}, "
-                         f'expected {LOGITS_FORMAT}')
-    scenes, digest = about.pop('scenes'), about.pop('digest')
-    if digest != _digest(tensors, scenes):
-        raise InputError(f'{path} was changed after it was written: '
-                         'its rows, names and classes no longer belong together')
-    del about['format']
+    _check_file(path, about, tensors)
+    scenes = about['scenes']
+    facts = {key: value for key, value in about.items() if key not in ('format', 'scenes', 'digest')}
     names = bytes(tensors['names'].numpy()).decode().split('\n')
     if 'which' in tensors: names = np.array(names, dtype=object)[tensors['which'].numpy()]
-    return Teacher(names, tensors['logits'], scenes, about, tensors.get('start'), tensors.get('seen'))
+    starts, seen = tensors.get('start'), tensors.get('seen')
+    return Teacher(names, tensors['logits'], scenes, facts, starts, seen)
 
-# %% ../../nbs/teach/10_logits.ipynb #943de1f8
+# %% ../../nbs/teach/10_logits.ipynb #9838cee0
 @patch
 def _labelled(self:Teacher, rows):
     "InputError unless every clip has a label that the teacher knows"
@@ -102,7 +109,7 @@ def _labelled(self:Teacher, rows):
     if other := sorted(set(rows.scene) - set(self.scenes)):
         raise InputError(f"{self.label} has other classes: it does not know {', '.join(other)}")
 
-# %% ../../nbs/teach/10_logits.ipynb #6a3b708a
+# %% ../../nbs/teach/10_logits.ipynb #fe0ff47c
 @patch
 def _rows_of_windows(self:Teacher, rows) -> tuple: # rows of the file, the row of the list for each
     "The windows of the recordings of a list"
@@ -127,18 +134,3 @@ def check(self:Teacher,
     truth = pd.Categorical(rows.scene, categories=self.scenes).codes.astype(int)
     recording, location = rows.get('recording'), rows.get('location')
     return check_alignment(logits, truth, self.scenes, recording, location, self.label)
-
-# %% ../../nbs/teach/10_logits.ipynb #cc23026d
-@patch
-def predictions(self:Teacher, rows) -> pd.DataFrame: # a table of predictions, see `asc.score.metrics`
-    "What the teacher says about clips of `Corpus.meta`; of windows one row a recording"
-    p = self.logits.double().softmax(1)
-    if self.starts is not None:
-        rows = rows.drop_duplicates('recording')
-        rows = rows.drop(columns='filename').rename(columns=dict(recording='filename'))
-        means = pd.DataFrame(p.numpy()).groupby(self.names.get_indexer(self.filenames)).mean()
-        p = torch.from_numpy(means.to_numpy(copy=True))
-    table = rows[['filename', 'device', 'city']].reset_index(drop=True)
-    table.insert(1, 'scene_label', rows.scene.to_numpy())
-    asked = p[torch.from_numpy(self.find(rows.filename))]
-    return pd.concat([table, pd.DataFrame(asked.numpy(), columns=self.scenes)], axis=1)

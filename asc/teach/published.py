@@ -13,33 +13,39 @@ import torch
 from ..core import SCENES, InputError, fingerprint, resolve
 from .teacher import Teacher
 
-# %% ../../nbs/teach/12_published.ipynb #8e2993d9
-def _read_tensor(path) -> torch.Tensor: # float (n, classes)
-    "The tensor that torch.save wrote to a file"
+# %% ../../nbs/teach/12_published.ipynb #d1fe7b12
+def _load(path):
+    "What torch.save wrote to a file; nothing in it is run"
     if not path.is_file(): raise InputError(f'{path} is not there')
     try:
-        tensor = torch.load(path, map_location='cpu', weights_only=True)
+        return torch.load(path, map_location='cpu', weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as e:
         raise InputError(f'{path} is no tensor that torch.save wrote, or needs unpickling, '
                          f'which can run code ({str(e).splitlines()[0][:80]})') from e
+
+# %% ../../nbs/teach/12_published.ipynb #07b80bc4
+def _read_tensor(path) -> torch.Tensor: # float (n, classes)
+    "The tensor that torch.save wrote to a file"
+    tensor = _load(path)
     content = type(tensor).__name__
     if isinstance(tensor, torch.Tensor):
         if tensor.ndim == 2 and tensor.is_floating_point(): return tensor
         content = f'a tensor {tuple(tensor.shape)}'
     raise InputError(f'{path} holds {content}, expected the logits of clips (n, classes)')
 
-# %% ../../nbs/teach/12_published.ipynb #d05e6fa0
+# %% ../../nbs/teach/12_published.ipynb #a877a5ad
 def _check_size(path, logits, rows, scenes):
     "InputError unless there is a row a clip and a column a scene"
     n, columns = logits.shape
-    if columns != len(scenes): raise InputError(f'{path}: {columns} columns for {len(scenes)} scenes')
+    if columns != len(scenes):
+        raise InputError(f'{path}: {columns} columns for {len(scenes)} scenes')
     if n == len(rows): return
     hint = 'it follows a longer list'
     if n < len(rows): hint = f'if it follows the first {n:,} rows of that list, pass those'
     raise InputError(f'{path} has {n:,} rows and the list {len(rows):,}: '
                      f'the two do not belong together ({hint})')
 
-# %% ../../nbs/teach/12_published.ipynb #908a889e
+# %% ../../nbs/teach/12_published.ipynb #75e01111
 def read_published_logits(path,           # of a tensor (n, K) that torch.save wrote
                           rows,           # of `Corpus.meta`, in the order of the tensor
                           scenes=SCENES,  # names of the columns, in order

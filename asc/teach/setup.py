@@ -8,7 +8,12 @@ __all__ = ['MeanTeacher']
 # %% ../../nbs/teach/30_setup.ipynb #d0c223f3
 import torch
 
-from ..core import InputError, resolve
+from ..model.classifier import load_model
+from ..core import InputError, check_range, pick, resolve
+from .distill import DistillLoss, LiveTeacher, SelfTeacher, columns, view
+from .ensemble import mean_logits
+from .features import FeatureLoss, read_layer_pairs
+from ..run.folder import check_type
 from .logits import read_teacher
 
 # %% ../../nbs/teach/30_setup.ipynb #06931919
@@ -20,5 +25,9 @@ class MeanTeacher:
         if len({s is None for s in starts}) > 1: raise InputError(
             f"teacher: {', '.join(map(str, paths))} are of clips and of windows: give files of one kind")
         self.starts = starts[0]
-    def rows(self, filenames, scenes): return torch.stack([torch.as_tensor(t.rows(filenames, scenes)) for t in self.teachers]).mean(0)
-    def at(self, recordings, seconds, scenes): return torch.stack([torch.as_tensor(t.at(recordings, seconds, scenes)) for t in self.teachers]).mean(0)
+
+    def rows(self, filenames, scenes):
+        return mean_logits(torch.stack([t.rows(filenames, scenes) for t in self.teachers]))
+
+    def at(self, recordings, seconds, scenes):
+        return mean_logits(torch.stack([t.at(recordings, seconds, scenes) for t in self.teachers]))

@@ -34,7 +34,7 @@ def _unique(names, what):
     again = again[again.duplicated()]
     if len(again): raise InputError(f'{what} {again.iloc[0]} occurs twice: give each once')
 
-# %% ../../nbs/teach/08_teacher.ipynb #7ee73b5a
+# %% ../../nbs/teach/08_teacher.ipynb #08149a95
 class Teacher:
     "Logits by name: of clips, or of windows of recordings"
     def __init__(self, filenames, # of clips; for windows the recording of each
@@ -42,7 +42,7 @@ class Teacher:
                  scenes,          # names of the columns
                  facts=None,      # what is known about their origin, plain values
                  starts=None,     # of windows: seconds from the beginning of the recording, (N,)
-                 seen=None,       # (N,) 1: the teacher was trained on it, 0: it was not, -1: not known
+                 seen=None,       # (N,) whether it was trained on it: 1, 0, or -1 for not known
                  ):
         self.filenames, self.scenes = list(map(str, filenames)), list(scenes)
         self.facts = dict(facts or {})
@@ -61,16 +61,19 @@ class Teacher:
         name = self.facts.get('model', 'unnamed')
         return f'Teacher({name}: {len(self)} {kind}, {len(self.scenes)} scenes)'
 
-    @property
-    def label(self): return str(self.facts.get('model', 'teacher'))
-
     @cached_property
     def names(self): return pd.Index(self.filenames).unique()
 
     @cached_property
     def by_time(self): return _sorted_windows(self)        # sorted once, asked for every batch
 
-# %% ../../nbs/teach/08_teacher.ipynb #7a2b1dc5
+# %% ../../nbs/teach/08_teacher.ipynb #deaf3f0a
+@patch(as_prop=True)
+def label(self:Teacher):
+    "What it is called in messages and tables"
+    return str(self.facts.get('model', 'teacher'))
+
+# %% ../../nbs/teach/08_teacher.ipynb #a17f44fb
 @patch
 def _check_shape(self:Teacher, logits):
     "InputError unless there is a row a name and a column a scene"
@@ -80,7 +83,7 @@ def _check_shape(self:Teacher, logits):
                          f'and {len(self.scenes)} scenes')
     if not self.filenames: raise InputError('a teacher without rows: the list is empty')
 
-# %% ../../nbs/teach/08_teacher.ipynb #db68fda9
+# %% ../../nbs/teach/08_teacher.ipynb #d855333c
 @patch
 def _column(self:Teacher, values, dtype, name):
     "A value for each row, or None"
@@ -90,7 +93,7 @@ def _column(self:Teacher, values, dtype, name):
         raise InputError(f'{name}: {len(values)} for {len(self.filenames)} rows')
     return values
 
-# %% ../../nbs/teach/08_teacher.ipynb #8c827e88
+# %% ../../nbs/teach/08_teacher.ipynb #f4b383fd
 FAR = 1e5 # seconds; a recording is shorter than a day
 
 def _sorted_windows(teacher) -> tuple: # keys, their rows
@@ -99,22 +102,27 @@ def _sorted_windows(teacher) -> tuple: # keys, their rows
     order = np.argsort(keys, kind='stable')
     return keys[order], order
 
-# %% ../../nbs/teach/08_teacher.ipynb #79fbc7ae
+# %% ../../nbs/teach/08_teacher.ipynb #9f893418
+def _difference(theirs, scenes):
+    "In words, which classes are known to one only"
+    missing = [s for s in scenes if s not in theirs]
+    spare = [s for s in theirs if s not in scenes]
+    reasons = []
+    if missing: reasons.append(f"it does not know {', '.join(missing)}")
+    if spare: reasons.append(f"not asked for are {', '.join(spare)}")
+    return '; '.join(reasons)
+
+# %% ../../nbs/teach/08_teacher.ipynb #5ef7aa1c
 @patch
 def columns(self:Teacher, scenes=None) -> list:
     "Where the classes asked for are among the teacher's"
     scenes = self.scenes if scenes is None else list(scenes)
-    missing = [s for s in scenes if s not in self.scenes]
-    spare = [s for s in self.scenes if s not in scenes]
-    reasons = []
-    if missing: reasons.append(f"it does not know {', '.join(missing)}")
-    if spare: reasons.append(f"not asked for are {', '.join(spare)}")
-    if reasons:
-        raise InputError(f"{self.label} has other classes: {'; '.join(reasons)}. "
+    if set(scenes) != set(self.scenes):
+        raise InputError(f"{self.label} has other classes: {_difference(self.scenes, scenes)}. "
                          'A teacher must know exactly the classes of its student')
     return [self.scenes.index(s) for s in scenes]
 
-# %% ../../nbs/teach/08_teacher.ipynb #b0b0d401
+# %% ../../nbs/teach/08_teacher.ipynb #642c806f
 @patch
 def find(self:Teacher, names, what='clips') -> np.ndarray: # int64, position among `self.names`
     "Where names are"
@@ -122,11 +130,12 @@ def find(self:Teacher, names, what='clips') -> np.ndarray: # int64, position amo
     places = self.names.get_indexer(names)
     missing = np.flatnonzero(places < 0)
     if len(missing):
+        example = names[missing[0]]
         raise InputError(f'{self.label} has no logits for {len(missing):,} of {len(names):,} {what}, '
-                         f'such as {names[missing[0]]}: write them for this list with nbs/predict.ipynb')
+                         f'such as {example}: write them for this list with nbs/predict.ipynb')
     return places
 
-# %% ../../nbs/teach/08_teacher.ipynb #0b20ec3f
+# %% ../../nbs/teach/08_teacher.ipynb #016cf56b
 @patch
 def rows(self:Teacher, filenames, # of clips
          scenes=None,             # order of the columns, default the teacher's own
@@ -138,7 +147,7 @@ def rows(self:Teacher, filenames, # of clips
     columns = self.columns(scenes)
     return self.logits[torch.from_numpy(self.find(filenames))][:, columns].float()
 
-# %% ../../nbs/teach/08_teacher.ipynb #412adc6c
+# %% ../../nbs/teach/08_teacher.ipynb #dce7e7e1
 @patch
 def only(self:Teacher, filenames, # of clips
          ) -> Teacher:
@@ -150,7 +159,7 @@ def only(self:Teacher, filenames, # of clips
     seen = None if self.seen is None else self.seen[rows]
     return Teacher(filenames, self.logits[rows], self.scenes, facts, seen=seen)
 
-# %% ../../nbs/teach/08_teacher.ipynb #73962ae1
+# %% ../../nbs/teach/08_teacher.ipynb #3f983b1f
 def _nearest(keys, wanted) -> np.ndarray: # positions in `keys`, which are sorted
     "Of each number the nearest key, of two equally near the lower"
     if len(keys) == 1: return np.zeros(len(wanted), int)
@@ -158,7 +167,18 @@ def _nearest(keys, wanted) -> np.ndarray: # positions in `keys`, which are sorte
     left = right - 1
     return np.where(np.abs(keys[left] - wanted) <= np.abs(keys[right] - wanted), left, right)
 
-# %% ../../nbs/teach/08_teacher.ipynb #7e5be9a4
+# %% ../../nbs/teach/08_teacher.ipynb #5c1daffa
+@patch
+def _check_near(self:Teacher, gaps, recordings, seconds):
+    "InputError for a window that is further away than half a hop"
+    hop = self.facts.get('hop', 0)
+    far = gaps > hop / 2 + 1e-3
+    if not far.any(): return
+    i = int(far.argmax())
+    raise InputError(f'{self.label} has no window of {list(recordings)[i]} '
+                     f'near {seconds[i]:.3f} s: its windows are {hop} s apart')
+
+# %% ../../nbs/teach/08_teacher.ipynb #02a32a74
 @patch
 def at(self:Teacher, recordings, # names, (n,)
        seconds,                  # where each window begins in its recording, (n,)
@@ -167,14 +187,32 @@ def at(self:Teacher, recordings, # names, (n,)
     "The logits of the windows that begin nearest, not further away than half a hop"
     if self.starts is None:
         raise InputError(f'{self.label} holds clips: ask for them with rows(filenames)')
-    columns, hop = self.columns(scenes), self.facts.get('hop', 0)
-    seconds = np.asarray(seconds, dtype=float)
+    columns, seconds = self.columns(scenes), np.asarray(seconds, dtype=float)
     keys, rows = self.by_time
     wanted = self.find(recordings, 'recordings') * FAR + seconds
     nearest = _nearest(keys, wanted)
-    far = np.flatnonzero(np.abs(keys[nearest] - wanted) > hop / 2 + 1e-3)
-    if len(far):
-        i = far[0]
-        raise InputError(f'{self.label} has no window of {list(recordings)[i]} near {seconds[i]:.3f} s: '
-                         f'its windows are {hop} s apart')
+    self._check_near(np.abs(keys[nearest] - wanted), recordings, seconds)
     return self.logits[torch.from_numpy(rows[nearest])][:, columns].float()
+
+# %% ../../nbs/teach/08_teacher.ipynb #5ed92b0b
+@patch
+def _recording_means(self:Teacher, p):
+    "The mean over the windows of each recording, in the order of `names`"
+    means = pd.DataFrame(p.numpy()).groupby(self.names.get_indexer(self.filenames)).mean()
+    return torch.from_numpy(means.to_numpy(copy=True))
+
+# %% ../../nbs/teach/08_teacher.ipynb #baa0e84a
+@patch
+def predictions(self:Teacher,
+                rows,              # of `Corpus.meta`
+                ) -> pd.DataFrame: # a table of predictions; of windows one row a recording
+    "What the teacher says about clips"
+    p = self.logits.double().softmax(1)
+    if self.starts is not None:
+        rows = rows.drop_duplicates('recording')
+        rows = rows.drop(columns='filename').rename(columns=dict(recording='filename'))
+        p = self._recording_means(p)
+    table = rows[['filename', 'device', 'city']].reset_index(drop=True)
+    table.insert(1, 'scene_label', rows.scene.to_numpy())
+    asked = p[torch.from_numpy(self.find(rows.filename))]
+    return pd.concat([table, pd.DataFrame(asked.numpy(), columns=self.scenes)], axis=1)

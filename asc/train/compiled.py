@@ -15,47 +15,79 @@ from pathlib import Path
 
 import torch
 from fastai.callback.core import Callback
+from fastcore.basics import patch
 
 from ..core import InputError
 from ..model.body import body_of
 from .learner import fitting
 
+# %% ../../nbs/train/70_compiled.ipynb #6eb52759
+def _compilers(kind):
+    "Names of the compilers that PyTorch looks for, for a kind of device"
+    if kind == 'cuda': return os.environ.get('CC', 'gcc clang').split()
+    return [os.environ.get('CXX') or ('clang++' if sys.platform == 'darwin' else 'g++')]
+
 # %% ../../nbs/train/70_compiled.ipynb #486a81e2
 def check_compile(device): # torch device of the training
     "InputError where nothing can be compiled for this device"
     kind = torch.device(device).type
-    if kind not in ('cpu', 'cuda'): raise InputError(f'compile=True: PyTorch compiles for CPUs and CUDA GPUs, not for {kind}; set it to False')
-    if kind == 'cuda' and find_spec('triton') is None: raise InputError('compile=True needs Triton on a GPU: pip install triton, or set it to False')
-    names = [os.environ.get('CXX') or ('clang++' if sys.platform == 'darwin' else 'g++')] if kind == 'cpu' else os.environ.get('CC', 'gcc clang').split()
+    if kind not in ('cpu', 'cuda'):
+        raise InputError('compile=True: PyTorch compiles for CPUs and CUDA GPUs, '
+                         f'not for {kind}; set it to False')
+    if kind == 'cuda' and find_spec('triton') is None:
+        raise InputError('compile=True needs Triton on a GPU: pip install triton, or set it to False')
+    names = _compilers(kind)
     if not any(map(shutil.which, names)):
-        raise InputError(f"compile=True needs a compiler, and {' and '.join(names)} cannot be found: install one, or set it to False")
+        names = ' and '.join(names)
+        raise InputError(f'compile=True needs a compiler, and {names} cannot be found: '
+                         'install one, or set it to False')
     if not (Path(sysconfig.get_path('include'))/'Python.h').is_file():
-        raise InputError('compile=True needs the headers of Python (Python.h, often in a package python3-dev): install them, or set it to False')
+        raise InputError('compile=True needs the headers of Python (Python.h, often in a package '
+                         'python3-dev): install them, or set it to False')
 
 # %% ../../nbs/train/70_compiled.ipynb #8ef76c55
 class Compiled(Callback):
     "Whole training batches go through the compiled network"
-    order, run_valid, size, net = 120, False, None, None   # after all that hooks into the network
-    def __init__(self, backend='inductor'): self.backend = backend     # of torch.compile
+    order, run_valid = 120, False   # after all that hooks into the network
+    size = net = None               # clips of a whole batch; the network while a fit runs
+    def __init__(self, backend='inductor'): # of torch.compile
+        self.backend = backend
+
     def before_fit(self):
         self.run = fitting(self.learn)
-        if not self.run: return
-        device = next(self.learn.model.parameters()).device
-        if self.backend == 'inductor': check_compile(device)
-        torch.compiler.reset()                             # an earlier training's graph may hold its hooks
-        self.net, self.size = body_of(self.learn.model), None
-        self.net.compile(backend=self.backend, dynamic=False, **(dict(mode='reduce-overhead') if device.type == 'cuda' else {}))
-        self.fast = self.take_off()
+        if self.run: self.compile_network()
 
-    def take_off(self): return self.net.__dict__.pop('_compiled_call_impl', None)    # what Module.compile has put on; copies go without
     def before_batch(self):
         n = len(self.xb[0])
         if self.size not in (None, n): return
         torch.compiler.cudagraph_mark_step_begin()
         self.net._compiled_call_impl, self.size = self.fast, n
+
     def after_pred(self): self.take_off()
     def after_cancel_batch(self): self.take_off()
     def after_fit(self): self.fast = self.net = None
-    def undo(self):
-        if self.net is not None: self.take_off()
-        self.after_fit()
+
+# %% ../../nbs/train/70_compiled.ipynb #825b259e
+@patch
+def compile_network(self:Compiled):
+    "Compile the network and put the compiled call aside for whole batches"
+    device = next(self.learn.model.parameters()).device
+    if self.backend == 'inductor': check_compile(device)
+    torch.compiler.reset()                         # an earlier training's graph may hold its hooks
+    self.net, self.size = body_of(self.learn.model), None
+    mode = 'reduce-overhead' if device.type == 'cuda' else None
+    self.net.compile(backend=self.backend, dynamic=False, mode=mode)
+    self.fast = self.take_off()
+
+# %% ../../nbs/train/70_compiled.ipynb #15cfbacf
+@patch
+def take_off(self:Compiled):
+    "Take off the network what `Module.compile` has put on; copies go without"
+    return self.net.__dict__.pop('_compiled_call_impl', None)
+
+# %% ../../nbs/train/70_compiled.ipynb #ea071328
+@patch
+def undo(self:Compiled):
+    "Leave the network as it was, also after a fit that failed"
+    if self.net is not None: self.take_off()
+    self.after_fit()

@@ -12,6 +12,7 @@ import random
 import torch
 import torch.distributed as dist
 from fastai.callback.core import Callback
+from fastcore.basics import patch
 
 from ..core import InputError, seed_everything
 from .learner import fitting
@@ -21,12 +22,14 @@ def rank_and_world() -> tuple: # (number of this process, how many there are)
     "As torchrun, accelerate and their like have put it into the environment"
     return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
 
+# %% ../../nbs/train/55_ddp.ipynb #6bdc0c6d
 def share(idx, rank, world) -> list:
     "Every `world`-th of `idx` from `rank` on, as many for each rank"
     idx = list(idx)
-    full = idx * (1 + world // len(idx)) if len(idx) < world else idx + idx[:-len(idx) % world]
-    return full[:-(-len(idx) // world) * world][rank::world]
+    each = -(-len(idx) // world)                         # rounded up
+    return [idx[i % len(idx)] for i in range(rank, each * world, world)]
 
+# %% ../../nbs/train/55_ddp.ipynb #958af0a2
 class SharedClips:
     "The clips of `data`, of every batch this rank's share"
     def __init__(self, data, rank, world): self.data, self.rank, self.world = data, rank, world
@@ -37,50 +40,76 @@ class SharedClips:
 # %% ../../nbs/train/55_ddp.ipynb #4de4fef5
 def join_ranks(device):
     "Meet the other processes, through NCCL on GPUs and gloo on CPUs"
-    if not dist.is_initialized(): dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+    if not dist.is_initialized():
+        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
 
+# %% ../../nbs/train/55_ddp.ipynb #0ced991f
 def average_gradients(params):
     "Put the mean over ranks in place of every gradient"
     grads = [p.grad for p in params if p.grad is not None]
     flat = torch.cat([g.reshape(-1) for g in grads])
     dist.all_reduce(flat)
-    for g, mean in zip(grads, (flat / dist.get_world_size()).split([g.numel() for g in grads])): g.copy_(mean.view_as(g))
+    means = (flat / dist.get_world_size()).split([g.numel() for g in grads])
+    for grad, mean in zip(grads, means): grad.copy_(mean.view_as(grad))
 
+# %% ../../nbs/train/55_ddp.ipynb #1e7b7f06
+def _check_same_epoch(epoch, device):
+    "InputError unless all ranks begin at the same epoch"
+    limits = torch.tensor([epoch, -epoch], device=device)
+    dist.all_reduce(limits, op=dist.ReduceOp.MAX)
+    last, first = limits[0], -limits[1]
+    if first != last:
+        raise InputError(f'the ranks would resume at different epochs ({first} and {last}): '
+                         'start the training again, without resume')
+
+# %% ../../nbs/train/55_ddp.ipynb #3ba03c01
+def _share_order(loader, device):
+    "Give a loader the random generator that rank 0 has"
+    kind, words, gauss = loader.rng.getstate()
+    words = torch.tensor(words, device=device)
+    dist.broadcast(words, 0)
+    loader.rng = random.Random()
+    loader.rng.setstate((kind, tuple(words.tolist()), gauss))
+
+# %% ../../nbs/train/55_ddp.ipynb #44310032
+def _share_tensors(tensors):
+    "Give tensors the values they have on rank 0"
+    for t in tensors: dist.broadcast(t.data, 0)
+
+# %% ../../nbs/train/55_ddp.ipynb #b71c32c5
 class Ranks(Callback):
     "Make the fits of several processes one training"
     order = 110
     def before_fit(self):
         self.active = fitting(self.learn)
-        if not self.active: return
-        device = next(self.model.parameters()).device
-        join_ranks(device)
-        rank, world = dist.get_rank(), dist.get_world_size()
-        begin = torch.tensor([self.learn.first_epoch, -self.learn.first_epoch], device=device)
-        dist.all_reduce(begin, op=dist.ReduceOp.MAX)
-        if begin[0] != -begin[1]:
-            raise InputError(f'the ranks would resume at different epochs ({-begin[1]} and {begin[0]}): start the training again, without resume')
-        for t in (*self.model.parameters(), *self.model.buffers()): dist.broadcast(t.data, 0)
-        self.same_order(device)
-        if not self.learn.first_epoch: seed_everything((torch.initial_seed() + rank * 1_000_003) % 2**32)
-        self.whole = self.dls.train.dataset
-        self.dls.train.dataset = SharedClips(self.whole, rank, world)
-
-    def same_order(self, device):
-        "The generators of the loaders as rank 0 has them"
-        for dl in self.dls.loaders:
-            kind, words, gauss = dl.rng.getstate()
-            dist.broadcast(words := torch.tensor(words, device=device), 0)
-            dl.rng = random.Random()
-            dl.rng.setstate((kind, tuple(words.tolist()), gauss))
+        if self.active: self.begin()
 
     def after_loss(self):
         if not (self.active and self.training): return
-        dist.all_reduce(mean := self.learn.loss.detach().clone())
-        self.learn.loss = mean / dist.get_world_size()                          # for the history; loss_grad is what is derived
+        mean = self.learn.loss.detach().clone()
+        dist.all_reduce(mean)
+        self.learn.loss = mean / dist.get_world_size()   # for the history; loss_grad is derived
+
     def after_backward(self):
         if self.active: average_gradients(self.model.parameters())
+
     def after_train(self):
-        if self.active:
-            for t in self.model.buffers(): dist.broadcast(t.data, 0)
+        if self.active: _share_tensors(self.model.buffers())
+
     def after_fit(self):
         if self.active: self.dls.train.dataset = self.whole
+
+# %% ../../nbs/train/55_ddp.ipynb #14786eec
+@patch
+def begin(self:Ranks):
+    "The same weights and order of clips for all ranks, and for each its share of a batch"
+    device = next(self.model.parameters()).device
+    join_ranks(device)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    _check_same_epoch(self.learn.first_epoch, device)
+    _share_tensors([*self.model.parameters(), *self.model.buffers()])
+    for loader in self.dls.loaders: _share_order(loader, device)
+    if not self.learn.first_epoch:
+        seed_everything((torch.initial_seed() + rank * 1_000_003) % 2**32)
+    self.whole = self.dls.train.dataset
+    self.dls.train.dataset = SharedClips(self.whole, rank, world)

@@ -11,18 +11,30 @@ import json
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from ..core import InputError, project_root, write_json
+
+# %% ../../nbs/train/15_melcache.ipynb #c6e9d2ff
+def _steps_before_mel(pipeline): return pipeline.plan[:pipeline.plan.index('mel')]
+
+# %% ../../nbs/train/15_melcache.ipynb #741f4bf1
+def _jitters(pipeline):
+    "The settings by which a frontend draws a new mel bank for every batch"
+    settings = getattr(pipeline.frontend, 'kw', {}) if pipeline.jitter else {}
+    return [name for name in ('fmin_jitter', 'fmax_jitter') if settings.get(name)]
 
 # %% ../../nbs/train/15_melcache.ipynb #19771cd6
 def check_frozen(pipeline): # asc.augment.pipeline.Pipeline
     "InputError when something random stands before the mel"
-    before = pipeline.plan[:pipeline.plan.index('mel')]
-    live = [name.split('_', 1)[1] for name in before if name != 'resample']
-    if live: raise InputError(f"cache=True: the step {', '.join(live)} changes the wave anew for every epoch; leave it out "
-                              "(a pipeline that starts with resample, mel) or train with cache=False")
-    jitter = [k for k in ('fmin_jitter', 'fmax_jitter') if pipeline.jitter and getattr(pipeline.frontend, 'kw', {}).get(k)]
-    if jitter: raise InputError(f"cache=True: the frontend's {', '.join(jitter)} draws a new mel bank for every batch; write the step {{'mel': {{'jitter': False}}}} or use cache=False")
+    live = [name.split('_', 1)[1] for name in _steps_before_mel(pipeline) if name != 'resample']
+    if live:
+        raise InputError(f"cache=True: the step {', '.join(live)} changes the wave anew for every epoch; "
+                         'leave it out (a pipeline that starts with resample, mel), or use cache=False')
+    jitters = ', '.join(_jitters(pipeline))
+    if jitters:
+        raise InputError(f"cache=True: the frontend's {jitters} draws a new mel bank for every batch; "
+                         "write the step {'mel': {'jitter': False}} or use cache=False")
 
 # %% ../../nbs/train/15_melcache.ipynb #d4f06072
 @torch.no_grad()
@@ -31,16 +43,39 @@ def frozen(pipeline, wave): # wave (B,N) float -> linear mel (B,F,T) float32
     mode = pipeline.training
     pipeline.eval()
     x = wave
-    for name in pipeline.plan[:pipeline.plan.index('mel') + 1]: x = pipeline.frontend.mel(x) if name == 'mel' else pipeline.ops[name](x)
+    for name in _steps_before_mel(pipeline): x = pipeline.ops[name](x)
+    x = pipeline.frontend.mel(x)
     pipeline.train(mode)
     return x
 
+# %% ../../nbs/train/15_melcache.ipynb #96d65f29
+def _device_of(pipeline): return next((b.device for b in pipeline.buffers()), 'cpu')
+
+# %% ../../nbs/train/15_melcache.ipynb #7ee00f28
+def _probe(pipeline):
+    "What a pipeline makes of a second of fixed noise: the shape, and a few numbers as text"
+    noise = np.random.default_rng(0).standard_normal((1, pipeline.rate)).astype(np.float32) * .1
+    mel = frozen(pipeline, torch.from_numpy(noise).to(_device_of(pipeline))).cpu().numpy()
+    return mel.shape, [f'{v:.3g}' for v in mel.reshape(len(mel), -1)[0][::997]]
+
+# %% ../../nbs/train/15_melcache.ipynb #9e910c4a
 def cache_key(pipeline, store) -> str:
     "16 hex digits of everything that determines the cached values"
-    noise = torch.from_numpy(np.random.default_rng(0).standard_normal((1, pipeline.rate)).astype(np.float32) * .1)
-    probe = frozen(pipeline, noise.to(next((b.device for b in pipeline.buffers()), 'cpu'))).cpu().numpy()
-    told = [f'{v:.3g}' for v in (probe.reshape(len(probe), -1)[0][::997])]
-    return hashlib.sha256(json.dumps([store.key, repr(pipeline.frontend), pipeline.rate, probe.shape, told]).encode()).hexdigest()[:16]
+    parts = [store.key, repr(pipeline.frontend), pipeline.rate, *_probe(pipeline)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+# %% ../../nbs/train/15_melcache.ipynb #73623084
+def _has_size(path, size): return path.is_file() and path.stat().st_size == size
+
+# %% ../../nbs/train/15_melcache.ipynb #251b1dbd
+def _open_places(folder, clips, row_bytes):
+    "The file of mels and the bytes that say which of its places are filled; new where one is missing"
+    mel, done = folder/'mel.f32', folder/'done.u8'
+    filled = np.memmap(done, np.uint8, 'r+' if _has_size(done, clips) else 'w+', shape=(clips,))
+    if not _has_size(mel, clips * row_bytes):
+        filled[:] = 0
+        with open(mel, 'ab') as f: f.truncate(clips * row_bytes)
+    return open(mel, 'r+b', buffering=0), filled      # a buffer would miss what other processes write
 
 # %% ../../nbs/train/15_melcache.ipynb #7f165244
 class MelCache:
@@ -51,33 +86,52 @@ class MelCache:
                  ):
         check_frozen(pipeline)
         self.store, self.pipeline = store, pipeline
-        shape = frozen(pipeline, torch.zeros(1, store.clip_len, device=next((b.device for b in pipeline.buffers()), 'cpu'))).shape[1:]
-        self.folder = (folder or project_root()/'data'/'store')/f'{store.folder.name}-mel-{cache_key(pipeline, store)}'
+        silence = torch.zeros(1, store.clip_len, device=_device_of(pipeline))
+        self.shape = tuple(frozen(pipeline, silence).shape[1:])
+        folder = folder or project_root()/'data'/'store'
+        self.folder = folder/f'{store.folder.name}-mel-{cache_key(pipeline, store)}'
         self.folder.mkdir(parents=True, exist_ok=True)
-        mel, done, n, self.shape = self.folder/'mel.f32', self.folder/'done.u8', len(store), tuple(shape)
-        whole = lambda f, size: f.is_file() and f.stat().st_size == size
-        self.done = np.memmap(done, np.uint8, 'r+' if whole(done, n) else 'w+', shape=(n,))
-        if not whole(mel, n * shape.numel() * 4):
-            self.done[:] = 0
-            with open(mel, 'ab') as f: f.truncate(n * shape.numel() * 4)
-        self.file = open(mel, 'r+b', buffering=0)              # not mapped: a mapped page counts as memory once it is touched; a buffer would miss what others write
-        write_json(self.folder/'about.json', dict(store=store.key, frontend=repr(pipeline.frontend), rate=pipeline.rate, shape=list(shape)))
+        self.file, self.done = _open_places(self.folder, len(store), 4 * int(np.prod(self.shape)))
+        about = dict(store=store.key, frontend=repr(pipeline.frontend), rate=pipeline.rate)
+        write_json(self.folder/'about.json', dict(about, shape=list(self.shape)))
 
-    def batch(self, idx) -> torch.Tensor:
-        "The mels of the clips at rows `idx` of the store"
-        idx = np.asarray(idx)
-        new = np.unique(idx[self.done[idx] == 0])
-        for at in np.array_split(new, -(-len(new) // 64)) if len(new) else []:
-            wave = torch.from_numpy(self.store.batch(at)).float().div_(32768)
-            made = frozen(self.pipeline, wave.to(next((b.device for b in self.pipeline.buffers()), 'cpu'))).cpu().numpy()
-            try:
-                for row in self._each(made, at):
-                    if self.file.write(row) < row.nbytes: raise OSError('the disk is full')
-            except OSError as e: raise InputError(f'could not write mels into {self.folder}: {e.strerror or e}. Free some space, or train with cache=False') from e
-            self.done[at] = 1
-        out = np.empty((len(idx), *self.shape), np.float32)
-        for row in self._each(out, idx): self.file.readinto(row)
-        return torch.from_numpy(out)
+# %% ../../nbs/train/15_melcache.ipynb #b4cd8171
+@patch
+def _seek(self:MelCache, row, idx):
+    "Go to the place of a clip in the file"
+    self.file.seek(int(idx) * row.nbytes)
 
-    def _each(self, rows, idx): # arrays (B, F, T), (B,)
-        for row, at in zip(rows, idx.tolist()): self.file.seek(at * row.nbytes); yield row
+# %% ../../nbs/train/15_melcache.ipynb #c82f5774
+@patch
+def _write(self:MelCache, idx, mels):
+    "Fill the places of clips, then say that they are filled"
+    try:
+        for i, row in zip(idx, mels):
+            self._seek(row, i)
+            if self.file.write(row) < row.nbytes: raise OSError('the disk is full')
+    except OSError as e:
+        raise InputError(f'could not write mels into {self.folder}: {e.strerror or e}. '
+                         'Free some space, or train with cache=False') from e
+    self.done[idx] = 1
+
+# %% ../../nbs/train/15_melcache.ipynb #383dba43
+@patch
+def _compute(self:MelCache, idx):
+    "The mels of clips from their sound"
+    wave = torch.from_numpy(self.store.batch(idx)).float().div_(32768)
+    return frozen(self.pipeline, wave.to(_device_of(self.pipeline))).cpu().numpy()
+
+# %% ../../nbs/train/15_melcache.ipynb #ab4d1443
+@patch
+def batch(self:MelCache, idx) -> torch.Tensor:
+    "The mels of the clips at rows `idx` of the store"
+    idx = np.asarray(idx)
+    missing = np.unique(idx[self.done[idx] == 0])
+    for k in range(0, len(missing), 64):
+        part = missing[k:k + 64]
+        self._write(part, self._compute(part))
+    out = np.empty((len(idx), *self.shape), np.float32)
+    for i, row in zip(idx, out):
+        self._seek(row, i)
+        self.file.readinto(row)
+    return torch.from_numpy(out)

@@ -8,32 +8,43 @@ __all__ = ['precisions', 'check_precision', 'MixedPrecision', 'precision_of']
 # %% ../../nbs/train/45_precision.ipynb #3c383440
 import torch
 from fastai.callback.fp16 import MixedPrecision as FastaiMixedPrecision
+from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
 from torch.amp import GradScaler
 
 from ..core import InputError, pick
 
-# %% ../../nbs/train/45_precision.ipynb #4d2816af
+# %% ../../nbs/train/45_precision.ipynb #c5b45b7b
 precisions = dict(float32=None, bf16=torch.bfloat16, fp16=torch.float16)
 
+# %% ../../nbs/train/45_precision.ipynb #324e1026
+def _is_native(precision, device):
+    "Whether a device is said to have this precision in hardware"
+    if device.type != 'cuda': return precision != 'fp16'
+    return precision == 'fp16' or torch.cuda.is_bf16_supported(including_emulation=False)
+
+# %% ../../nbs/train/45_precision.ipynb #e98f78b9
+def _computes_in(dtype, device):
+    "Whether a convolution under autocast really has this type"
+    x, w = torch.ones(1, 1, 4, 4, device=device), torch.ones(1, 1, 3, 3, device=device)
+    try:
+        with torch.no_grad(), torch.autocast(device.type, dtype):
+            return nn.functional.conv2d(x, w).dtype == dtype
+    except RuntimeError:
+        return False
+
+# %% ../../nbs/train/45_precision.ipynb #4d2816af
 def check_precision(precision:str, # name in `precisions`
                     device='cpu',  # torch device
                     ):             # torch dtype, None for float32
     "The 16-bit type `precision` names, once the device has shown that it computes in it"
     dtype, device = pick(precisions, precision, 'precision'), torch.device(device)
     if dtype is None: return None
-    on_gpu = device.type == 'cuda'
-    able = on_gpu if precision == 'fp16' else not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)
-    if able:
-        try:
-            with torch.no_grad(), torch.autocast(device.type, dtype):
-                able = nn.functional.conv2d(torch.ones(1, 1, 4, 4, device=device), torch.ones(1, 1, 3, 3, device=device)).dtype == dtype
-        except RuntimeError: able = False
-    if not able:
-        other = ' (bf16 works on a CPU)' if precision == 'fp16' and device.type == 'cpu' else ''
-        raise InputError(f"precision='{precision}': this device ({device}) does not really compute in it, choose another{other}")
-    return dtype
+    if _is_native(precision, device) and _computes_in(dtype, device): return dtype
+    hint = ' (bf16 works on a CPU)' if precision == 'fp16' and device.type == 'cpu' else ''
+    raise InputError(f"precision='{precision}': this device ({device}) does not really compute in it, "
+                     f'choose another{hint}')
 
 # %% ../../nbs/train/45_precision.ipynb #0f9910ce
 class MixedPrecision(FastaiMixedPrecision):
@@ -46,20 +57,35 @@ class MixedPrecision(FastaiMixedPrecision):
 
     def before_fit(self):
         device = next(self.learn.model.parameters()).device
-        dtype = check_precision(self.precision, device)
-        self.autocast, self.used = torch.autocast(device.type, dtype), f'{self.precision} on {device.type}'
-        self.learn.scaler, self.scales = GradScaler(device.type, **{**self.kwargs, 'enabled': self.precision == 'fp16'}), L()
+        self.autocast = torch.autocast(device.type, check_precision(self.precision, device))
+        self.used = f'{self.precision} on {device.type}'
+        options = {**self.kwargs, 'enabled': self.precision == 'fp16'}
+        self.learn.scaler, self.scales = GradScaler(device.type, **options), L()
 
-    def before_batch(self): self.autocast.__enter__(); self.opened = True
+    def before_batch(self):
+        self.autocast.__enter__()
+        self.opened = True
+
     def after_loss(self):
-        if self.opened: self.autocast.__exit__(None, None, None); self.opened = False
-    def after_cancel_batch(self): self.after_loss()           # a batch given up between the two
-    def get_state(self): return self.learn.scaler.state_dict()
-    def set_state(self, state):
-        if state: self.learn.scaler.load_state_dict(state)
+        if self.opened: self.autocast.__exit__(None, None, None)
+        self.opened = False
 
+    def after_cancel_batch(self): self.after_loss()           # a batch given up between the two
+
+# %% ../../nbs/train/45_precision.ipynb #9613fca8
+@patch
+def get_state(self:MixedPrecision): return self.learn.scaler.state_dict()
+
+# %% ../../nbs/train/45_precision.ipynb #158aac41
+@patch
+def set_state(self:MixedPrecision, state):
+    if state: self.learn.scaler.load_state_dict(state)
+
+# %% ../../nbs/train/45_precision.ipynb #e7f404d0
 def precision_of(learn) -> str:
     "In words, what the forward passes of a learner compute in"
-    mixed = next((cb.used for cb in learn.cbs if isinstance(cb, MixedPrecision)), None)
+    for cb in learn.cbs:
+        if isinstance(cb, MixedPrecision) and cb.used: return cb.used
     device = next(learn.model.parameters()).device.type
-    return mixed or f"float32{' (convolutions in TF32)' * (device == 'cuda' and torch.backends.cudnn.allow_tf32)} on {device}"
+    tf32 = device == 'cuda' and torch.backends.cudnn.allow_tf32
+    return f'float32 (convolutions in TF32) on {device}' if tf32 else f'float32 on {device}'

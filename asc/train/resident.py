@@ -11,52 +11,91 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from ..core import InputError
 from ..augment.wave import wrapped
 
+# %% ../../nbs/train/10_resident.ipynb #90788992
+def _distinct(first, frames):
+    "First samples and lengths of the distinct ranges, sorted, and which of them each range is"
+    first = np.asarray(first, np.int64)
+    first, index, which = np.unique(first, return_index=True, return_inverse=True)
+    return first, np.asarray(frames, np.int64)[index], which
+
+# %% ../../nbs/train/10_resident.ipynb #e746aba5
+def _stretches(first, frames): # sorted, (R,) -> first samples, lengths
+    "Ranges that follow each other without a gap, put together"
+    if not len(first): return []
+    ends = first + frames
+    gap = np.flatnonzero(first[1:] != ends[:-1]) + 1
+    starts, stops = first[[0, *gap]], ends[[*(gap - 1), -1]]
+    return zip(starts.tolist(), (stops - starts).tolist())
+
+# %% ../../nbs/train/10_resident.ipynb #b83607c6
+def _pieces(first, frames, part):
+    "Stretches of samples cut to at most `part`: (first sample, length)"
+    for start, length in _stretches(first, frames):
+        for offset in range(0, length, part):
+            yield start + offset, min(part, length - offset)
+
+# %% ../../nbs/train/10_resident.ipynb #d70950de
+def _empty_samples(n, device):
+    "Room for samples on a device, or InputError"
+    try:
+        return torch.empty(n, dtype=torch.int16, device=device)
+    except RuntimeError as e:
+        reason = str(e).splitlines()[0]
+        raise InputError(f'the samples need {2*n/1e9:.1f} GB on {device}: {reason}') from e
+
 # %% ../../nbs/train/10_resident.ipynb #61bbb56c
 class Resident:
-    "Ranges of samples side by side on a device, each once: `samples` int16 (N,), and where each range `begin`s there, int64 (B,)"
-    def __init__(self, samples,            # asc.data.pcm.Samples
-                 first, frames,       # where each range begins in the file and how long it is, (B,); equal ranges share their place
+    "Ranges of samples on a device, each once: `samples` int16 (N,); each range `begin`s at, int64 (B,)"
+    def __init__(self, samples,       # asc.data.pcm.Samples
+                 first, frames,       # (B,): where each range begins in the file, how long it is
                  device,              # 'cuda', 'cpu' …
-                 part:int=1 << 22,    # samples copied at once, so that the host needs no second copy
+                 part:int=1 << 22,    # samples copied at once: the host needs no second copy of all
                  ):
-        first, at, which = np.unique(np.asarray(first, np.int64), return_index=True, return_inverse=True)
-        frames = np.asarray(frames, np.int64)[at]
+        first, frames, which = _distinct(first, frames)
         end = np.cumsum(frames)
         self.begin = (end - frames)[which]
-        try: self.samples = torch.empty(int(frames.sum()), dtype=torch.int16, device=device)
-        except RuntimeError as e: raise InputError(f'the samples need {2*frames.sum()/1e9:.1f} GB on {device}: {str(e).splitlines()[0]}') from e
-        gap = np.flatnonzero(first[1:] != (first + frames)[:-1])                     # ranges without a gap are read on end
-        for a, b in zip([0, *gap + 1], [*gap, len(first) - 1] if len(first) else []):
-            source, to = first[a], end[a] - frames[a]
-            for k in range(to, end[b], part):
-                m = min(part, end[b] - k)
-                self.samples[k:k + m] = torch.from_numpy(samples.take([source + k - to], m)[0])
+        self.samples = _empty_samples(int(frames.sum()), device)
+        place = 0
+        for start, n in _pieces(first, frames, part):
+            self.samples[place:place + n] = torch.from_numpy(samples.take([start], n)[0])
+            place += n
 
-    def take(self, first, n): # first sample of each piece on the device, tensor (B,) -> (B, n)
-        "Pieces from anywhere"
-        return self.samples.unfold(0, n, 1)[first]
+# %% ../../nbs/train/10_resident.ipynb #d5d79b06
+@patch
+def take(self:Resident, first, n): # first sample of each piece on the device, tensor (B,) -> (B, n)
+    "Pieces from anywhere"
+    return self.samples.unfold(0, n, 1)[first]
 
-    def turned(self, first, frames, start, n): # tensors (B,) -> (B, n)
-        "Pieces that run on from the end of their range to its beginning"
-        return self.samples[first[:, None] + wrapped(start, n, frames)]
+# %% ../../nbs/train/10_resident.ipynb #ef132065
+@patch
+def turned(self:Resident, first, frames, start, n): # tensors (B,) -> (B, n)
+    "Pieces that run on from the end of their range to its beginning"
+    return self.samples[first[:, None] + wrapped(start, n, frames)]
 
 # %% ../../nbs/train/10_resident.ipynb #9e17844d
-_there = WeakValueDictionary()
+_residents = WeakValueDictionary()
 
+# %% ../../nbs/train/10_resident.ipynb #9273f123
 def _key(samples, first, frames, device):
-    told = hashlib.sha256(b''.join(np.ascontiguousarray(a, np.int64).tobytes() for a in (first, frames))).hexdigest()
-    return str(samples.path.resolve()), samples.path.stat().st_mtime_ns, str(device), told
+    "What tells one set of ranges on a device from another"
+    ranges = b''.join(np.ascontiguousarray(a, np.int64).tobytes() for a in (first, frames))
+    path, digest = samples.path, hashlib.sha256(ranges).hexdigest()
+    return str(path.resolve()), path.stat().st_mtime_ns, str(device), digest
 
+# %% ../../nbs/train/10_resident.ipynb #e92f61d9
 def is_resident(samples, first, frames, device) -> bool: # as `Resident`
     "Whether these very ranges are on the device already"
-    return _key(samples, first, frames, device) in _there
+    return _key(samples, first, frames, device) in _residents
 
+# %% ../../nbs/train/10_resident.ipynb #5576adea
 def shared_resident(samples, first, frames, device) -> Resident: # as `Resident`
     "The ranges on the device, copied there if nobody has done it"
     key = _key(samples, first, frames, device)
-    if (held := _there.get(key)) is None: held = _there[key] = Resident(samples, first, frames, device)
-    return held
+    resident = _residents.get(key)
+    if resident is None: resident = _residents[key] = Resident(samples, first, frames, device)
+    return resident

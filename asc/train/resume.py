@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import apply
+from fastcore.basics import patch
 
 from ..core import InputError, atomic
 from .learner import Learner, fitting
@@ -25,18 +26,36 @@ from .learner import Learner, fitting
 def random_states(loaders=()) -> dict: # of tensors, numbers and lists
     "The state of every random generator a training draws from"
     kind, keys, *rest = np.random.get_state()
-    return dict(python=random.getstate(), numpy=[kind, torch.from_numpy(keys.astype(np.int64)), *rest], torch=torch.get_rng_state(),
-                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [], loaders=[dl.rng.getstate() for dl in loaders])
+    return dict(
+        python=random.getstate(),
+        numpy=[kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        torch=torch.get_rng_state(),
+        cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        loaders=[dl.rng.getstate() for dl in loaders])
 
+# %% ../../nbs/train/60_resume.ipynb #fa8dfca7
+def _python_state(state):
+    "The state of a generator of Python's as `setstate` wants it; a file gives lists for tuples"
+    version, words, gauss = state
+    return version, tuple(words), gauss
+
+# %% ../../nbs/train/60_resume.ipynb #162584bd
 def set_random_states(states, loaders=()):
     "Put every generator back to where `random_states` saw it"
-    listed = lambda s: (s[0], tuple(s[1]), s[2])
-    random.setstate(listed(states['python']))
+    random.setstate(_python_state(states['python']))
     kind, keys, *rest = states['numpy']
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states['torch'])
-    if torch.cuda.is_available() and len(states['cuda']) == torch.cuda.device_count(): torch.cuda.set_rng_state_all(states['cuda'])
-    for dl, s in zip(loaders, states['loaders']): dl.rng = random.Random(); dl.rng.setstate(listed(s))
+    if torch.cuda.is_available() and len(states['cuda']) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states['cuda'])
+    for loader, state in zip(loaders, states['loaders']):
+        loader.rng = random.Random()
+        loader.rng.setstate(_python_state(state))
+
+# %% ../../nbs/train/60_resume.ipynb #9e908818
+def _as_text(config, name):
+    "A value of a configuration for a message"
+    return json.dumps(config[name], ensure_ascii=False) if name in config else 'nothing'
 
 # %% ../../nbs/train/60_resume.ipynb #b999b5c2
 def check_config(saved:dict,  # what the checkpoint was made with
@@ -44,19 +63,27 @@ def check_config(saved:dict,  # what the checkpoint was made with
                  what,        # the checkpoint's path, for the message
                  ):
     "InputError that names the parameters that differ"
-    nothing = object()
-    differ = [k for k in {**saved, **config} if saved.get(k, nothing) != config.get(k, nothing)]
-    tell = lambda d, k: json.dumps(d[k], ensure_ascii=False) if k in d else 'nothing'
-    told = ', '.join(f'{k} was {tell(saved, k)}, is {tell(config, k)}' for k in differ)
-    if differ: raise InputError(f'{what} belongs to another configuration: {told}. '
-                                'Resume with the parameters it was started with, or start a run in another folder')
+    absent = object()
+    differing = [k for k in {**saved, **config} if saved.get(k, absent) != config.get(k, absent)]
+    if not differing: return
+    changes = [f'{k} was {_as_text(saved, k)}, is {_as_text(config, k)}' for k in differing]
+    raise InputError(f"{what} belongs to another configuration: {', '.join(changes)}. "
+                     'Resume with the parameters it was started with, or start a run in another folder')
 
+# %% ../../nbs/train/60_resume.ipynb #7a90a449
+_FORMAT = 'asc-checkpoint-1'
+
+# %% ../../nbs/train/60_resume.ipynb #1b75c4f3
 def read_checkpoint(path) -> dict:
     "A checkpoint, from a file in which nothing is run"
-    try: state = torch.load(path, map_location='cpu', weights_only=True)
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as e:
-        raise InputError(f'{path} is no checkpoint or is damaged ({str(e).splitlines()[0][:80]}): remove it to begin again') from e
-    if not isinstance(state, dict) or state.get('format') != 'asc-checkpoint-1': raise InputError(f'{path} is no checkpoint of asc')
+        reason = str(e).splitlines()[0][:80]
+        raise InputError(f'{path} is no checkpoint or is damaged ({reason}): '
+                         'remove it to begin again') from e
+    if not isinstance(state, dict) or state.get('format') != _FORMAT:
+        raise InputError(f'{path} is no checkpoint of asc')
     return state
 
 # %% ../../nbs/train/60_resume.ipynb #115d9b4a
@@ -64,69 +91,123 @@ def rememberers(learn) -> dict: # name -> callback
     "The callbacks of a learner that have a state"
     return {cb.name: cb for cb in learn.cbs if hasattr(type(cb), 'get_state')}
 
+# %% ../../nbs/train/60_resume.ipynb #761afee9
 def training_shape(learn) -> dict:
     "What decides how many steps a fit has"
-    return dict(epochs=learn.n_epoch, batches=len(learn.dls.train), clips=len(learn.dls.train_ds), valid_clips=len(learn.dls.valid_ds))
+    dls = learn.dls
+    return dict(epochs=learn.n_epoch, batches=len(dls.train),
+                clips=len(dls.train_ds), valid_clips=len(dls.valid_ds))
 
-def training_state(learn) -> dict: # of tensors and plain values, in the middle of a fit, after a whole epoch
-    "All that the rest of the fit depends on"
-    rec = learn.recorder
-    log = dict(count=rec.smooth_loss.count, val=rec.smooth_loss.val, losses=torch.stack(rec.losses),
-               lrs=torch.tensor(rec.lrs, dtype=torch.float64), iters=list(rec.iters), values=[list(v) for v in rec.values])
-    return dict(shape=training_shape(learn), epoch=learn.epoch + 1, train_iter=learn.train_iter, model=learn.model.state_dict(),
-                opt=learn.opt.state_dict(), callbacks={k: cb.get_state() for k, cb in rememberers(learn).items()}, recorder=log,
-                random=random_states(learn.dls.loaders))
+# %% ../../nbs/train/60_resume.ipynb #612f6208
+def _recorder_state(recorder):
+    "What fastai's recorder has noted so far"
+    return dict(count=recorder.smooth_loss.count, val=recorder.smooth_loss.val,
+                losses=torch.stack(recorder.losses),
+                lrs=torch.tensor(recorder.lrs, dtype=torch.float64),
+                iters=list(recorder.iters), values=[list(v) for v in recorder.values])
+
+# %% ../../nbs/train/60_resume.ipynb #98f31aba
+def _set_recorder_state(recorder, state):
+    "Put a recorder back to where `_recorder_state` saw it"
+    recorder.smooth_loss.count, recorder.smooth_loss.val = state['count'], state['val']
+    recorder.losses, recorder.lrs = list(state['losses']), state['lrs'].tolist()
+    recorder.iters, recorder.values = state['iters'], state['values']
+
+# %% ../../nbs/train/60_resume.ipynb #0051a8d9
+def training_state(learn) -> dict: # of tensors and plain values
+    "All that the rest of a fit depends on, after an epoch"
+    return dict(
+        shape=training_shape(learn), epoch=learn.epoch + 1, train_iter=learn.train_iter,
+        model=learn.model.state_dict(), opt=learn.opt.state_dict(),
+        callbacks={name: cb.get_state() for name, cb in rememberers(learn).items()},
+        recorder=_recorder_state(learn.recorder), random=random_states(learn.dls.loaders))
+
+# %% ../../nbs/train/60_resume.ipynb #6a719e63
+def _load_weights_and_moments(learn, state, what):
+    "The model and the optimiser as they were, or InputError"
+    try:
+        learn.model.load_state_dict(state['model'])
+        learn.opt.load_state_dict(state['opt'])
+    except (RuntimeError, ValueError) as e:
+        raise InputError(f'{what} does not fit this model: {e}') from e
 
 # %% ../../nbs/train/60_resume.ipynb #769f4de3
 def restore_training(learn, state:dict, what): # what: the checkpoint's path, for messages
     "Put a learner whose fit is about to begin where it was when `state` was taken"
-    if not isinstance(learn, Learner): raise InputError('only a Learner from create_learner can begin at a later epoch')
+    if not isinstance(learn, Learner):
+        raise InputError('only a Learner from create_learner can begin at a later epoch')
+    callbacks = rememberers(learn)
     check_config(state['shape'], training_shape(learn), what)
-    check_config({k: 'on' for k in state['callbacks']}, {k: 'on' for k in rememberers(learn)}, what)
-    try: learn.model.load_state_dict(state['model']); learn.opt.load_state_dict(state['opt'])
-    except (RuntimeError, ValueError) as e: raise InputError(f'{what} does not fit this model: {e}') from e
-    for k, cb in rememberers(learn).items(): cb.set_state(state['callbacks'][k])
-    rec, log = learn.recorder, state['recorder']
-    rec.smooth_loss.count, rec.smooth_loss.val = log['count'], log['val']
-    rec.losses, rec.lrs, rec.iters, rec.values = list(log['losses']), log['lrs'].tolist(), log['iters'], log['values']
+    check_config(dict.fromkeys(state['callbacks'], 'on'), dict.fromkeys(callbacks, 'on'), what)
+    _load_weights_and_moments(learn, state, what)
+    for name, cb in callbacks.items(): cb.set_state(state['callbacks'][name])
+    _set_recorder_state(learn.recorder, state['recorder'])
     learn.train_iter, learn.first_epoch = state['train_iter'], state['epoch']
     set_random_states(state['random'], learn.dls.loaders)
 
-# %% ../../nbs/train/60_resume.ipynb #05c75544
-def _whole(v): # torch would write all of the tensor it is a part of, as in a stack of several networks
-    return v.clone() if torch.is_tensor(v) and v.untyped_storage().nbytes() > v.nbytes else v
+# %% ../../nbs/train/60_resume.ipynb #7d3a661d
+def _remove_parts(folder, *names):
+    "Remove what a killed training had begun to write"
+    for name in names:
+        for part in folder.glob(f'.{name}.*.part'): part.unlink(missing_ok=True)
 
+# %% ../../nbs/train/60_resume.ipynb #05c75544
 class Checkpoint(Callback):
     "checkpoint.pt after every epoch; with `resume` the next fit continues after the last one"
     order = 100
     def __init__(self, folder,       # where checkpoint.pt lies, the run's folder
-                 config=None,        # what makes this training what it is: plain values by name, without the folder and `resume`
+                 config=None,        # what makes this training what it is: plain values by name
                  resume=False,       # continue the training in `folder`
                  ):
-        self.path, self.config = Path(folder)/'checkpoint.pt', json.loads(json.dumps(config or {}, default=str))
-        self.resume, self.saved, self.due = resume, None, False
-        if resume and not self.path.parent.is_dir():
-            raise InputError(f'{self.path.parent} does not exist: give the folder of the run to resume')
-        if resume:                                         # what the training that was killed had begun to write
-            for part in (p for name in (self.path.name, 'history.csv') for p in self.path.parent.glob(f'.{name}.*.part')): part.unlink(missing_ok=True)
-        if resume and self.path.exists():
-            self.saved = read_checkpoint(self.path)
-            check_config(self.saved['config'], self.config, self.path)
-        elif self.path.exists(): raise InputError(f'{self.path} exists: resume that training, or choose another folder')
+        self.path = Path(folder)/'checkpoint.pt'
+        self.config = json.loads(json.dumps(config or {}, default=str))
+        self.resume, self.due = resume, False
+        self.saved = self._saved_training()
 
     def before_fit(self):
         self.run = fitting(self.learn)
         if not self.run: return
-        for part in self.path.parent.glob('.checkpoint.pt.*.part'): part.unlink()      # what a kill left half
+        _remove_parts(self.path.parent, self.path.name)
         if self.saved: restore_training(self.learn, self.saved, self.path)
-        if self.resume: print(f"continuing after epoch {self.learn.first_epoch}/{self.n_epoch}", flush=True)
+        if self.resume:
+            print(f'continuing after epoch {self.learn.first_epoch}/{self.n_epoch}', flush=True)
         self.resume, self.saved = False, None
 
     def after_train(self): self.due = True
+
     def after_epoch(self):
-        if not self.due: return
-        state = apply(_whole, training_state(self.learn))
-        torch.save(dict(format='asc-checkpoint-1', config=self.config, **state), made := BytesIO())
-        with atomic(self.path) as tmp: tmp.write_bytes(made.getbuffer())               # in one piece: torch's writer hides a full disk
+        if self.due: self.save()
         self.due = False
+
     def after_fit(self): self.learn.first_epoch = 0
+
+# %% ../../nbs/train/60_resume.ipynb #8c0631c0
+@patch
+def _saved_training(self:Checkpoint):
+    "The training to continue, None for a new one; InputError where the folder holds another"
+    path, folder = self.path, self.path.parent
+    if not self.resume:
+        if not path.exists(): return None
+        raise InputError(f'{path} exists: resume that training, or choose another folder')
+    if not folder.is_dir():
+        raise InputError(f'{folder} does not exist: give the folder of the run to resume')
+    _remove_parts(folder, path.name, 'history.csv')
+    if not path.exists(): return None
+    saved = read_checkpoint(path)
+    check_config(saved['config'], self.config, path)
+    return saved
+
+# %% ../../nbs/train/60_resume.ipynb #0384534e
+def _copy_of_part(value):
+    "A tensor that is a part of a larger one as a tensor of its own; anything else as it is"
+    is_part = torch.is_tensor(value) and value.untyped_storage().nbytes() > value.nbytes
+    return value.clone() if is_part else value
+
+# %% ../../nbs/train/60_resume.ipynb #63b25e34
+@patch
+def save(self:Checkpoint):
+    "Write checkpoint.pt, whole or not at all"
+    state = apply(_copy_of_part, training_state(self.learn))
+    buffer = BytesIO()
+    torch.save(dict(format=_FORMAT, config=self.config, **state), buffer)
+    with atomic(self.path) as part: part.write_bytes(buffer.getbuffer())

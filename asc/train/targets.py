@@ -11,25 +11,40 @@ from torch import nn
 from ..core import InputError
 from ..augment.mixup import MixUp, mix_rows, mix_teacher
 
+# %% ../../nbs/train/30_targets.ipynb #c6ba1b0b
+def _mixup_of(model):
+    "The `MixUp` inside a model, None if it has none"
+    steps = [m for m in model.modules() if isinstance(m, MixUp)]
+    if len(steps) > 1:
+        raise InputError(f'the model mixes {len(steps)} times: a pipeline can have one mixup step')
+    return steps[0] if steps else None
+
+# %% ../../nbs/train/30_targets.ipynb #8a2b238d
+def _mix_targets(yb, mixup, classes, temperature):
+    "Targets mixed as the last batch was: labels as probabilities, teacher rows at a temperature"
+    label, *teacher = yb
+    lam, perm = mixup.lam, mixup.perm
+    rows = nn.functional.one_hot(label, classes).float() if label.ndim == 1 else label
+    return mix_rows(rows, lam, perm), *(mix_teacher(t, lam, perm, temperature) for t in teacher)
+
 # %% ../../nbs/train/30_targets.ipynb #77651ebf
 class MixUpLoss(Callback):
-    "Mix the targets as the model's `MixUp` mixed the inputs; yb is (label,) or (label, teacher logits)"
+    "Mix targets as the model's `MixUp` mixed the inputs; yb is (label,) or (label, teacher logits)"
     run_valid = False
     def __init__(self, temperature=1.): # of the distillation loss
         self.temperature = temperature
 
     def before_fit(self):
-        found = [m for m in self.learn.model.modules() if isinstance(m, MixUp)]
-        if len(found) > 1: raise InputError(f'the model mixes {len(found)} times: a pipeline can have one mixup step')
-        self.source, self.hard = found[0] if found else None, None
+        self.source, self.hard = _mixup_of(self.learn.model), None
 
     def after_pred(self):
         if not self.learn.yb: return
-        self.hard, (label, *teacher) = self.learn.yb[:1], self.learn.yb
+        self.hard = self.learn.yb[:1]
         if self.source is None or self.source.lam is None: return
-        lam, perm = self.source.lam, self.source.perm
-        rows = nn.functional.one_hot(label, self.learn.pred.shape[1]).float() if label.ndim == 1 else label
-        self.learn.yb = (mix_rows(rows, lam, perm), *(mix_teacher(t, lam, perm, self.temperature) for t in teacher))
+        classes = self.learn.pred.shape[1]
+        self.learn.yb = _mix_targets(self.learn.yb, self.source, classes, self.temperature)
 
     def after_loss(self):
-        if self.hard is not None: self.learn.yb, self.hard = self.hard, None
+        if self.hard is None: return
+        self.learn.yb = self.hard
+        self.hard = None

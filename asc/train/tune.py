@@ -18,27 +18,54 @@ from .learner import create_learner, fit, make_dls
 from .losses import PlainValidation
 from .targets import MixUpLoss
 
-# %% ../../nbs/train/85_tune.ipynb #9673161c
-PARTS = {'full': 'every parameter', 'head': 'the classifier', 'bn': 'scale, shift and statistics of the BatchNorms'}
-_NORMS = nn.modules.batchnorm._BatchNorm
+# %% ../../nbs/train/85_tune.ipynb #ce3a2278
+PARTS = {'full': 'every parameter', 'head': 'the classifier',
+         'bn': 'scale, shift and statistics of the BatchNorms'}
 
+# %% ../../nbs/train/85_tune.ipynb #d78831f9
+def _norms(net):
+    "The BatchNorms of a network by name"
+    kind = nn.modules.batchnorm._BatchNorm
+    return {name: m for name, m in net.named_modules() if isinstance(m, kind)}
+
+# %% ../../nbs/train/85_tune.ipynb #077af30b
+def _moving_names(net, part): # -> names of modules, None for all
+    "The modules that move when a part is trained"
+    if part == 'full': return None
+    if part == 'head': return [head_of(net)]
+    names = list(_norms(net))
+    if not names:
+        raise InputError(f"part='bn': this network has no BatchNorm; choose one of {', '.join(PARTS)}")
+    return names
+
+# %% ../../nbs/train/85_tune.ipynb #9673161c
 class Tune(Callback):
     "Train only a part of the network: 'full', 'head' or 'bn'"
     def __init__(self, part='bn'):
         pick(PARTS, part, 'part')
         self.part = part
+
     def before_fit(self):
         net = self.learn.model.backbone
-        norms = [n for n, m in net.named_modules() if isinstance(m, _NORMS)]
-        if self.part == 'bn' and not norms: raise InputError(f"part='bn': this network has no BatchNorm; choose one of {', '.join(PARTS)}")
-        moves = {'full': lambda n: True, 'head': lambda n: within(n, [head_of(net)]), 'bn': lambda n: within(n, norms)}[self.part]
-        self.held = [p for n, p in net.named_parameters() if p.requires_grad and not moves(n)]
-        self.still = [m for n, m in net.named_modules() if isinstance(m, _NORMS) and not moves(n)]
+        moving = _moving_names(net, self.part)
+
+        def is_still(name): return moving is not None and not within(name, moving)
+
+        self.held = [p for name, p in net.named_parameters() if p.requires_grad and is_still(name)]
+        self.still = [m for name, m in _norms(net).items() if is_still(name)]
         for p in self.held: p.requires_grad_(False)
+
     def before_train(self):
         for m in self.still: m.eval()
+
     def after_fit(self):
         for p in self.held: p.requires_grad_(True)
+
+# %% ../../nbs/train/85_tune.ipynb #8693a11c
+def _batch_size(bs, n):
+    "At most `n`, and one less if the last batch would be a single clip, which has no variance"
+    bs = min(bs, n)
+    return bs - 1 if bs > 2 and n % bs == 1 else bs
 
 # %% ../../nbs/train/85_tune.ipynb #b8fa84b7
 def tune(model,        # general Classifier; not changed
@@ -51,8 +78,7 @@ def tune(model,        # general Classifier; not changed
     if len(train) < 2: raise InputError(f'{len(train)} clips of a device are too few to train on')
     seed_everything(seed)
     model = deepcopy(model)
-    bs = min(bs, len(train))
-    bs -= bs > 2 and len(train) % bs == 1                  # a last clip alone has no variance
-    learn = create_learner(make_dls(train, valid, bs), model, wd, cbs=[Tune(part), MixUpLoss(), PlainValidation(), *cbs])
+    dls = make_dls(train, valid, _batch_size(bs, len(train)))
+    learn = create_learner(dls, model, wd, cbs=[Tune(part), MixUpLoss(), PlainValidation(), *cbs])
     fit(learn, epochs, lr)
     return model.eval().backbone

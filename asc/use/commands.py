@@ -10,7 +10,7 @@ import sys
 
 from fastcore.script import Param
 
-from ..core import InputError, atomic, check_range, resolve
+from ..core import InputError, check_range, resolve, write_text
 from ..run.folder import fresh_folder
 
 # %% ../../nbs/use/25_commands.ipynb #a3efa715
@@ -61,7 +61,8 @@ def listen(
     from asc.use.predict import microphone, predict_stream
     from asc.load import open_model
     rate = 44100
-    source = int(source) if source.isdigit() else source or None
+    if source == '': source = None
+    elif source.isdigit(): source = int(source)
     blocks = microphone(rate, None if seconds < 0 else seconds, source)
     for second, probs in predict_stream(open_model(model), blocks, rate, window, hop):
         print(f'{second:7.1f} s  {_likeliest(probs, 3)}', flush=True)
@@ -76,12 +77,10 @@ def _output_file(out):
     return path
 
 # %% ../../nbs/use/25_commands.ipynb #83d4f809
-def _report_unreadable(table):
+def _report_unreadable(faults, total):
     "List the files that could not be read on the standard error"
-    unreadable = table.attrs['unreadable']
-    total = len(unreadable) + table.file.nunique()
-    print(f'{len(unreadable)} of {total} files could not be read:', file=sys.stderr)
-    for name, reason in unreadable.items(): print(f'  {name}: {reason}', file=sys.stderr)
+    print(f'{len(faults)} of {total} files could not be read:', file=sys.stderr)
+    for name, reason in faults.items(): print(f'  {name}: {reason}', file=sys.stderr)
 
 # %% ../../nbs/use/25_commands.ipynb #8be0e134
 def predict_command(
@@ -105,16 +104,22 @@ def predict_command(
     from asc.use.predict import predict
     file = _output_file(out)
     progress = sys.stderr.isatty()
-    table = predict(model, list(sounds), window, hop, windows, device, bs, workers, 'list', progress)
-    if file:
-        with atomic(file) as tmp:
-            tmp.write_text(formats[file.suffix[1:]](table) + '\n', encoding='utf-8')
+    table = predict(
+        model, list(sounds), window, hop, windows, device, bs, workers, 'list', progress)
+    if file: write_text(file, formats[file.suffix[1:]](table) + '\n')
     else: print(formats[format](table))
-    if table.attrs['unreadable']:
-        _report_unreadable(table)
+    if faults := table.attrs['unreadable']:
+        _report_unreadable(faults, len(faults) + table.file.nunique())
         sys.exit(1)
 
 # %% ../../nbs/use/25_commands.ipynb #5cab63a2
+def _trained_models():
+    "Models for a page that was given none"
+    from asc.use.demo import practice_models
+    print('No model was named: a small one is trained on synthetic sounds first', flush=True)
+    return practice_models(fresh_folder('demo'))
+
+# %% ../../nbs/use/25_commands.ipynb #1f0f50ee
 def demo_command(
     models:Param('run folders, .onnx files or published checkpoints; none: a small network is trained',
                  str, opt=False, nargs='*')=(),
@@ -124,11 +129,8 @@ def demo_command(
     browser:Param('open it in a browser', bool)=False,
 ):
     "A page to drop or record sounds on, heard by any model through any device"
-    from asc.use.demo import build_page, need_gradio, practice_models, serve, short_names
+    from asc.use.demo import build_page, need_gradio, serve, short_names
     need_gradio()
     check_range(port=(port, 1, 65535))
-    if models: named = short_names(models)
-    else:
-        print('No model was named: a small one is trained on synthetic sounds first', flush=True)
-        named = practice_models(fresh_folder('demo'))
+    named = short_names(models) if models else _trained_models()
     serve(build_page(named, devices), port, host, browser)

@@ -134,26 +134,35 @@ def _clear(path):
     return WAITING if path else NOTHING, None, None, ''
 
 # %% ../../nbs/use/20_demo.ipynb #68ae670d
-def _add_inputs(gr, ear):
-    "What is heard, by which model, through which device"
-    with gr.Column(scale=1, min_width=300):
-        sound = gr.Audio(sources=['upload', 'microphone'], type='filepath', label='Sound',
-                         buttons=[], elem_id='sound')
-        names = list(ear.models)
-        model = gr.Radio(names, value=names[0], label='Model', elem_id='model')
-        device = gr.Radio(ear.devices, value=RECORDED, label='Recorded by', elem_id='device')
-        go = gr.Button('Classify', variant='primary', elem_id='classify')
-    return sound, model, device, go
+def _add_choices(gr, ear):
+    "By which model and through which device a sound is heard"
+    names = list(ear.models)
+    model = gr.Radio(names, value=names[0], label='Model', elem_id='model')
+    device = gr.Radio(ear.devices, value=RECORDED, label='Recorded by', elem_id='device')
+    return model, device
+
+# %% ../../nbs/use/20_demo.ipynb #561d0422
+def _add_sound(gr):
+    "Where a sound is dropped or recorded"
+    return gr.Audio(sources=['upload', 'microphone'], type='filepath', label='Sound', buttons=[],
+                    elem_id='sound')
 
 # %% ../../nbs/use/20_demo.ipynb #94b51330
 def _add_outputs(gr):
     "The decision, the picture and the sound"
-    with gr.Column(scale=2, min_width=500):
-        verdict = gr.HTML(NOTHING, elem_id='verdict')
-        picture = gr.Plot(show_label=False, elem_id='picture')
-        heard = gr.Audio(label='As the device records it', interactive=False, buttons=['download'],
-                         elem_id='heard')
+    verdict = gr.HTML(NOTHING, elem_id='verdict')
+    picture = gr.Plot(show_label=False, elem_id='picture')
+    heard = gr.Audio(label='As the device records it', interactive=False, buttons=['download'],
+                     elem_id='heard')
     return [verdict, picture, heard]
+
+# %% ../../nbs/use/20_demo.ipynb #85e4a458
+def _add_comparison(gr, ear, sound):
+    "The table of every model on every device, and the button that asks for it"
+    button = gr.Button('Every model on every device', elem_id='compare')
+    table = gr.HTML(elem_id='every')
+    button.click(ear.compare, sound, table)
+    return table
 
 # %% ../../nbs/use/20_demo.ipynb #26559c72
 def build_page(
@@ -169,16 +178,17 @@ def build_page(
         gr.Markdown('# What does the network hear?\n'
                     'Drop or record a sound, choose who listens, and through which device.')
         with gr.Row():
-            sound, model, device, go = _add_inputs(gr, ear)
-            outputs = _add_outputs(gr)
-        compare = gr.Button('Every model on every device', elem_id='compare')
-        table = gr.HTML(elem_id='every')
+            with gr.Column(scale=1, min_width=300):
+                sound = _add_sound(gr)
+                model, device = _add_choices(gr, ear)
+                go = gr.Button('Classify', variant='primary', elem_id='classify')
+            with gr.Column(scale=2, min_width=500): outputs = _add_outputs(gr)
+        table = _add_comparison(gr, ear, sound)
         inputs = [sound, model, device]
         go.click(ear.hear, inputs, outputs, concurrency_id='hear')
         gr.on([model.change, device.change], ear.hear_again, inputs, outputs, concurrency_id='hear',
               trigger_mode='always_last')
         sound.change(_clear, sound, [*outputs, table], concurrency_id='hear')
-        compare.click(ear.compare, sound, table)
     return page
 
 # %% ../../nbs/use/20_demo.ipynb #22086359

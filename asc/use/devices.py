@@ -34,16 +34,20 @@ def read_start(
 # %% ../../nbs/use/12_devices.ipynb #0017ca99
 RECORDED = 'as recorded'
 
+def _response_names(folder):
+    "The names of the impulse responses in a folder"
+    names = sorted(file.stem for file in resolve(folder).glob('*.wav'))
+    if names: return names
+    raise InputError(f'devices={folder}: no .wav impulse response in this folder; '
+                     'give another, or none at all')
+
+# %% ../../nbs/use/12_devices.ipynb #e54307b5
 def device_names(
     folder='', # of .wav impulse responses; empty for six invented devices
 ) -> list:     # the sound itself comes first
     "The devices a sound can be heard through"
-    if not folder: return [RECORDED, *(f'device {i}' for i in range(1, 7))]
-    names = sorted(file.stem for file in resolve(folder).glob('*.wav'))
-    if not names:
-        raise InputError(f'devices={folder}: no .wav impulse response in this folder; '
-                         'give another, or none at all')
-    return [RECORDED, *names]
+    if folder: return [RECORDED, *_response_names(folder)]
+    return [RECORDED, *(f'device {i}' for i in range(1, 7))]
 
 # %% ../../nbs/use/12_devices.ipynb #ced3cec7
 @lru_cache(16)
@@ -52,6 +56,9 @@ def _responses(folder, rate):
     return load_bank(folder, rate) if folder else synthetic_bank(rate, 6, seed=1)
 
 # %% ../../nbs/use/12_devices.ipynb #31dda95f
+def _level(wave): return wave.norm(dim=1, keepdim=True)
+
+# %% ../../nbs/use/12_devices.ipynb #b4948223
 def through_device(
     wave,      # float32 (B, N)
     rate:int,  # Hz
@@ -66,5 +73,4 @@ def through_device(
     responses, lengths = _responses(folder, rate)
     bank = ImpulseBank(responses[i:i + 1], lengths[i:i + 1])
     heard = bank.convolve(wave, torch.zeros(len(wave), dtype=torch.int64))
-    gain = wave.norm(dim=1, keepdim=True)/heard.norm(dim=1, keepdim=True).clamp(min=1e-9)
-    return heard*gain
+    return heard*(_level(wave)/_level(heard).clamp(min=1e-9))

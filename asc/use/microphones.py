@@ -25,12 +25,9 @@ from ..load import open_model
 from .predict import resampler, window_of, window_starts
 
 # %% ../../nbs/use/15_microphones.ipynb #74130ec3
-def _cut(wave, rate, window, hop):
-    "The windows of a sound (B, N) and where each begins; a short sound is repeated"
-    samples, n = wave[0].numpy(), round(window*rate)
-    starts = window_starts(len(samples), n, max(1, round(hop*rate)))
-    clips = np.stack([np.resize(samples[start:start + n], n) for start in starts])
-    return torch.from_numpy(clips), starts
+def _cut(samples, starts, n):
+    "The windows of a sound (B, n), one from each start; a short sound is repeated"
+    return torch.from_numpy(np.stack([np.resize(samples[s:s + n], n) for s in starts]))
 
 # %% ../../nbs/use/15_microphones.ipynb #1b4b216a
 def probabilities_over_time(
@@ -45,8 +42,10 @@ def probabilities_over_time(
     check_range(window=(window, 0, None), hop=(hop, .01, None), bs=(bs, 1, None))
     model = open_model(model)
     window = window_of(model, window)
-    clips, starts = _cut(wave, rate, window, hop)
-    clips = resampler(rate, model.rate)(clips)[:, :round(window*model.rate)]
+    n = round(window*rate)
+    starts = window_starts(wave.shape[1], n, max(1, round(hop*rate)))
+    clips = resampler(rate, model.rate)(_cut(wave[0].numpy(), starts, n))
+    clips = clips[:, :round(window*model.rate)]
     probs = torch.cat([model(batch) for batch in clips.split(bs)]).cpu().numpy()
     table = pd.DataFrame(probs, columns=list(model.classes))
     table.insert(0, 'start', [start/rate for start in starts])
@@ -72,6 +71,12 @@ def decide(table) -> Decision: # of `probabilities_over_time`
     return Decision(scene, float(votes.max()), agree, len(windows), votes)
 
 # %% ../../nbs/use/15_microphones.ipynb #e3b4c67a
+def _band_centres(rate, bands):
+    "The middle of each mel band up to half of the rate, in Hz"
+    top = float(htk_mel(torch.tensor(rate/2)))
+    return htk_hz(torch.linspace(0, top, bands + 2))[1:-1].numpy()
+
+# %% ../../nbs/use/15_microphones.ipynb #3193dc3f
 def spectrogram(
     wave,     # float32 (1, N)
     rate:int, # Hz
@@ -82,26 +87,32 @@ def spectrogram(
     missing = max(0, frontend.shortest - x.shape[1])
     x = torch.cat([x, x.new_zeros(1, missing)], 1)
     with torch.no_grad(): level = 10*(frontend.mel(x)[0] + 1e-10).log10()
-    top = float(htk_mel(torch.tensor(frontend.sample_rate/2)))
-    hz = htk_hz(torch.linspace(0, top, len(level) + 2))[1:-1]
-    return level.numpy(), hz.numpy()
+    return level.numpy(), _band_centres(frontend.sample_rate, len(level))
 
 # %% ../../nbs/use/15_microphones.ipynb #fc792f29
-def _draw_spectrogram(ax, level, hz, seconds):
-    "60 dB below the loudest places; a click must not darken the rest"
-    loud = np.quantile(level, .9999)
-    ax.imshow(level, origin='lower', aspect='auto', cmap=colormaps['magma'].resampled(16),
-              vmin=loud - 60, vmax=loud, extent=(0, seconds, 0, len(hz)), interpolation='nearest')
-    ticks = np.interp([125, 500, 1000, 2000, 4000, 8000], hz, np.arange(len(hz)))
-    ax.set_yticks(ticks, ['125', '500', '1 k', '2 k', '4 k', '8 k'])
+def _label_bands(ax, hz):
+    "Ticks at round frequencies"
+    labels = {125: '125', 500: '500', 1000: '1 k', 2000: '2 k', 4000: '4 k', 8000: '8 k'}
+    ax.set_yticks(np.interp([*labels], hz, np.arange(len(hz))), labels.values())
     ax.set(ylabel='Hz', xticks=[])
 
+# %% ../../nbs/use/15_microphones.ipynb #acb4a203
+def _draw_spectrogram(ax, level, seconds):
+    "60 dB below the loudest places; a click must not darken the rest"
+    loud = np.quantile(level, .9999)
+    ax.imshow(level, cmap=colormaps['magma'].resampled(16), vmin=loud - 60, vmax=loud, aspect='auto',
+              origin='lower', extent=(0, seconds, 0, len(level)), interpolation='nearest')
+
 # %% ../../nbs/use/15_microphones.ipynb #205f42b4
+def _edges(starts, window, seconds):
+    "Where each window ceases to be the nearest one, from the beginning to the end of a sound"
+    middle = starts + min(window, seconds)/2
+    return np.concatenate([[0], (middle[1:] + middle[:-1])/2, [seconds]])
+
+# %% ../../nbs/use/15_microphones.ipynb #8edb3112
 def _draw_probabilities(ax, table, names, window, seconds):
-    "A row for each class, a column for each window, wide as far as it is the nearest"
-    middle = table.start.to_numpy() + min(window, seconds)/2
-    edges = np.concatenate([[0], (middle[1:] + middle[:-1])/2, [seconds]])
-    rows = np.arange(len(names) + 1) - .5
+    "A row for each class, a column for each window"
+    edges, rows = _edges(table.start.to_numpy(), window, seconds), np.arange(len(names) + 1) - .5
     ax.pcolormesh(edges, rows, table[names].to_numpy().T, cmap='Blues', vmin=0, vmax=1)
     ax.set_yticks(range(len(names)), [name.replace('_', ' ') for name in names])
     ax.set(xlabel='seconds', xlim=(0, seconds), ylim=(len(names) - .5, -.5))
@@ -134,7 +145,8 @@ def plot_decision(
     (top, side), (low, vote) = fig.subplots(
         2, 2, width_ratios=[5, 1.3], height_ratios=[2.4, rows], sharey='row')
     level, hz = spectrogram(heard, rate)
-    _draw_spectrogram(top, level, hz, seconds)
+    _draw_spectrogram(top, level, seconds)
+    _label_bands(top, hz)
     _draw_levels(side, spectrogram(recorded, rate)[0], level)
     _draw_probabilities(low, table, names, window, seconds)
     _draw_vote(vote, names, decide(table).votes)
@@ -162,14 +174,19 @@ def _spaced(scene): return scene.replace('_', ' ')
 
 # %% ../../nbs/use/15_microphones.ipynb #85e72fda
 @patch
-def _support(self:Explanation):
+def _agreement(self:Decision):
+    "How many windows agree"
+    if self.windows == 1: return 'One window was heard'
+    return f'{self.agree} of {self.windows} windows agree'
+
+# %% ../../nbs/use/15_microphones.ipynb #fee1eff6
+@patch
+def _support(self:Decision):
     "How many windows agree, and which scene comes next"
-    decision = self.decision
-    count = f'{decision.agree} of {decision.windows} windows agree'
-    if decision.windows == 1: count = 'One window was heard'
-    others = decision.votes.drop(decision.scene)
-    if not len(others): return f'{count}.'
-    return f'{count}; next comes {_spaced(others.idxmax())} with {100*others.max():.0f} %.'
+    others = self.votes.drop(self.scene)
+    if not len(others): return f'{self._agreement()}.'
+    scene, percent = _spaced(others.idxmax()), 100*others.max()
+    return f'{self._agreement()}; next comes {scene} with {percent:.0f} %.'
 
 # %% ../../nbs/use/15_microphones.ipynb #6048b836
 @patch
@@ -187,7 +204,7 @@ def words(self:Explanation) -> tuple: # headline, what supports it, and whether 
     "The decision in three sentences"
     decision = self.decision
     headline = f'{_spaced(decision.scene)}, {100*decision.p:.0f} %'
-    return headline, self._support(), self._verdict()
+    return headline, decision._support(), self._verdict()
 
 # %% ../../nbs/use/15_microphones.ipynb #b8373587
 def explain(
@@ -208,6 +225,12 @@ def explain(
     figure = plot_decision(heard, wave, rate, table, window)
     return Explanation(device, decide(table), decide(recorded), table, heard, figure)
 
+# %% ../../nbs/use/15_microphones.ipynb #97052cae
+def _mark_holds(table):
+    "Whether each model decides as it does as recorded"
+    recorded = table[table.device == RECORDED].set_index('model').scene
+    return table.assign(holds=table.scene == table.model.map(recorded))
+
 # %% ../../nbs/use/15_microphones.ipynb #69e6befe
 def compare_devices(
     models:dict,     # name -> see `asc.use.predict.open_model`
@@ -224,9 +247,7 @@ def compare_devices(
         for name, model in opened.items():
             decision = decide(probabilities_over_time(model, heard, rate, window, hop))
             rows.append(dict(model=name, device=device, scene=decision.scene, p=decision.p))
-    table = pd.DataFrame(rows)
-    recorded = table[table.device == RECORDED].set_index('model').scene
-    return table.assign(holds=table.scene == table.model.map(recorded))
+    return _mark_holds(pd.DataFrame(rows))
 
 # %% ../../nbs/use/15_microphones.ipynb #31235213
 _COLOURS = {

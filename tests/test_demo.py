@@ -16,8 +16,8 @@ from asc.model.classifier import create_classifier, save_model
 from asc.use.demo import build_page, practice_models, serve, short_names
 from asc.use.microphones import compare_devices, explain
 from asc.use.devices import read_start, through_device
-from asc.use.predict import predict, Predictor
-from asc.load import open_model
+from asc.load import OpenModel, open_model
+from asc.use.predict import predict
 import launch
 
 RATE = 44100
@@ -89,7 +89,7 @@ def test_devices_of_a_folder(files):
     "A response of one sample changes nothing, a low-pass takes the high tone away; an empty folder is refused"
     wave, rate, _ = read_start(files/'tones.wav')
     assert torch.allclose(through_device(wave, rate, 'plain', str(files/'devices')), wave, atol=.02)
-    model = Predictor('thirds', RATE, ['low', 'middle', 'high'], thirds)
+    model = OpenModel('thirds', 'module', ['low', 'middle', 'high'], RATE, [], thirds)
     table = compare_devices({'thirds': model}, wave, rate, str(files/'devices')).set_index('device')
     assert table.scene.to_dict() == {'as recorded': 'high', 'plain': 'high', 'muffled': 'low'}
     assert table.index[~table.holds].tolist() == ['muffled']
@@ -124,8 +124,8 @@ def served(files):
     )
     if not chromium: pytest.skip('no chromium here')
     models = {
-        'thirds': Predictor('thirds', RATE, ['low', 'middle', 'high'], thirds),
-        'upside down': Predictor('upside', RATE, ['<b>low', 'middle', 'high'], upside_down),
+        'thirds': OpenModel('thirds', 'module', ['low', 'middle', 'high'], RATE, [], thirds),
+        'upside down': OpenModel('upside', 'module', ['<b>low', 'middle', 'high'], RATE, [], upside_down),
     }
     page = build_page(models, str(files/'devices'), longest=2)
     url = serve(page, free_port(), wait=False)

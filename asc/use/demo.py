@@ -15,19 +15,17 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 
-from ..experiment.recipe import create_training
+from ..experiment.recipe import train_and_save
 from ..core import InputError
-from ..data.choose import find_corpus
+from ..train.options import TrainingOptions
 from .devices import RECORDED, device_names, read_start, through_device
 from .microphones import coloured, compare_devices, explain
-from ..train.clips import ClipData
-from .predict import Predictor
-from ..load import open_model
+from ..load import OpenModel, open_model, opened
+from ..model.classifier import Classifier
 from ..size.ptq import ptq
 from ..size.qdq import calibration_batches
 from ..data.sound import to_int16
-from ..data.splits import read_split
-from ..data.store import pack
+
 
 # %% ../../nbs/use/20_demo.ipynb #bea8cecf
 def need_gradio():
@@ -193,11 +191,10 @@ def build_page(
 
 # %% ../../nbs/use/20_demo.ipynb #22086359
 def _quantised(model, data, seed):
-    "A function from waves to logits, by a classifier's network in int8"
+    "A classifier with its network in int8"
     batches = calibration_batches(model, data, 64, seed=seed)
     network = ptq(model.backbone, batches, rounding=False)
-    def logits(wave, devices): return network(model.pipeline(wave))
-    return logits
+    return Classifier(model.pipeline, network, model.scenes, model.spec).eval()
 
 # %% ../../nbs/use/20_demo.ipynb #01bcb67b
 def practice_models(
@@ -205,20 +202,14 @@ def practice_models(
     corpus=None, # asc.data.corpus.Corpus; default the synthetic one
     epochs:int=3,
     seed:int=0,
-) -> dict:       # name -> Predictor, one in float and one in int8
+) -> dict:       # name -> OpenModel, one in float and one in int8
     "A small network trained on synthetic sounds, and its quantised twin"
-    corpus = corpus or find_corpus()
-    train, store = read_split(corpus, 100), pack(corpus, progress=False)
     small = dict(base=16, blocks=(1, 1, 1), strides=dict(b1=(2, 2), b2=(2, 1)))
-    learn, fit = create_training(
-        store, train, train[:0], corpus.scenes, corpus.devices, Path(folder)/'history.csv',
-        epochs=epochs, bs=32, seed=seed, pipeline='none', backbone_args=small)
-    fit()
-    model = learn.model.cpu().eval()
-    data = ClipData(store, train, corpus.scenes, corpus.devices)
-    kinds = dict(float=model, int8=_quantised(model, data, seed))
-    return {f'practice, {kind}': Predictor(kind, store.rate, model.scenes, logits)
-            for kind, logits in kinds.items()}
+    data_dir = '' if corpus is None else str(corpus.dir)
+    model, data = train_and_save(folder, TrainingOptions(
+        data_dir=data_dir, valid=0., epochs=epochs, bs=32, seed=seed, pipeline='none', backbone_args=small))
+    kinds = dict(float=model, int8=_quantised(model, data.clips(data.train), seed))
+    return {f'practice, {kind}': opened(network, kind) for kind, network in kinds.items()}
 
 # %% ../../nbs/use/20_demo.ipynb #1263f4df
 def _launch(page, host, port, browser):

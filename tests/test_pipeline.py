@@ -8,7 +8,8 @@ from scipy import stats
 
 from asc.core import InputError
 from asc.frontend.logmel import create_frontend
-from asc.augment.pipeline import Choice, Pipeline, create_pipeline, parse_step, pipelines
+from asc.augment.pipeline import Pipeline, create_pipeline, pipelines
+from asc.augment.steps import Choice, parse_step
 
 SHAPES = dict(none=(256, 65), dcase24=(256, 65), cp=(256, 64), cp_resnet=(256, 43), passt=(128, 100), easy_tfsepnet=(512, 64), easy_beats_ssl=(128, 98),
               easy_beats_ssl_star=(128, 98), easy_cnn3=(40, 51), dragonsearch=(128, 44), sp4asc=(256, 44), sp4asc_mixup=(256, 44))

@@ -1,4 +1,4 @@
-"""Half precision against the real one, test-time augmentation by its definition, joined snippets as whole recordings."""
+"""Half precision against the real one, test-time augmentation by its definition, joined snippets as recordings."""
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,4 +1,4 @@
-"""The sound of a list on a device: the same batches to the last bit for every crop, and moved only where there is room."""
+"""The sound of a list on a device: the same batches to the last bit for every crop; moved only where there is room."""
 from types import SimpleNamespace
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Options of a training on a real classifier: schedules in fastai's steps, losses, torch's averages, precision, freezing."""
+"""Options of a training on a real classifier: schedules, losses, averages, precision, freezing, sizes of batches."""
 import copy
 import math
 

@@ -101,7 +101,8 @@ def test_tta_does_not_see_the_neighbours(packed):
 # ---------------------------------------------------------------- ten seconds
 def ten_second_copy(corpus, folder):
     "The same recordings as TAU 2020 has them: one file each, lists without snippets"
-    cut = lambda f: f.str.replace(r'-\d(-[^-]+\.wav)$', r'\1', regex=True)
+    def cut(f):
+        return f.str.replace(r'-\d(-[^-]+\.wav)$', r'\1', regex=True)
     (folder/'audio').mkdir(parents=True)
     for name, files in corpus.meta.groupby(cut(corpus.meta.filename)).filename:
         sf.write(

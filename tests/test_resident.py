@@ -32,7 +32,8 @@ pytestmark = pytest.mark.usefixtures('one_thread')
 
 def taught(corpus, rows, kind):
     "A teacher of clips, of windows or none, whose logits are noise"
-    noise = lambda n: torch.randn(n, len(corpus.scenes), generator=torch.Generator().manual_seed(0))
+    def noise(n):
+        return torch.randn(n, len(corpus.scenes), generator=torch.Generator().manual_seed(0))
     if kind == 'clips':
         return SimpleNamespace(
             starts=None, rows=Teacher(rows.filename, noise(len(rows)), corpus.scenes).rows
@@ -49,7 +50,8 @@ def taught(corpus, rows, kind):
 def both(packed, rows, device, teacher='', store=None, **kw):
     "The list read from the store, and kept on the device"
     corpus = packed[0]
-    make = lambda: ClipData(
+    def make():
+        return ClipData(
         store or packed[1],
         rows,
         corpus.scenes,

@@ -377,7 +377,8 @@ def test_two_stripes_hide_a_quarter():
     x = torch.ones(300, 1, 256, 431)
     y = FreqMask(32, n=2)(TimeMask(128, n=2)(x))
     share = (y == 0).float().mean()
-    p = lambda size, length: 1 - (1 - (size - 1)/2/length)**2
+    def p(size, length):
+        return 1 - (1 - (size - 1)/2/length)**2
     assert abs(share - (1 - (1 - p(32, 256))*(1 - p(128, 431)))) < .02
 
 
@@ -587,7 +588,8 @@ def test_soft_mixup_of_teacher_rows(tmp_path):
     t = 5*torch.randn(40, 10)
     lam = torch.rand(40)
     perm = torch.randperm(40)
-    soft = lambda z: (z/2).softmax(1)
+    def soft(z):
+        return (z/2).softmax(1)
     close(
         soft(mix_teacher(t, lam, perm, 2)),
         lam[:, None]*soft(t) + (1 - lam[:, None])*soft(t)[perm],

@@ -161,7 +161,8 @@ def test_published_shapes():
             k: create_backbone(k).state_dict()
             for k in ('cp_mobile_23', 'cnn6_60k', 'tf_sepnet_dragon_60', 'beats')
         }
-    shape = lambda name, key: tuple(nets[name][key].shape)
+    def shape(name, key):
+        return tuple(nets[name][key].shape)
     assert shape('cp_mobile_23', 'stages.s1.b1.block.0.0.weight') == (96, 32, 1, 1)
     assert shape('cp_mobile_23', 'stages.s1.b1.block.1.0.weight') == (96, 1, 3, 3)
     assert shape('cp_mobile_23', 'feed_forward.0.weight') == (10, 168, 1, 1)
@@ -374,7 +375,8 @@ def test_passt_against_plain_arithmetic():
         1,
     )
     b = net.blocks[0]
-    ln = lambda z, m: F.layer_norm(z, (8,), m.weight, m.bias, m.eps)
+    def ln(z, m):
+        return F.layer_norm(z, (8,), m.weight, m.bias, m.eps)
     qkv = ln(z, b.norm1) @ b.attn.qkv.weight.T + b.attn.qkv.bias
     q, k, v = qkv.view(1, -1, 3, 2, 4).permute(2, 0, 3, 1, 4)
     heads = (q @ k.transpose(2, 3)/2).softmax(-1) @ v
@@ -394,7 +396,8 @@ def test_passt_time_offset_only_in_training():
     x = torch.zeros(1, 1, 128, 100)
     net.freq_new_pos_embed.data.zero_()
     net.time_new_pos_embed.data.copy_(torch.arange(99.).expand(1, 8, 1, 99))
-    start = lambda: round((net.patches(x) - net.patch_embed(x))[0, 0, 0, 0].item())
+    def start():
+        return round((net.patches(x) - net.patch_embed(x))[0, 0, 0, 0].item())
     assert len({start() for _ in range(20)}) > 5
     assert max(start() for _ in range(20)) <= 90
     net.eval()
@@ -467,7 +470,8 @@ def test_beats_attention_against_plain_arithmetic():
     x, table = torch.randn(2, L, 48), torch.randn(320, 4)
     bias = table[buckets(L)].permute(2, 0, 1)
     a = layer.self_attn
-    heads = lambda p: p(x).view(2, L, 4, 12).transpose(1, 2)
+    def heads(p):
+        return p(x).view(2, L, 4, 12).transpose(1, 2)
     q = heads(a.q_proj)
     k = heads(a.k_proj)
     v = heads(a.v_proj)

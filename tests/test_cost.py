@@ -135,7 +135,7 @@ def test_pruned_as_torchinfo():
 
 
 def test_folded_batch_norm_raises_the_official_count():
-    "The published tables: 28,893,268 -> 29,561,088 MACs, 126,952 -> 124,862 parameters; int8 with 32-bit biases is over 128 kB"
+    "The published tables: 28,893,268 -> 29,561,088 MACs, 126,952 -> 124,862 parameters; int8 is over 128 kB"
     net = create_backbone('cp_mobile_23').eval()
     for m in net.modules():
         kids = list(m.named_children())

@@ -1,4 +1,4 @@
-"""Half precision against the real one, test-time augmentation by its definition, joined snippets as whole recordings."""
+"""Half precision against the real one, test-time augmentation by its definition, joined snippets as recordings."""
 import numpy as np
 import pandas as pd
 import pytest
@@ -102,7 +102,8 @@ def test_tta_does_not_see_the_neighbours(packed):
 # ---------------------------------------------------------------- ten seconds
 def ten_second_copy(corpus, folder):
     "The same recordings as TAU 2020 has them: one file each, lists without snippets"
-    cut = lambda f: f.str.replace(r'-\d(-[^-]+\.wav)$', r'\1', regex=True)
+    def cut(f):
+        return f.str.replace(r'-\d(-[^-]+\.wav)$', r'\1', regex=True)
     (folder/'audio').mkdir(parents=True)
     for name, files in corpus.meta.groupby(cut(corpus.meta.filename)).filename:
         sf.write(

@@ -70,7 +70,8 @@ def test_tensorboard(tmp_path):
         events = log.Scalars(name)
         assert [e.step for e in events] == [1, 2, 3, 4]  # epoch 3 once
         assert [e.value for e in events] == pytest.approx(history[name].tolist(), rel=1e-6)
-    text = lambda name: log.Tensors(f'{name}/text_summary')[0].tensor_proto.string_val[0].decode()
+    def text(name):
+        return log.Tensors(f'{name}/text_summary')[0].tensor_proto.string_val[0].decode()
     assert '| tram | – |' in text('class_wise')
     assert '| backbone | linear |' in text('parameters')
     assert log.Images('history')[0].encoded_image_string[1:4] == b'PNG'

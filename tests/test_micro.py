@@ -64,7 +64,7 @@ def test_decisions_are_those_of_pytorch(small, tmp_path):
 
 
 class Mixed(nn.Module):
-    "What CP-Mobile lacks: odd sizes, oblong kernels, groups, and a convolution and an average of codes with a zero point"
+    "What CP-Mobile lacks: odd sizes, oblong kernels, groups, a convolution and an average of codes with a zero point"
     def __init__(self):
         super().__init__()
         self.stem = ConvNorm(1, 6, (3, 5), (2, 1), padding=(0, 2), norm=None, bias=True)

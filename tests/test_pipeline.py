@@ -1,4 +1,4 @@
-"""Pipelines: every preset runs and is the frontend in eval; misplaced steps are refused; published values; real clips."""
+"""Pipelines: every preset runs and is the frontend in eval; misplaced steps are refused; published values."""
 import json
 
 import pytest

@@ -35,7 +35,11 @@ CLIPS = {
     'shopping_mall': '1.56 -3.28 -2.04 .57 -2.64 .35 6.37 .32 -3.05 -2.13',
     'street_traffic': '-1.77 -1.54 -.63 .98 -.69 -.13 -1.75 -1.19 7.66 -.56',
 }
-numbers = lambda text: torch.tensor([float(v) for v in text.split()])
+
+
+def numbers(text):
+    "The numbers in a text"
+    return torch.tensor([float(v) for v in text.split()])
 
 
 @pytest.fixture(scope='module')
@@ -230,7 +234,8 @@ def test_not_a_classifier(tmp_path):
 def test_fetched_by_name(tmp_path, monkeypatch):
     "A public name is fetched once into data/weights"
     torch.save({'state_dict': create_backbone('cp_resnet').state_dict()}, tmp_path/'served.pt')
-    handler = lambda *a: http.server.SimpleHTTPRequestHandler(*a, directory=str(tmp_path))
+    def handler(*a):
+        return http.server.SimpleHTTPRequestHandler(*a, directory=str(tmp_path))
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

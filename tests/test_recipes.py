@@ -204,7 +204,10 @@ def test_what_shapes_a_training_is_in_one_place():
         k: default for k, (_, default) in declared_parameters(find_notebook('train')).items()
     }
     shapes = training_options()
-    same = lambda a, b: (a or None) == (b or None) if not isinstance(b, (int, float)) else a == b
+
+    def same(a, b):
+        "Equal, where '', None and an empty list say the same"
+        return a == b if isinstance(b, (int, float)) else (a or None) == (b or None)
     assert set(shapes) <= set(declared)
     assert all(same(shapes[k], declared[k]) for k in shapes)
     assert set(declared) - set(shapes) == OUTSIDE

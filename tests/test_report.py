@@ -1,4 +1,4 @@
-"""From predictions to scores, statistics and tables: against sklearn and hand counts, on broken tables, by simulation."""
+"""From predictions to scores, statistics and tables: against sklearn, by hand, on broken tables, by simulation."""
 import json
 import sys
 
@@ -551,7 +551,7 @@ def test_runs_table(tmp_path):
 
 
 def test_log_losses_cities_and_the_published_ten_seconds(tmp_path):
-    "Every kind of table in both scores, beside what was published on the ten-second test, with a dash where nothing was"
+    "Every kind of table in both scores, beside what was published on the ten-second test; a dash where nothing was"
     runs = [a_run(tmp_path/f'{i}', i, 100, test='324e1ba9e0e21926') for i in range(2)]
     table = runs_table(runs).to_frame()
     columns = ['runs', 'macro accuracy', 'log loss', 'ece']

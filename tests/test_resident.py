@@ -1,4 +1,4 @@
-"""The sound of a list on a device: the same batches to the last bit for every crop, and moved only where there is room."""
+"""The sound of a list on a device: the same batches to the last bit for every crop; moved only where there is room."""
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,7 +33,8 @@ pytestmark = pytest.mark.usefixtures('one_thread')
 
 def taught(corpus, rows, kind):
     "A teacher of clips, of windows or none, whose logits are noise"
-    noise = lambda n: torch.randn(n, len(corpus.scenes), generator=torch.Generator().manual_seed(0))
+    def noise(n):
+        return torch.randn(n, len(corpus.scenes), generator=torch.Generator().manual_seed(0))
     if kind == 'clips':
         return SimpleNamespace(
             starts=None, rows=Teacher(rows.filename, noise(len(rows)), corpus.scenes).rows
@@ -50,7 +51,8 @@ def taught(corpus, rows, kind):
 def both(packed, rows, device, teacher='', store=None, **kw):
     "The list read from the store, and kept on the device"
     corpus = packed[0]
-    make = lambda: ClipData(
+    def make():
+        return ClipData(
         store or packed[1],
         rows,
         corpus.scenes,

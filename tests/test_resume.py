@@ -1,4 +1,4 @@
-"""kill -9 at any moment: the resumed training ends in the same bytes as an undisturbed one; half a file never counts."""
+"""kill -9 at any moment: a resumed training ends in the same bytes as an undisturbed one; half a file never counts."""
 import multiprocessing as mp
 import os
 import random

@@ -275,7 +275,8 @@ def test_runs_go_on_where_each_was(synthetic, tmp_path, monkeypatch):
         data_dir=str(synthetic), subset=5, epochs=3, bs=9, backbone='cnn3', frontend='cnn3',
         pipeline='none',
     )
-    state = lambda folder, s: read_checkpoint(tmp_path/folder/f'{s}/checkpoint.pt')
+    def state(folder, s):
+        return read_checkpoint(tmp_path/folder/f'{s}/checkpoint.pt')
     def go(folder, resume=False):
         runs = [
             dict(out=str(tmp_path/folder/f'{s}'), notebook='train', resume=resume) for s in range(2)

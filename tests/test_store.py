@@ -198,7 +198,8 @@ def test_reading_leaves_no_memory_behind(tmp_path):
     status = Path('/proc/self/status')
     if not status.is_file() or not hasattr(os, 'preadv'):
         pytest.skip('Linux counts these pages')
-    mapped = lambda: int(re.search(r'RssFile:\s+(\d+)', status.read_text())[1])*1024
+    def mapped():
+        return int(re.search(r'RssFile:\s+(\d+)', status.read_text())[1])*1024
     x = np.random.default_rng(0).integers(-2**15, 2**15, 1 << 24, '<i2')  # 34 MB
     x.tofile(tmp_path/'x.i16')
     s, before = asc.data.pcm.Samples(tmp_path/'x.i16'), mapped()

@@ -97,7 +97,7 @@ def test_splits_and_ensembles(entry, tmp_path):
 
 
 def test_quantised_run_hands_in_int8(entry, tmp_path):
-    "The answers of the quantised network, its int8 codes, 8 bits in the count; 2022 wants int8 for the first layer, too"
+    "The answers and int8 codes of the quantised network, 8 bits in the count; 2022 wants int8 for the first layer, too"
     model = quantised_classifier(load_model(entry.runs[0]))
     x = torch.randn(8, 44100) * .1
     with torch.no_grad(): calibrate(model.backbone, [model.pipeline(x)])

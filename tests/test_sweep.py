@@ -1,4 +1,4 @@
-"""Sweeps under attack: killed workers and drivers, foreign folders, object stores, all engines; each run is there once."""
+"""Sweeps under attack: killed workers and drivers, foreign folders, object stores, all engines; every run once."""
 import json
 import os
 import signal

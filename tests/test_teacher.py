@@ -23,22 +23,15 @@ import launch
 
 def listed(recordings=48, snippets=3):
     "Rows of a small list: recordings of ten scenes, four a place, in no order, the snippets of each together"
-    order = np.random.default_rng(9).permutation(recordings)
-    name = lambda r: f'{SCENES[r % 10]}-oslo-{r % 10 + 10 * (r // 40)}-{r}'
-    return pd.DataFrame(
-        [
-            dict(
-                scene=SCENES[r % 10],
-                device='a',
-                city='oslo',
-                location=f'oslo-{r % 10 + 10 * (r // 40)}',
-                recording=f'{name(r)}-a',
-                filename=f'audio/{name(r)}-{k}-a.wav',
-            )
-            for r in order
-            for k in range(snippets)
-        ]
-    )
+    rows = []
+    for r in np.random.default_rng(9).permutation(recordings):
+        scene = SCENES[r % 10]
+        location = f'oslo-{r % 10 + 10 * (r // 40)}'
+        name = f'{scene}-{location}-{r}'
+        where = dict(scene=scene, device='a', city='oslo', location=location)
+        for k in range(snippets):
+            rows.append(dict(where, recording=f'{name}-a', filename=f'audio/{name}-{k}-a.wav'))
+    return pd.DataFrame(rows)
 
 
 def weak(rows, seed=0, skill=2.3):

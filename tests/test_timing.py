@@ -71,7 +71,7 @@ def test_settings_are_those_of_the_frontend():
 
 
 def test_kept_maps_grow_with_the_batch():
-    "Twice the clips, twice the bytes; nothing is kept where no gradient is needed; training triples the multiplications"
+    "Twice the clips, twice the bytes; nothing is kept without gradients; training triples the multiplications"
     net = create_backbone('cp_mobile_24').train()
     x = torch.randn(4, 1, 64, 32)
     assert kept_bytes(net, x) == pytest.approx(2 * kept_bytes(net, x[:2]), rel=.05)
@@ -85,7 +85,7 @@ def test_kept_maps_grow_with_the_batch():
 
 
 def _filling(most, times):
-    "A function that makes and drops 40 MB `times` times, and raises when the last time caused more page faults than this"
+    "A function that makes and drops 40 MB `times` times, and raises when the last one caused more page faults"
     import resource
     def faults():
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -1,4 +1,4 @@
-"""Options of a training on a real classifier: schedules in fastai's steps, losses, torch's averages, precision, freezing."""
+"""Options of a training on a real classifier: schedules, losses, averages, precision, freezing, sizes of batches."""
 import copy
 import math
 
@@ -46,7 +46,8 @@ def learner(packed, tmp_path):
     rows = read_split(corpus, 100).iloc[::3]
     def make(n=20, bs=8, n_valid=10, steps=STEPS, cbs=(), loss='ce', splitter=None, **options):
         seed_everything(0)
-        data = lambda rows: ClipData(store, rows, corpus.scenes, corpus.devices)
+        def data(rows):
+            return ClipData(store, rows, corpus.scenes, corpus.devices)
         dls = make_dls(data(rows[:n]), data(rows[len(rows) - n_valid:]), bs, device='cpu')
         model = create_classifier(
             pipeline=steps, rate=store.rate, scenes=corpus.scenes, backbone_args=dict(base=8)

@@ -27,17 +27,17 @@ DEVICES = ('a', 'b', 'c', 's1', 's2', 's3', 's4', 's5', 's6')
 CITIES = ('barcelona', 'helsinki', 'lisbon', 'london', 'lyon', 'milan', 'paris', 'prague',
           'stockholm', 'vienna')
 
-# %% ../nbs/00_core.ipynb #a0b850bd
+# %% ../nbs/00_core.ipynb #4a4a5f9c
 DEVICE_GROUPS = {'real': ('a', 'b', 'c'), 'seen': ('s1', 's2', 's3'), 'unseen': ('s4', 's5', 's6')}
 
-# %% ../nbs/00_core.ipynb #2e82ecc2
+# %% ../nbs/00_core.ipynb #0603d59c
 SUBSETS = (5, 10, 25, 50, 100)
 
 # %% ../nbs/00_core.ipynb #ac1c11ce
 def vocab_of(names,      # labels that occur, any iterable of str
              fixed,      # list used whole when it contains all of them
              ) -> list:  # labels in index order
-    "The vocabulary of a label column: `fixed` when it covers the names, else the names themselves, sorted"
+    "The vocabulary of a label column: `fixed` when it covers the names, else the names, sorted"
     names = set(names)
     return list(fixed) if names <= set(fixed) else sorted(names)
 
@@ -100,9 +100,9 @@ def write_text(path, text:str):
     "Write `text` to `path`, whole or not at all"
     with atomic(path) as tmp: tmp.write_text(text, encoding='utf-8')
 
-# %% ../nbs/00_core.ipynb #6e1554e9
+# %% ../nbs/00_core.ipynb #7023cf37
 def _json_value(value):
-    "`value` in JSON's own types: paths become text, NumPy's numbers plain ones, NaN and infinity null"
+    "`value` in JSON's own types; NaN and infinity become null"
     if isinstance(value, dict): return {str(k): _json_value(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [_json_value(v) for v in value]
     if isinstance(value, Path): return str(value)
@@ -110,7 +110,7 @@ def _json_value(value):
     if isinstance(value, float) and not math.isfinite(value): return None
     return value
 
-# %% ../nbs/00_core.ipynb #e8060292
+# %% ../nbs/00_core.ipynb #96868ffa
 def write_json(path, obj):
     "Write `obj` as JSON (NaN becomes null), whole or not at all"
     text = json.dumps(_json_value(obj), indent=1, ensure_ascii=False, allow_nan=False)
@@ -121,21 +121,21 @@ def fingerprint(names) -> str:
     "First 16 hex digits of SHA-256 over the sorted `names` joined by newlines"
     return hashlib.sha256('\n'.join(sorted(map(str, names))).encode()).hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #5fda85db
+# %% ../nbs/00_core.ipynb #8d9043f2
 def _is_project(folder): return (folder/'settings.ini').is_file() and (folder/'asc').is_dir()
 
 # %% ../nbs/00_core.ipynb #a07a0628
 def project_root(start=None) -> Path:
-    "The folder with settings.ini and asc/, from `start` (default: working directory) upward"
+    "The folder with settings.ini and asc/, from `start` (working directory) upward"
     start = Path(start or Path.cwd()).resolve()
     folders = [start, *start.parents]
     if '__file__' in globals(): folders.append(Path(__file__).resolve().parents[1])
     return next(filter(_is_project, folders), start)
 
-# %% ../nbs/00_core.ipynb #02095d32
+# %% ../nbs/00_core.ipynb #9803a62a
 def resolve(path, # a path as a user typed it; ~ is expanded
             ) -> Path:
-    "Absolute path of what a user typed: from the working directory if it exists there, else from the project root"
+    "Absolute path, from the working directory if it exists there, else from the project root"
     path = Path(path).expanduser()
     if path.is_absolute() or path.exists(): return path.resolve()
     return (project_root()/path).resolve()
@@ -152,16 +152,17 @@ def seed_everything(seed:int, # any non-negative integer
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
 
-# %% ../nbs/00_core.ipynb #bafa36a9
+# %% ../nbs/00_core.ipynb #c934060c
 def _version_of(package):
     try: return version(package)
     except PackageNotFoundError: return None
 
-# %% ../nbs/00_core.ipynb #c992d9b2
-_PACKAGES = ('asc', 'torch', 'torchaudio', 'fastai', 'fastcore', 'numpy', 'pandas', 'papermill', 'soundfile')
+# %% ../nbs/00_core.ipynb #df666298
+_PACKAGES = ('asc', 'torch', 'torchaudio', 'fastai', 'fastcore', 'numpy', 'pandas', 'papermill',
+             'soundfile')
 
 def versions(packages=_PACKAGES) -> dict:
-    "Python's and the named packages' versions (None for a package that is not installed)"
+    "Versions of Python and of packages (None for one that is not installed)"
     return {'python': sys.version.split()[0], **{name: _version_of(name) for name in packages}}
 
 # %% ../nbs/00_core.ipynb #8952a200
@@ -171,7 +172,7 @@ def _git(root, *args):
     except FileNotFoundError: return None
     return done.stdout.strip() if done.returncode == 0 else None
 
-# %% ../nbs/00_core.ipynb #683d2d5b
+# %% ../nbs/00_core.ipynb #7fef2cdf
 def git_state(root=None) -> dict: # commit, dirty (bool), diff (str, of tracked files)
     "The commit of the project and what differs from it; all None outside a git checkout"
     root = root or project_root()

@@ -6,7 +6,8 @@ import soundfile as sf
 import torch
 from scipy import stats
 
-from asc.augment.pipeline import Choice, Pipeline, create_pipeline, parse_step, pipelines
+from asc.augment.steps import Choice, parse_step
+from asc.augment.pipeline import create_pipeline, Pipeline, pipelines
 from asc.core import InputError
 from asc.frontend.logmel import create_frontend
 

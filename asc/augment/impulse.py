@@ -65,8 +65,7 @@ def _interpolate_knots(knots, position): # (n,K); below K − 1, (M,) -> (n,M)
     return knots[:, left]*(1 - position + left) + knots[:, left + 1]*(position - left)
 
 # %% ../../nbs/augment/10_impulse.ipynb #c33f7662
-def _wandering(freqs, n, g): # -> factors (n,M)
-    "A few decibels up and down, at twelve frequencies from 40 Hz to 16 kHz"
+def _wandering(freqs, n, g): # -> factors (n,M), drawn at twelve frequencies from 40 Hz to 16 kHz
     knots = torch.randn(n, 12, generator=g)*3
     position = torch.log2(freqs.clamp(min=1)/40)*11/torch.log2(torch.tensor(400.))
     decibels = _interpolate_knots(knots, position.clamp(0, 10.999))
@@ -186,10 +185,10 @@ def _with_level_of(dry, wet): # waves (B,N) each
 
 # %% ../../nbs/augment/10_impulse.ipynb #aebfc7cc
 @patch
-def draw(self:DIR, x, device): # waves (B,N), their devices -> int64 (R,), int64 (R,)
-    "Which clips are changed, and by which response"
+def draw(self:DIR, x, device): # -> int64 (R,), int64 (R,)
+    "The clips that change, and their responses"
     hit = clip_coin(x, self.p)
-    response = torch.randint(len(self.bank), (len(x),), device=x.device)
+    response = torch.randint(len(self.bank), hit.shape, device=x.device)
     if self.devices is not None: hit &= self.applies(device)
     rows = hit.nonzero().squeeze(1)
     return rows, response[rows]

@@ -100,7 +100,7 @@ def partners(n, at, device=None, cross=False) -> torch.Tensor: # int64 (n,)
 def _centre(x, dims): # -> the mean, x without it, the deviation
     mean = x.detach().mean(dims, keepdim=True)
     centred = x - mean
-    n = x.numel()//mean.numel()                    # torch.var takes 10 times as long
+    n = x.numel()//mean.numel()
     variance = centred.detach().square().sum(dims, keepdim=True)/(n - 1)
     return mean, centred, (variance + 1e-6).sqrt()
 

@@ -37,10 +37,15 @@ augments = {
     'mixup': MixUp}
 
 # %% ../../nbs/augment/25_zoo.ipynb #0e77ce0e
-def _check_stage(cls, name):
+def _stages_of(cls): # its `stage`, a name or several
     stage = getattr(cls, 'stage', ())
-    stages = {stage} if isinstance(stage, str) else set(stage)
+    return {stage} if isinstance(stage, str) else set(stage)
+
+# %% ../../nbs/augment/25_zoo.ipynb #f1e58094
+def _check_stage(cls, name):
+    stages = _stages_of(cls)
     if not stages or stages - {'wave', 'mel', 'spec'}:
+        stage = getattr(cls, 'stage', ())
         raise InputError(f'augmentation {name}: the class needs `stage`, '
                          f'one or more of wave, mel, spec; found {stage!r}')
 

@@ -53,7 +53,7 @@ class BCResNet(nn.Module):
         n_classes:int=10,   # outputs
         base:int=40,        # width, any positive number
         dropout:float=0.1,  # inside the blocks
-        bands:int=1,        # of the sub-spectral norms, divides the rows; 1: plain batch norm
+        bands:int=1,        # of the sub-spectral norms; divides the rows
         k:int=3,            # kernel of the depthwise convolutions, odd
     ):
         super().__init__()

@@ -7,6 +7,7 @@ __all__ = ['BEATS_CFG', 'BEATS_FIXED', 'BEATS_MODES', 'beats_cfg', 'PosConv', 'b
            'scale_grad', 'TransformerEncoder', 'BEATsEncoder', 'BEATs', 'beats_state', 'load_beats']
 
 # %% ../../nbs/backbone/50_beats.ipynb #625c74b1
+from collections import OrderedDict
 from math import log
 
 import torch
@@ -112,9 +113,9 @@ def gate(self:GatedAttention, q): # (B, heads, L, c) -> (B, heads, L, 1)
     return a*(b*self.grep_a - 1) + 2
 
 # %% ../../nbs/backbone/50_beats.ipynb #f9c7855b
-def _init_deep_norm(layer, gain):
-    "Xavier weights, those of the residual branches scaled by `gain`, and no biases; the gates' weights stay"
-    scaled = 'v_proj', 'out_proj', 'fc1', 'fc2'
+def _init_deep_norm(layer, n_layers):
+    "Xavier weights, smaller in the residual branches, and no biases; the gates' weights stay"
+    scaled, gain = ('v_proj', 'out_proj', 'fc1', 'fc2'), (8*n_layers)**-.25
     for name, m in layer.named_modules():
         if not isinstance(m, nn.Linear): continue
         leaf = name.rpartition('.')[2]
@@ -123,16 +124,18 @@ def _init_deep_norm(layer, gain):
 
 # %% ../../nbs/backbone/50_beats.ipynb #f3ebabcd
 class BEATsLayer(nn.Module):
-    "Post-norm transformer layer with deep norm: the stream is scaled by alpha before each sum"
+    "Post-norm transformer layer; deep norm scales the stream by alpha before each sum"
     def __init__(self, cfg:dict): # see `beats_cfg`
         super().__init__()
-        c, ffn, n = cfg['encoder_embed_dim'], cfg['encoder_ffn_embed_dim'], cfg['encoder_layers']
+        c, hidden = cfg['encoder_embed_dim'], cfg['encoder_ffn_embed_dim']
         self.self_attn = GatedAttention(c, cfg['encoder_attention_heads'], cfg['attention_dropout'])
-        self.self_attn_layer_norm, self.final_layer_norm = nn.LayerNorm(c), nn.LayerNorm(c)
-        self.fc1, self.fc2 = nn.Linear(c, ffn), nn.Linear(ffn, c)
-        self.drop, self.act_drop = nn.Dropout(cfg['dropout']), nn.Dropout(cfg['activation_dropout'])
-        self.alpha = (2*n)**.25
-        _init_deep_norm(self, gain=(8*n)**-.25)
+        self.self_attn_layer_norm = nn.LayerNorm(c)
+        self.final_layer_norm = nn.LayerNorm(c)
+        self.fc1, self.fc2 = nn.Linear(c, hidden), nn.Linear(hidden, c)
+        self.drop = nn.Dropout(cfg['dropout'])
+        self.act_drop = nn.Dropout(cfg['activation_dropout'])
+        self.alpha = (2*cfg['encoder_layers'])**.25
+        _init_deep_norm(self, cfg['encoder_layers'])
 
     def forward(self, x, bias):
         x = self.self_attn_layer_norm(self.alpha*x + self.drop(self.self_attn(x, bias)))
@@ -198,15 +201,15 @@ class BEATs(nn.Module):
     "BEATs with a linear classifier: (B, 1, mel ≥ 16, T ≥ 16) -> (B, n_classes) logits"
     def __init__(self,
         n_classes:int=10,  # outputs
-        mode:str='ssl',    # 'ssl*' frozen encoder; 'ssl', 'ssl+sl' everything trains
-        cfg:dict=None,     # values that differ from BEATS_CFG; a checkpoint's `cfg`
+        mode:str='ssl',    # 'ssl*': frozen encoder
+        cfg:dict=None,     # values that differ from BEATS_CFG
     ):
         super().__init__()
         self.mode = pick(BEATS_MODES, mode, 'BEATs mode')
         cfg = beats_cfg(cfg or {})
         self.encoder, self.drop = BEATsEncoder(cfg), nn.Dropout(cfg['predictor_dropout'])
-        self.classifier = nn.Sequential()
-        self.classifier.add_module('linear', nn.Linear(cfg['encoder_embed_dim'], n_classes))
+        linear = nn.Linear(cfg['encoder_embed_dim'], n_classes)
+        self.classifier = nn.Sequential(OrderedDict(linear=linear))
         if mode == 'ssl*': self.encoder.requires_grad_(False)
         self.train()
 

@@ -17,6 +17,12 @@ from .blocks import ConvNorm
 from ..core import InputError
 
 # %% ../../nbs/backbone/35_cnn3.ipynb #0bdbb4e4
+def _check_size(bands, frames):
+    if bands//20 != 2 or frames < 50:
+        raise InputError(f'CNN3: {bands}×{frames} input (bands × frames); '
+                         'it takes 40 to 59 bands and at least 50 frames')
+
+# %% ../../nbs/backbone/35_cnn3.ipynb #196a3c1e
 class CNN3(nn.Module):
     "The DCASE CNN baseline: (B, 1, 40, T ≥ 50) -> (B, n_classes) logits"
     def __init__(self,
@@ -31,10 +37,7 @@ class CNN3(nn.Module):
         self.linear2 = nn.Linear(100, n_classes)
 
     def forward(self, x):
-        bands, frames = x.shape[2:]
-        if bands//20 != 2 or frames < 50:
-            raise InputError(f'CNN3: {bands}×{frames} input (bands × frames); '
-                             'it takes 40 to 59 bands and at least 50 frames')
+        _check_size(*x.shape[2:])
         x = self.drop(self.pool1(self.conv2(self.conv1(x))))
         x = self.drop(self.pool2(self.conv3(x))).mean(3)
         return self.linear2(self.drop(self.relu(self.linear1(x.flatten(1)))))

@@ -111,6 +111,11 @@ class TFSepNet(nn.Module):
         return self.classifier(self.middle_layers(self.conv_layers(x))).mean((2, 3))
 
 # %% ../../nbs/backbone/25_tf_sepnet.ipynb #2b7ad34b
+def _init_dragon(layers): # all convolutions but the transitions
+    for name, m in layers.named_modules():
+        if isinstance(m, nn.Conv2d) and 'trans_conv' not in name: init_kaiming(m)
+
+# %% ../../nbs/backbone/25_tf_sepnet.ipynb #eeb2f12f
 class DragonTFSepNet(nn.Module):
     "TF-SepNet of dragonsearch: (B, 1, F, T) -> (B, n_classes) logits"
     def __init__(self,
@@ -125,7 +130,6 @@ class DragonTFSepNet(nn.Module):
         layers, c = make_layers(16, base, AdaResNorm, block)
         self.feature = nn.Sequential(nn.Conv2d(1, 2*base, 5, 2, 2, bias=False), *layers)
         self.classifier = nn.Conv2d(c, n_classes, 1)
-        for name, m in self.feature.named_modules():
-            if isinstance(m, nn.Conv2d) and 'trans_conv' not in name: init_kaiming(m)
+        _init_dragon(self.feature)
 
     def forward(self, x): return self.classifier(self.feature(x)).mean((2, 3))

@@ -52,10 +52,12 @@ def _check_counts(rows, official, what):
     example = example or 'the counts agree, the names do not'
     yield ('error', f'{what} is not the official one', clips, example, 'fetch it again')
 
-# %% ../../nbs/data/17_check.ipynb #fdebbde7
+# %% ../../nbs/data/17_check.ipynb #ce147e30
+_TAU = re.compile(r'TAU-urban-acoustic-scenes-(2020|2022)-mobile-development')
+
 def _check_edition(corpus):
-    "Whether a folder named as TAU is TAU"
-    year = re.match(r'TAU-urban-acoustic-scenes-(2020|2022)-mobile-development', corpus.dir.name)
+    "Whether a folder with TAU's name is TAU"
+    year = _TAU.match(corpus.dir.name)
     if not year or corpus.edition: return
     cut = 10 if year[1] == '2020' else 1
     yield from _check_counts(corpus.meta, OFFICIAL['all']//cut, 'meta.csv')
@@ -137,9 +139,9 @@ def _clips_of(listed, corpus):
     rows = corpus.meta.set_index('filename').reindex(listed.filename)
     return rows.dropna(subset='recording').reset_index()
 
-# %% ../../nbs/data/17_check.ipynb #0b40da32
+# %% ../../nbs/data/17_check.ipynb #7d76328a
 def _check_known(listed, corpus, name):
-    "Clips of a list that the corpus does not have"
+    "Clips that the corpus does not have"
     lost = listed.filename[~listed.filename.isin(corpus.meta.filename)]
     if len(lost):
         yield ('error', f'{name} names clips that are not in meta.csv', len(lost), lost.iloc[0],
@@ -154,13 +156,13 @@ def _check_labels(listed, rows, name):
         yield ('error', f'{name} and meta.csv disagree on the scene', len(wrong),
                wrong.filename.iloc[0], 'fetch both again')
 
-# %% ../../nbs/data/17_check.ipynb #982a2c27
+# %% ../../nbs/data/17_check.ipynb #3ce67adf
 def _check_list(corpus, name, path, listed, rows):
     "Findings about one list"
     yield from _check_known(listed, corpus, path.name)
     yield from _check_labels(listed, rows, path.name)
-    if corpus.edition == '2022' and fingerprint(listed.filename) != FINGERPRINTS['2022'][name]:
-        yield from _check_counts(rows, OFFICIAL[name], path.name)
+    if corpus.edition != '2022' or fingerprint(listed.filename) == FINGERPRINTS['2022'][name]: return
+    yield from _check_counts(rows, OFFICIAL[name], path.name)
 
 # %% ../../nbs/data/17_check.ipynb #be22a6ef
 def _check_lists(corpus):
@@ -178,17 +180,20 @@ def _check_lists(corpus):
     test = parts.pop('test')
     for name, rows in parts.items(): yield from leaks(**{name: rows, 'test': test})
 
-# %% ../../nbs/data/17_check.ipynb #b2f7d3cb
+# %% ../../nbs/data/17_check.ipynb #0f9bb53c
 def _check_all(corpus, deep, progress):
     yield from _check_faults(corpus, deep, progress)
     yield from _check_extra(corpus)
-    if corpus.kind == 'evaluation': return
+    if corpus.kind == 'development': yield from _check_tables(corpus)
+
+# %% ../../nbs/data/17_check.ipynb #30a88abe
+def _check_tables(corpus):
     yield from _check_columns(corpus.meta)
     yield from _check_gaps(corpus.meta)
     yield from _check_edition(corpus)
     yield from _check_lists(corpus)
 
-# %% ../../nbs/data/17_check.ipynb #57fb88b3
+# %% ../../nbs/data/17_check.ipynb #065d6d6d
 def check_corpus(data_dir,      # folder of a corpus
                  deep=False,    # decode every file, not only its header
                  progress=True, # show bars

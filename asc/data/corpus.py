@@ -33,19 +33,19 @@ class ClipName:
     snippet:int|None  # position in its recording in seconds from 0, None for a whole recording
     device:str        # recording device
 
-# %% ../../nbs/data/15_corpus.ipynb #5f1b48bc
+# %% ../../nbs/data/15_corpus.ipynb #1b9c61f2
 @patch
 def __str__(self:ClipName):
     snippet = '' if self.snippet is None else f'{self.snippet}-'
     return f'audio/{self.scene}-{self.city}-{self.location}-{self.segment}-{snippet}{self.device}.wav'
 
-# %% ../../nbs/data/15_corpus.ipynb #730eb439
+# %% ../../nbs/data/15_corpus.ipynb #eb56a604
 @patch(as_prop=True)
 def recording(self:ClipName):
     "Name of the recording a clip belongs to"
     return f'{self.scene}-{self.city}-{self.location}-{self.segment}-{self.device}'
 
-# %% ../../nbs/data/15_corpus.ipynb #37b35235
+# %% ../../nbs/data/15_corpus.ipynb #5c5b476d
 @patch(cls_method=True)
 def parse(cls:ClipName, filename):
     "The parts of `filename`, with or without `audio/`"
@@ -67,12 +67,12 @@ def _text(path):
     except UnicodeDecodeError:
         raise InputError(f'{path} is not UTF-8 text: save it as UTF-8, or fetch it again') from None
 
-# %% ../../nbs/data/15_corpus.ipynb #a5059619
+# %% ../../nbs/data/15_corpus.ipynb #5b56e16a
 def _comma_hint(header):
     has_commas = len(header) == 1 and ',' in header[0]
     return '; it looks comma separated, DCASE lists use tabs' if has_commas else ''
 
-# %% ../../nbs/data/15_corpus.ipynb #5d4e5362
+# %% ../../nbs/data/15_corpus.ipynb #4d20b742
 def _check_header(path, header, columns):
     "InputError if a column is not there"
     lacking = ', '.join(c for c in columns if c not in header)
@@ -81,7 +81,7 @@ def _check_header(path, header, columns):
     raise InputError(f'{path} has no column {lacking}: its header row is {row!r}{_comma_hint(header)}. '
                      'Add it, or fetch the file again')
 
-# %% ../../nbs/data/15_corpus.ipynb #d9f453ce
+# %% ../../nbs/data/15_corpus.ipynb #d55d3b5a
 def _check_rows(path, header, rows, places):
     "InputError if a row is of another length than the header, or empty where a column is read"
     if not rows: raise InputError(f'{path} has a header but no rows: fetch it again')
@@ -90,7 +90,7 @@ def _check_rows(path, header, rows, places):
             raise InputError(f'{path}, row {i} after the header: {len(header)} filled fields expected, '
                              f'found {row}')
 
-# %% ../../nbs/data/15_corpus.ipynb #ed1b8165
+# %% ../../nbs/data/15_corpus.ipynb #91d8dadb
 def _check_unique(path, names):
     "InputError if a file name occurs twice"
     twice = names[names.duplicated()]
@@ -98,9 +98,9 @@ def _check_unique(path, names):
         raise InputError(f'{path} names {twice.iloc[0]} twice ({len(twice)} repeated rows): '
                          'remove the repetitions')
 
-# %% ../../nbs/data/15_corpus.ipynb #c20b7483
+# %% ../../nbs/data/15_corpus.ipynb #58f8f249
 def _check_inside(path, names):
-    "InputError if a file name leads out of the corpus"
+    "InputError if a name leads out of the corpus"
     outside = names[names.str.contains(r'^[/~]|^\w:|(?:^|/)\.\.(?:/|$)')]
     if len(outside):
         raise InputError(f'{path} names {outside.iloc[0]}, which is outside the corpus: '
@@ -163,7 +163,7 @@ stockholm            820    1460    3420    6780    13630 2700 22560
 vienna               750    1430    3600    7190    14150 2700 22200
 '''
 
-# %% ../../nbs/data/15_corpus.ipynb #a6c16c92
+# %% ../../nbs/data/15_corpus.ipynb #3ced81ab
 OFFICIAL = pd.read_csv(StringIO((_SCENES + _DEVICES + _CITIES).strip()), sep=r'\s+')
 
 # %% ../../nbs/data/15_corpus.ipynb #f3d54310
@@ -175,7 +175,7 @@ FINGERPRINTS = {
                  split50='fea6fd3b5dc00e66', split100='90ba03b9476321b7', test='324e1ba9e0e21926',
                  all='52fe8e9dc2e9f25f')}
 
-# %% ../../nbs/data/15_corpus.ipynb #87f608db
+# %% ../../nbs/data/15_corpus.ipynb #51c0100d
 def _edition_of(filenames):
     "'2020' or '2022' when the names are exactly those of that TAU development set, else None"
     mine = fingerprint(filenames)
@@ -198,20 +198,20 @@ class Corpus:
     @cached_property
     def edition(self): return _edition_of(self.meta.filename)
 
-# %% ../../nbs/data/15_corpus.ipynb #d6b76eef
+# %% ../../nbs/data/15_corpus.ipynb #93b76573
 @patch(as_prop=True)
 def synthetic(self:Corpus):
     "Whether the sounds are made by `make_synthetic`"
     return (self.dir/'SYNTHETIC').is_file()
 
-# %% ../../nbs/data/15_corpus.ipynb #982306be
+# %% ../../nbs/data/15_corpus.ipynb #9cd0f357
 @patch(as_prop=True)
 def name(self:Corpus):
     "Name of the folder, which says 'synthetic' of a synthetic corpus"
     if self.synthetic and 'synthetic' not in self.dir.name: return f'{self.dir.name}-synthetic'
     return self.dir.name
 
-# %% ../../nbs/data/15_corpus.ipynb #08d12078
+# %% ../../nbs/data/15_corpus.ipynb #c0b99e40
 @patch
 def __repr__(self:Corpus):
     scenes, devices = self.meta.scene.nunique(), self.meta.device.nunique()
@@ -224,17 +224,17 @@ def name_parts(filenames) -> pd.DataFrame: # scene city location segment snippet
     rows = [match.groups() if match else [None]*6 for match in matches]
     return pd.DataFrame(rows, columns=list(NAME.groupindex), dtype=object)
 
-# %% ../../nbs/data/15_corpus.ipynb #7794cbb8
+# %% ../../nbs/data/15_corpus.ipynb #48884fd6
 def _recording_names(filenames, parts):
-    "The recording each clip belongs to"
+    "The recording of each clip"
     stems = [re.sub(r'^audio/|\.wav$', '', name) for name in filenames]
     columns = [parts[c] for c in ('scene', 'city', 'location', 'segment', 'device')]
     return ['-'.join(part) if part[0] else stem for stem, *part in zip(stems, *columns)]
 
-# %% ../../nbs/data/15_corpus.ipynb #54370c68
+# %% ../../nbs/data/15_corpus.ipynb #d1210bd2
 def _whole_numbers(texts): return pd.array([text and int(text) for text in texts], 'Int32')
 
-# %% ../../nbs/data/15_corpus.ipynb #dde6639b
+# %% ../../nbs/data/15_corpus.ipynb #a6e285d9
 def _meta_of(listed):
     "Rows of a list with what the file names tell"
     parts, none = name_parts(listed.filename), [None]*len(listed)
@@ -249,21 +249,21 @@ def _meta_of(listed):
         segment=_whole_numbers(parts.segment),
         snippet=_whole_numbers(parts.snippet)))
 
-# %% ../../nbs/data/15_corpus.ipynb #be0af2fc
+# %% ../../nbs/data/15_corpus.ipynb #c1df8fba
 def _nearby_corpus(folder):
     "What to say of a folder that is no corpus"
     for path in [*folder.glob('*/meta.csv'), folder.parent/'meta.csv']:
         if path.is_file(): return f'did you mean {path.parent}?'
     return 'a corpus has audio/ and meta.csv; the latter comes in the *.meta.zip of the download'
 
-# %% ../../nbs/data/15_corpus.ipynb #d981110d
+# %% ../../nbs/data/15_corpus.ipynb #11c96abd
+_LISTS = dict(development=['meta.csv'], evaluation=['evaluation_setup/fold1_test.csv', 'meta.csv'])
+
 def _find_meta(folder, kind):
     "The list of a corpus' clips"
-    lists = ['meta.csv']
-    if kind == 'evaluation': lists.insert(0, 'evaluation_setup/fold1_test.csv')
-    for name in lists:
+    for name in _LISTS[kind]:
         if (folder/name).is_file(): return folder/name
-    raise InputError(f"{folder} has no {' and no '.join(lists)}: {_nearby_corpus(folder)}")
+    raise InputError(f"{folder} has no {' and no '.join(_LISTS[kind])}: {_nearby_corpus(folder)}")
 
 # %% ../../nbs/data/15_corpus.ipynb #c335c347
 META = ('filename', 'scene_label', 'identifier', 'source_label')

@@ -11,25 +11,24 @@ import pandas as pd
 from ..core import InputError, check_range
 from .store import Store
 
-# %% ../../nbs/data/35_join.ipynb #3e0956ed
+# %% ../../nbs/data/35_join.ipynb #b72182d2
 def _joined_name(filename, number):
     "The name of a snippet with another number, or with none"
     head, device = filename.rsplit('-', 1)
     recording = head.rsplit('-', 1)[0]
-    return f'{recording}-{device}' if number is None else f'{recording}-{number}-{device}'
+    return f'{recording}-{device}' if number is pd.NA else f'{recording}-{number}-{device}'
 
-# %% ../../nbs/data/35_join.ipynb #8ef9a52a
+# %% ../../nbs/data/35_join.ipynb #2788e30d
 def _whole_clips(rows, k, snippet):
     "The first snippets of the clips that have all their `k` snippets in `rows`"
     size = rows.groupby([rows.recording, snippet // k])['filename'].transform('size')
     return rows[(size == k) & (snippet % k == 0)]
 
-# %% ../../nbs/data/35_join.ipynb #c6c3ebda
+# %% ../../nbs/data/35_join.ipynb #c6167e71
 def _renumbered(rows, numbers):
     "Clips with new numbers for their snippets, or with none"
-    if numbers is None: names = [_joined_name(name, None) for name in rows.filename]
-    else: names = [_joined_name(name, n) for name, n in zip(rows.filename, numbers)]
-    return rows.assign(filename=names, snippet=pd.NA if numbers is None else numbers).reset_index(drop=True)
+    names = [_joined_name(name, n) for name, n in zip(rows.filename, numbers)]
+    return rows.assign(filename=names, snippet=numbers).reset_index(drop=True)
 
 # %% ../../nbs/data/35_join.ipynb #433a46a7
 def join_snippets(rows,            # of `Corpus.meta` or a store; no snippet means a whole recording
@@ -48,7 +47,8 @@ def join_snippets(rows,            # of `Corpus.meta` or a store; no snippet mea
     if not len(first):
         raise InputError(f'join={k}: in {what} no recording has {k} snippets on end, from a multiple of '
                          f'{k} on; choose fewer, or join=1, the clips as they are')
-    return _renumbered(first, None if k == longest else snippet[first.index] // k)
+    if k == longest: return _renumbered(first, [pd.NA]*len(first))
+    return _renumbered(first, snippet[first.index] // k)
 
 # %% ../../nbs/data/35_join.ipynb #ce710d21
 class JoinedStore(Store):
@@ -63,7 +63,7 @@ class JoinedStore(Store):
         self.key = f'{store.key}-join{k}'
         self.folder = store.folder.with_name(f'{store.folder.name}-join{k}')
 
-# %% ../../nbs/data/35_join.ipynb #1cdf92c9
+# %% ../../nbs/data/35_join.ipynb #1bbda8c2
 def join_store(store, k:int): # `JoinedStore`, or the store itself where there is nothing to join
     "A store in clips of `k` snippets; a store of whole recordings stays as it is"
     return store if k == 1 or not store.rows.snippet.any() else JoinedStore(store, k)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHUNK', 'STORE_FORMAT', 'store_layout', 'chunks', 'crc_of', 'Packing', 'digest']
 
-# %% ../../nbs/data/28_packing.ipynb #9c6ff422
+# %% ../../nbs/data/28_packing.ipynb #8530341f
 import hashlib
 import json
 import os
@@ -20,14 +20,14 @@ from fastcore.basics import patch
 from ..core import write_json, write_text
 from .sound import FAULTS, bar, fault_of, read_int16, to_int16
 
-# %% ../../nbs/data/28_packing.ipynb #b044ef3d
+# %% ../../nbs/data/28_packing.ipynb #0cae2b2a
 def _stretches(rows):
     "Number of the stretch of each clip; a clip goes on where the one before it ends"
     before = rows.shift()
     joins = (rows.recording == before.recording) & (rows.snippet == before.snippet + 1)
     return (~joins).cumsum() - 1
 
-# %% ../../nbs/data/28_packing.ipynb #800c2576
+# %% ../../nbs/data/28_packing.ipynb #bec2a69c
 def store_layout(meta,              # `Corpus.meta`
                  clip_len:int,      # samples of a clip
                  ) -> pd.DataFrame: # in store order: filename recording snippet stretch offset frames
@@ -38,7 +38,7 @@ def store_layout(meta,              # `Corpus.meta`
     offset = np.arange(len(rows), dtype=np.int64)*clip_len
     return rows.assign(stretch=_stretches(rows), offset=offset, frames=clip_len)
 
-# %% ../../nbs/data/28_packing.ipynb #6ad87ade
+# %% ../../nbs/data/28_packing.ipynb #f04fce28
 CHUNK = 1 << 22
 
 def chunks(stretch,  # stretch number of each clip
@@ -54,7 +54,7 @@ def chunks(stretch,  # stretch number of each clip
         first = end
     return cuts
 
-# %% ../../nbs/data/28_packing.ipynb #9297078c
+# %% ../../nbs/data/28_packing.ipynb #7d41ac44
 def crc_of(path, chunk, clip_len):
     "CRC-32 of the clips of a chunk"
     first, end = chunk
@@ -62,7 +62,7 @@ def crc_of(path, chunk, clip_len):
         f.seek(first*clip_len*2)
         return zlib.crc32(f.read((end - first)*clip_len*2))
 
-# %% ../../nbs/data/28_packing.ipynb #cdb5b635
+# %% ../../nbs/data/28_packing.ipynb #a747958d
 class Packing:
     "The packing of one store, chunk by chunk"
     def __init__(self, src_dir,  # folder of the corpus
@@ -78,12 +78,12 @@ class Packing:
         self.part, self.final = folder/'audio.part', folder/'audio.i16'
         self.resample = _resampler(src_rate, rate) if rate != src_rate else None
 
-# %% ../../nbs/data/28_packing.ipynb #a725cbc7
+# %% ../../nbs/data/28_packing.ipynb #9ac07218
 def _resampler(source, target):
     from torchaudio.transforms import Resample
     return Resample(source, target)
 
-# %% ../../nbs/data/28_packing.ipynb #8e164569
+# %% ../../nbs/data/28_packing.ipynb #7c2e01c0
 @patch
 def decode(self:Packing, chunk):
     "Samples of the clips of a chunk, and what is wrong with those that cannot be read"
@@ -94,7 +94,7 @@ def decode(self:Packing, chunk):
         except FAULTS as e: faults[name] = fault_of(e)
     return x, faults
 
-# %% ../../nbs/data/28_packing.ipynb #0eaa43cf
+# %% ../../nbs/data/28_packing.ipynb #7fec1c2f
 @patch
 def at_rate(self:Packing, x, stretch):
     "Resample each stretch of int16 clips and round again"
@@ -105,7 +105,7 @@ def at_rate(self:Packing, x, stretch):
         with torch.inference_mode(): resampled.append(self.resample(sound).numpy())
     return to_int16(np.concatenate(resampled))
 
-# %% ../../nbs/data/28_packing.ipynb #18c2c076
+# %% ../../nbs/data/28_packing.ipynb #f12f97d1
 @patch
 def do(self:Packing, chunk):
     "Decode one chunk and write it: (chunk, checksum, faults)"
@@ -118,16 +118,16 @@ def do(self:Packing, chunk):
         f.write(x)
     return chunk, zlib.crc32(x), faults
 
-# %% ../../nbs/data/28_packing.ipynb #1ace6c4d
+# %% ../../nbs/data/28_packing.ipynb #f90ee286
 @patch
 def noted(self:Packing):
-    "Chunks noted by an earlier attempt: {(first, end): checksum}"
+    "What an earlier attempt noted: {(first, end): checksum}"
     log = self.folder/'progress'
     if not (self.part.exists() and log.exists()): return {}
     notes = [map(int, line.split()) for line in log.read_text().split('\n')[:-1]]
     return {(first, end): crc for first, end, crc in notes}
 
-# %% ../../nbs/data/28_packing.ipynb #b042dc82
+# %% ../../nbs/data/28_packing.ipynb #a8476d34
 @patch
 def done(self:Packing):
     "Noted chunks whose bytes are still what was noted: {(first, end): checksum}"
@@ -136,7 +136,7 @@ def done(self:Packing):
     chunks = [chunk for chunk in self.chunks if chunk in noted]
     return {c: noted[c] for c in chunks if crc_of(self.part, c, self.clip_len) == noted[c]}
 
-# %% ../../nbs/data/28_packing.ipynb #156ee8af
+# %% ../../nbs/data/28_packing.ipynb #66c531a1
 @patch
 def reserve(self:Packing, done):
     "Make the file as long as it will be, or raise OSError when the disk has no room"
@@ -146,7 +146,7 @@ def reserve(self:Packing, done):
     self.part.touch()
     os.truncate(self.part, len(self.rows)*self.clip_len*2)
 
-# %% ../../nbs/data/28_packing.ipynb #34439e5e
+# %% ../../nbs/data/28_packing.ipynb #d27b0021
 @patch
 def run(self:Packing, workers=None, progress=True):
     "Do what is left: (checksums of all chunks in order, faults by file name)"
@@ -163,13 +163,13 @@ def run(self:Packing, workers=None, progress=True):
             print(*chunk, crc, file=log, flush=True)
     return [sums.get(chunk) for chunk in self.chunks], faults
 
-# %% ../../nbs/data/28_packing.ipynb #379bf9e9
+# %% ../../nbs/data/28_packing.ipynb #f83d1765
 STORE_FORMAT = 1
 _RESAMPLING = 'torchaudio Resample, sinc_interp_hann, width 6, rolloff 0.99, over unbroken stretches'
 
 def digest(text): return hashlib.sha256(text.encode()).hexdigest()
 
-# %% ../../nbs/data/28_packing.ipynb #41fbcc13
+# %% ../../nbs/data/28_packing.ipynb #58c6d592
 @patch
 def facts(self:Packing, sums, rows):
     "What the manifest says of the file; `rows` is the text of rows.csv"
@@ -179,7 +179,7 @@ def facts(self:Packing, sums, rows):
                 resampling=_RESAMPLING if self.resample else 'none',
                 chunks=[[first, end, crc] for (first, end), crc in zip(self.chunks, sums)])
 
-# %% ../../nbs/data/28_packing.ipynb #92cbe3ef
+# %% ../../nbs/data/28_packing.ipynb #255d4794
 @patch
 def finish(self:Packing, sums, files, facts):
     "Give the file its name, then write the rows and, last, the manifest"

@@ -68,7 +68,8 @@ def events(rng, rate=2., lo=2000., hi=5000., length=.12, sweep=.3, noisy=False):
 # %% ../../nbs/data/38_soundscape.ipynb #06b43c14
 _BED = dict(
     airport=(-4.5, 60, 9000), bus=(-7.5, 25, 5000), metro=(-6.5, 40, 7000),
-    metro_station=(-5., 70, 8000), park=(-5., 120, 12000), public_square=(-5., 80, 9000), shopping_mall=(-5.5, 90, 8000),
+    metro_station=(-5., 70, 8000), park=(-5., 120, 12000),
+    public_square=(-5., 80, 9000), shopping_mall=(-5.5, 90, 8000),
     street_pedestrian=(-4.5, 80, 10000), street_traffic=(-6., 40, 9000), tram=(-6.5, 35, 8000))
 
 # %% ../../nbs/data/38_soundscape.ipynb #b11b5b8a

@@ -19,7 +19,7 @@ from .check import find_list, leaks
 from .corpus import FINGERPRINTS, read_list
 from .fetch import fetch
 
-# %% ../../nbs/data/20_splits.ipynb #5ce934be
+# %% ../../nbs/data/20_splits.ipynb #f1d7f528
 def _folders(corpus):
     "Where the lists of a corpus may lie"
     if not corpus.edition: return [corpus.dir]
@@ -41,13 +41,13 @@ def expand_2020(list2020,          # filename and scene_label of 10-s recordings
     names = stem.str[0] + '-' + snippet.astype(str) + '-' + stem.str[1] + '.wav'
     return long.assign(filename=names)
 
-# %% ../../nbs/data/20_splits.ipynb #48604d4a
+# %% ../../nbs/data/20_splits.ipynb #a0f871f6
 def _without_snippets(listed):
     "The 10-s list that a list of the 2022 edition stands for"
     names = listed.filename.str.replace(r'-\d+(-[^-]+\.wav)$', r'\1', regex=True)
     return listed.assign(filename=names).drop_duplicates('filename')
 
-# %% ../../nbs/data/20_splits.ipynb #09fdbe54
+# %% ../../nbs/data/20_splits.ipynb #d064ecc4
 def _translate(listed, names):
     "A list of the other edition in the names of this one; any other list as it is"
     if listed.filename.isin(names).any(): return listed
@@ -73,16 +73,16 @@ def match(corpus, # `Corpus`
     _check_scenes(rows, df.scene_label.reset_index(drop=True), source)
     return rows
 
-# %% ../../nbs/data/20_splits.ipynb #db8eb5fa
+# %% ../../nbs/data/20_splits.ipynb #5cc714ac
 def _check_scenes(rows, labels, source):
-    "InputError where a list and meta.csv disagree"
+    "InputError where scenes disagree"
     wrong = rows.index[rows.scene != labels]
     if not len(wrong): return
     i = wrong[0]
     raise InputError(f'{source} and meta.csv disagree on the scene of {len(wrong)} clips, such as '
                      f'{rows.filename[i]}: {labels[i]} against {rows.scene[i]}. Fetch both again')
 
-# %% ../../nbs/data/20_splits.ipynb #368d8d9b
+# %% ../../nbs/data/20_splits.ipynb #a5b9e786
 def _check_official(path, name, url, out):
     "InputError unless a file is the official list of a name"
     wanted = FINGERPRINTS['2022'][name]
@@ -106,20 +106,20 @@ def fetch_split(name,                # 'test', or 'split5' … 'split100'
     check = partial(_check_official, name=name, url=url, out=out)
     return fetch(url, os.path.join(out, f'{name}.csv'), check=check, progress=progress)
 
-# %% ../../nbs/data/20_splits.ipynb #be004392
+# %% ../../nbs/data/20_splits.ipynb #32116b84
 def _no_list(corpus, name):
-    "Why there is no such list"
+    "Why there is no list"
     if name == 'test':
         return f'{corpus.dir} has no test.csv and no evaluation_setup/fold1_evaluate.csv'
     lists = ', '.join(f'split{s}' for s in subsets_of(corpus)) or 'none'
     return f'{corpus.dir} has no {name}.csv: its training lists are {lists}'
 
-# %% ../../nbs/data/20_splits.ipynb #6d8c5332
+# %% ../../nbs/data/20_splits.ipynb #bc40745b
 def _home_of(corpus):
     "Where fetched lists go"
     return corpus.dir if os.access(corpus.dir, os.W_OK) else project_root()/'data'
 
-# %% ../../nbs/data/20_splits.ipynb #40f4da6e
+# %% ../../nbs/data/20_splits.ipynb #cbf3ade9
 def _find_or_fetch(corpus, name, base_url):
     "Path of a list"
     path = find_list(_folders(corpus), name)
@@ -127,7 +127,7 @@ def _find_or_fetch(corpus, name, base_url):
     if not corpus.edition: raise InputError(_no_list(corpus, name))
     return fetch_split(name, _home_of(corpus)/'split_setup', base_url)
 
-# %% ../../nbs/data/20_splits.ipynb #65907667
+# %% ../../nbs/data/20_splits.ipynb #224ed02a
 def _is_official(rows, edition, name):
     "Whether a list is TAU's; any list is right for another corpus"
     official = FINGERPRINTS.get(edition, {}).get(name)
@@ -152,7 +152,7 @@ def read_split(corpus,               # `Corpus`
     pick(SUBSETS, subset, 'subset')
     return _read(corpus, f'split{subset}', base_url)
 
-# %% ../../nbs/data/20_splits.ipynb #cade35a3
+# %% ../../nbs/data/20_splits.ipynb #630e40ab
 def read_test(corpus, base_url=SPLITS_URL) -> pd.DataFrame:
     "The clips of the test list, as rows of `corpus.meta` in list order"
     return _read(corpus, 'test', base_url)
@@ -166,7 +166,7 @@ class _Drawing:
         self.remaining = (count > 0).sum()         # locations each scene has in training
         self.out = []                              # locations held out
 
-# %% ../../nbs/data/20_splits.ipynb #d75441ba
+# %% ../../nbs/data/20_splits.ipynb #5f068974
 @patch
 def take(self:_Drawing, place):
     "Hold out a location unless a scene would lose its last one; returns whether it was taken"
@@ -176,14 +176,14 @@ def take(self:_Drawing, place):
     self.out.append(place)
     return True
 
-# %% ../../nbs/data/20_splits.ipynb #7cef996d
+# %% ../../nbs/data/20_splits.ipynb #1d3cf084
 @patch
 def is_too_large(self:_Drawing, place):
     "Whether a location of several scenes would bring far too many clips"
     if (self.count.loc[place] > 0).sum() < 2: return False
     return self.size[self.out].sum() + self.size[place] > 1.5*self.frac*self.size.sum()
 
-# %% ../../nbs/data/20_splits.ipynb #4b88bdbe
+# %% ../../nbs/data/20_splits.ipynb #c0d06f78
 @patch
 def take_for(self:_Drawing, scene):
     "Take locations of a scene until its share is as near as it gets"
@@ -193,7 +193,7 @@ def take_for(self:_Drawing, scene):
     for place, n in free.items():
         if n < 2*wanted and not self.is_too_large(place) and self.take(place): wanted -= n
 
-# %% ../../nbs/data/20_splits.ipynb #24a6acfe
+# %% ../../nbs/data/20_splits.ipynb #d1585db4
 @patch
 def fill_up(self:_Drawing):
     "Take one location each of scenes that have none so far"
@@ -204,7 +204,7 @@ def fill_up(self:_Drawing):
         wanted = self.frac*self.size.sum() - self.size[self.out].sum()
         if not self.out or n < 2*wanted: self.take(place)
 
-# %% ../../nbs/data/20_splits.ipynb #7cc60f93
+# %% ../../nbs/data/20_splits.ipynb #9917f64c
 def _hold_out(count, frac):
     "Locations to hold out"
     drawing = _Drawing(count, frac)
@@ -234,7 +234,7 @@ def check_disjoint(**parts): # name=rows of `Corpus.meta`: train=…, valid=…,
         raise InputError(f'{what}: {n} of them, such as {example}. A score on them would flatter; '
                          'take them out of one list')
 
-# %% ../../nbs/data/20_splits.ipynb #ad6c6937
+# %% ../../nbs/data/20_splits.ipynb #3c2ce327
 def _count_by(column, parts):
     counts = {name: rows[column].value_counts() for name, rows in parts.items()}
     return pd.DataFrame(counts).fillna(0).astype(int).sort_index()

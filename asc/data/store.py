@@ -31,13 +31,13 @@ def _look_up(path):
     except OSError: return -1, 0
     return status.st_size, status.st_mtime_ns
 
-# %% ../../nbs/data/30_store.ipynb #c5e88bd6
+# %% ../../nbs/data/30_store.ipynb #50c9e641
 def listing(corpus) -> pd.DataFrame: # filename size mtime, by name; size -1: missing
     "Size and time of change of every file of a corpus"
     rows = [(name, *_look_up(f'{corpus.dir}/{name}')) for name in corpus.meta.filename]
     return pd.DataFrame(sorted(rows), columns=['filename', 'size', 'mtime'])
 
-# %% ../../nbs/data/30_store.ipynb #7f03d4e7
+# %% ../../nbs/data/30_store.ipynb #b71b8980
 def store_key(files,    # as `listing` gives them
               rate:int, # sampling rate of the store, Hz
               ) -> str: # 16 hex digits
@@ -46,13 +46,13 @@ def store_key(files,    # as `listing` gives them
     text = '\n'.join(f'{name} {size} {mtime}' for name, size, mtime in rows)
     return hashlib.sha256(f'{STORE_FORMAT} {rate}\n{text}'.encode()).hexdigest()[:16]
 
-# %% ../../nbs/data/30_store.ipynb #a17d4947
+# %% ../../nbs/data/30_store.ipynb #e8dae182
 def _unsound(folder, what):
     "The error of a damaged store"
     return InputError(f'{folder} is not a sound store: {what}. '
                       'Delete this folder; it is packed again when needed')
 
-# %% ../../nbs/data/30_store.ipynb #e0187600
+# %% ../../nbs/data/30_store.ipynb #d74b1d62
 def _read_texts(folder):
     "The manifest, and the text of rows.csv"
     try: return json.loads((folder/'manifest.json').read_text()), (folder/'rows.csv').read_text()
@@ -61,23 +61,23 @@ def _read_texts(folder):
                          'run asc.data.store.pack again, it goes on where it stopped') from None
     except ValueError: raise _unsound(folder, 'manifest.json is damaged') from None
 
-# %% ../../nbs/data/30_store.ipynb #2d4219b8
+# %% ../../nbs/data/30_store.ipynb #fbfdfbee
 def _check_manifest(folder, manifest):
     "InputError unless the manifest is what was written"
     content = {k: v for k, v in manifest.items() if k != 'digest'}
     if manifest.get('digest') != digest(json.dumps(content, sort_keys=True)):
         raise _unsound(folder, 'manifest.json was changed')
 
-# %% ../../nbs/data/30_store.ipynb #2a1a511b
+# %% ../../nbs/data/30_store.ipynb #3f94c823
 def _check_size(folder, manifest):
-    "InputError unless the samples are as many as were written"
+    "InputError unless all samples are there"
     path = folder/'audio.i16'
     wanted = manifest['clips']*manifest['clip_len']*2
     size = path.stat().st_size if path.exists() else 0
     if size != wanted:
         raise _unsound(folder, f'audio.i16 has {size} bytes, the manifest says {wanted}')
 
-# %% ../../nbs/data/30_store.ipynb #5e431b60
+# %% ../../nbs/data/30_store.ipynb #ca2f1f85
 def _check_chunks(folder, manifest, full):
     "InputError unless the samples are what was written"
     path, sums = folder/'audio.i16', manifest['chunks']
@@ -110,7 +110,7 @@ class Store:
         first = rows.drop_duplicates('stretch', ignore_index=True)[['recording', 'snippet', 'offset']]
         self.recordings = first.assign(frames=np.diff(first.offset, append=len(self.flat)))
 
-# %% ../../nbs/data/30_store.ipynb #7c9cb6c4
+# %% ../../nbs/data/30_store.ipynb #7c43e4d3
 @patch(as_prop=True)
 def flat(self:Store): return self.samples.flat
 
@@ -120,13 +120,13 @@ def close(self:Store): self.samples.close()
 @patch
 def __len__(self:Store): return len(self.rows)
 
-# %% ../../nbs/data/30_store.ipynb #5dba2bbb
+# %% ../../nbs/data/30_store.ipynb #bbffd557
 @patch
 def __repr__(self:Store):
     clips = f'{len(self)} clips of {self.clip_len} samples'
     return f'Store({self.folder.name}: {clips} at {self.rate} Hz)'
 
-# %% ../../nbs/data/30_store.ipynb #97a401dd
+# %% ../../nbs/data/30_store.ipynb #64e2c385
 @patch(cls_method=True)
 def open(cls:Store, folder, verify='fast'):
     "The store in `folder`, checked `fast` or in `full`"
@@ -147,7 +147,7 @@ def index(self:Store, filenames) -> np.ndarray: # int64, one row number per name
                          f'such as {names[lost[0]]}: pack the corpus they belong to')
     return rows
 
-# %% ../../nbs/data/30_store.ipynb #8ecf786f
+# %% ../../nbs/data/30_store.ipynb #7e8a29eb
 @patch
 def batch(self:Store, idx) -> np.ndarray: # int16 (B, clip_len), a copy
     "Clips by row number"
@@ -172,7 +172,7 @@ def windows(self:Store,
                          f'{rec.recording.iloc[i]}, which has {rec.frames.iloc[i]} samples')
     return self.samples.take(rec.offset.values + start, n)
 
-# %% ../../nbs/data/30_store.ipynb #68c0a1d6
+# %% ../../nbs/data/30_store.ipynb #f4465c15
 def _first_ten(faults):
     "Ten faults, a line each, and how many more there are"
     lines = [f'\n  {name}: {fault}' for name, fault in faults.items()]
@@ -193,14 +193,14 @@ def refuse_faults(faults,    # {file name: what is wrong with it}
                      'Unpack or fetch them again, or take them out of meta.csv and the lists '
                      f'(whole list: {path})')
 
-# %% ../../nbs/data/30_store.ipynb #f5dc1282
+# %% ../../nbs/data/30_store.ipynb #bfa16436
 def _find_faults(corpus, workers, progress):
     "Look at all headers; if one is wrong decode too, to tell all faults at once"
     scan = scan_audio(corpus, workers=workers, progress=progress)
     if (scan.fault == '').all(): return scan
     return scan_audio(corpus, deep=True, workers=workers, progress=progress)
 
-# %% ../../nbs/data/30_store.ipynb #ecc9734b
+# %% ../../nbs/data/30_store.ipynb #1079d211
 def _scan(corpus, path, workers, progress):
     "Headers of all files; `InputError` when something is wrong with any"
     scan = _find_faults(corpus, workers, progress)
@@ -208,13 +208,13 @@ def _scan(corpus, path, workers, progress):
     refuse_faults(dict(zip(bad.filename, bad.fault)), len(scan), corpus.dir, path)
     return scan
 
-# %% ../../nbs/data/30_store.ipynb #dc0cda70
+# %% ../../nbs/data/30_store.ipynb #2473b221
 def _clip_len(src_len, src_rate, rate):
     "Samples of a clip at another rate"
     n, rest = divmod(src_len*rate, src_rate)
     if n and not rest: return n
     raise InputError(f'rate={rate} Hz: a clip of {src_len} samples at {src_rate} Hz is no whole number '
-                     'of samples then; choose a rate such as 16000, 22050 or 32000')
+                     'of samples then; choose such as 16000 or 32000')
 
 # %% ../../nbs/data/30_store.ipynb #cb7ca4c3
 def _make(corpus, folder, files, facts, workers, progress):
@@ -238,7 +238,7 @@ def _alone(folder):
     except Timeout: print(f'another process is packing {folder.name}; waiting for it')
     return lock.acquire()
 
-# %% ../../nbs/data/30_store.ipynb #eb572ce5
+# %% ../../nbs/data/30_store.ipynb #20d8d0d5
 def _own_rate(corpus):
     "Sampling rate of most of 25 files spread over the corpus"
     rates = []
@@ -247,13 +247,16 @@ def _own_rate(corpus):
         except (OSError, ValueError): pass
     return pd.Series(rates or [0]).mode()[0]
 
+# %% ../../nbs/data/30_store.ipynb #f09b78a3
+def _same_clips(store, corpus): return set(store.rows.filename) == set(corpus.meta.filename)
+
 # %% ../../nbs/data/30_store.ipynb #8a1208ac
 def _find_kept(corpus, home, rate):
     "A store of the same clips, or None"
     for path in sorted(home.glob(f'{corpus.name}-*/manifest.json')):
         store = Store.open(path.parent)
-        same_clips = set(store.rows.filename) == set(corpus.meta.filename)
-        if same_clips and store.rate == (rate or store.manifest['source_rate']): return store
+        wanted = rate or store.manifest['source_rate']
+        if store.rate == wanted and _same_clips(store, corpus): return store
 
 # %% ../../nbs/data/30_store.ipynb #1ffc650a
 def pack(corpus,         # `Corpus`
@@ -275,7 +278,7 @@ def pack(corpus,         # `Corpus`
         _pack_into(folder, corpus, files, facts, workers, progress)
     return Store.open(folder)
 
-# %% ../../nbs/data/30_store.ipynb #8462dc79
+# %% ../../nbs/data/30_store.ipynb #8405598b
 def _pack_into(folder, corpus, files, facts, workers, progress):
     "Make a store, unless another process does so meanwhile"
     try:

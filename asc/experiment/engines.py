@@ -68,7 +68,8 @@ def _share_of_cores(workers): return max(1, count_cores()//workers)
 class _Workers:
     "Threads, each with a place for one run at a time"
     def __init__(self, workers, threads):
-        self.gpus, self.threads = visible_gpus(), threads or _share_of_cores(workers)
+        self.gpus = visible_gpus()
+        self.threads = threads or _share_of_cores(workers)
         self.places = SimpleQueue()
         for place in range(workers): self.places.put(place)
         self.pool = ThreadPoolExecutor(workers)

@@ -204,10 +204,14 @@ def _state_of(trial):
 def _trial_row(trial, monitor):
     "A row of the table of trials"
     state = _state_of(trial)
-    value = trial.value if state == 'complete' else None
-    known = dict(trial=trial.number, state=state)
-    epochs, why = len(trial.intermediate_values), trial.user_attrs.get('why', '')
-    return {**known, monitor: value, 'epochs': epochs, **trial.params, 'why': why}
+    return {
+        'trial': trial.number,
+        'state': state,
+        monitor: trial.value if state == 'complete' else None,
+        'epochs': len(trial.intermediate_values),
+        **trial.params,
+        'why': trial.user_attrs.get('why', ''),
+    }
 
 # %% ../../nbs/experiment/25_search.ipynb #ace11f9c
 def trials_table(study) -> pd.DataFrame: # a row a trial

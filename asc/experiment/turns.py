@@ -22,7 +22,8 @@ class _Ended(Exception):
 class Turns:
     "Functions in threads, of which one runs at a time; each draws from generators of its own"
     def __init__(self, n):
-        self.n, self.error = n, None
+        self.n = n
+        self.error = None
         self.alive = [True]*n
         self.gates = [threading.Semaphore(0) for _ in range(n)]
         self.states = [random_states() for _ in range(n)] # generators of the threads that wait
@@ -123,7 +124,8 @@ def drawing(
     if i == turns.n - 1:
         yield
         return
-    read, write, states, key = torch.get_rng_state, torch.set_rng_state, turns.states[i], 'torch'
+    read, write = torch.get_rng_state, torch.set_rng_state
+    states, key = turns.states[i], 'torch'
     if device.type == 'cuda':
         read, write = torch.cuda.get_rng_state, torch.cuda.set_rng_state
         states, key = states['cuda'], torch.cuda.current_device()

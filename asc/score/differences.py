@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['intervals_table', 'differences', 'pair_table']
 
-# %% ../../nbs/score/22_differences.ipynb #5e75df9c
+# %% ../../nbs/score/22_differences.ipynb #bc8cc971
 from itertools import combinations
 from pathlib import Path
 
@@ -16,27 +16,27 @@ from .metrics import read_predictions
 from .stats import bootstrap, compare
 from .runs import comparable, find_runs, read_run, run_labels, systems
 
-# %% ../../nbs/score/22_differences.ipynb #9464d109
+# %% ../../nbs/score/22_differences.ipynb #737d7ad3
 def _predictions_of(record): return read_predictions(f"{record['dir']}/predictions.csv")
 
-# %% ../../nbs/score/22_differences.ipynb #49b97b64
+# %% ../../nbs/score/22_differences.ipynb #119734e5
 def _groups_of_run(record): return record.get('groups') or DEVICE_GROUPS
 
-# %% ../../nbs/score/22_differences.ipynb #35fe8da7
+# %% ../../nbs/score/22_differences.ipynb #748730e1
 def _interval_text(row):
     "'45.20 (41.00 … 49.10)'; without brackets if the interval is unknown, a dash without a figure"
     if row.estimate != row.estimate: return '–'
     if row.low != row.low: return f'{row.estimate:.2f}'
     return f'{row.estimate:.2f} ({row.low:.2f} … {row.high:.2f})'
 
-# %% ../../nbs/score/22_differences.ipynb #3496228e
+# %% ../../nbs/score/22_differences.ipynb #41909f3a
 def _interval_row(records, statistics):
-    "The intervals of one system, as text by name"
-    tables, groups = [_predictions_of(r) for r in records], _groups_of_run(records[0])
-    percent = 100 * bootstrap(tables, list(statistics), groups=groups)
+    "The intervals of one system, as text"
+    tables = [_predictions_of(r) for r in records]
+    percent = 100 * bootstrap(tables, list(statistics), groups=_groups_of_run(records[0]))
     return {name.replace('_', ' '): _interval_text(row) for name, row in percent.iterrows()}
 
-# %% ../../nbs/score/22_differences.ipynb #66fb1834
+# %% ../../nbs/score/22_differences.ipynb #d4a68e75
 def intervals_table(folders,                                         # run folders, or records
                     statistic=('macro_accuracy', 'group_accuracy'),  # keys of `SCORES`, accuracies
                     ) -> pd.DataFrame: # text, a row a split and system, '45.20 (41.00 … 49.10)'
@@ -45,10 +45,10 @@ def intervals_table(folders,                                         # run folde
             for (_, label), by_seed in sorted(systems(folders).items())}
     return pd.DataFrame(rows).T.fillna('–')
 
-# %% ../../nbs/score/22_differences.ipynb #8b32f178
+# %% ../../nbs/score/22_differences.ipynb #62f67f79
 _PAIR = ('a', 'b', 'difference', 'low', 'high', 'detectable')
 
-# %% ../../nbs/score/22_differences.ipynb #6514f296
+# %% ../../nbs/score/22_differences.ipynb #df235f84
 def _common_seeds(a, b): # {seed: record} each
     "Seeds that both systems were trained with"
     seeds = sorted(set(a) & set(b))
@@ -57,7 +57,7 @@ def _common_seeds(a, b): # {seed: record} each
                          'compare runs of the same seeds')
     return seeds
 
-# %% ../../nbs/score/22_differences.ipynb #d1bc5aef
+# %% ../../nbs/score/22_differences.ipynb #7198bcc7
 def _compare_systems(a, b, statistic='macro_accuracy'): # {seed: record} each
     "Rows of `compare` over the common seeds, accuracies in percent"
     seeds = _common_seeds(a, b)
@@ -66,19 +66,19 @@ def _compare_systems(a, b, statistic='macro_accuracy'): # {seed: record} each
     if 'loss' not in statistic: rows.loc[:, list(_PAIR)] *= 100
     return rows[[*_PAIR, 'p']]
 
-# %% ../../nbs/score/22_differences.ipynb #147a370f
+# %% ../../nbs/score/22_differences.ipynb #a25e9daf
 def _remarks(a, b): # {seed: record} each
     "What stands between the runs of two systems, sentences"
     seeds = _common_seeds(a, b)
     return sorted({remark for seed in seeds for remark in comparable(a[seed], b[seed])})
 
-# %% ../../nbs/score/22_differences.ipynb #aefea193
+# %% ../../nbs/score/22_differences.ipynb #9a11f5a7
 def _pair_row(a, b):
     "The row of two systems"
     seeds, remarks = len(_common_seeds(a, b)), '; '.join(_remarks(a, b))
     return dict(seeds=seeds, **_compare_systems(a, b).iloc[0], remarks=remarks or 'comparable')
 
-# %% ../../nbs/score/22_differences.ipynb #117b146f
+# %% ../../nbs/score/22_differences.ipynb #7bfd7b95
 def differences(folders) -> pd.DataFrame: # a row a pair: seeds, a, b, difference … p, remarks
     "Every two systems of a split that share a seed and the test list, in macro accuracy"
     rows = {}
@@ -89,15 +89,15 @@ def differences(folders) -> pd.DataFrame: # a row a pair: seeds, a, b, differenc
     if not rows: return pd.DataFrame(columns=['seeds', *_PAIR, 'p', 'remarks'])
     return pd.DataFrame(rows).T
 
-# %% ../../nbs/score/22_differences.ipynb #676f08f8
+# %% ../../nbs/score/22_differences.ipynb #1fa853b7
 def _records_below(folders):
-    "The records of all finished runs below a folder or several"
+    "All finished runs below a folder or several"
     roots = [folders] if isinstance(folders, (str, Path)) else folders
     records = [read_run(path) for root in roots for path in find_runs(root)]
     if not records: raise InputError(f'{folders}: no finished run is there to compare')
     return records
 
-# %% ../../nbs/score/22_differences.ipynb #02a64c95
+# %% ../../nbs/score/22_differences.ipynb #1f67dfc7
 def _runs_by_seed(folders):
     "The runs of one system, {seed: record}"
     records = _records_below(folders)
@@ -109,12 +109,12 @@ def _runs_by_seed(folders):
                          'give those of one system')
     return by_seed
 
-# %% ../../nbs/score/22_differences.ipynb #a19cbde2
+# %% ../../nbs/score/22_differences.ipynb #222dc6ce
 def _row_name(name, statistic):
     "'macro accuracy' for a statistic of one row, 'class tram' for one of many"
     return name.replace('_', ' ') if name == statistic else f"{statistic.split('_')[0]} {name}"
 
-# %% ../../nbs/score/22_differences.ipynb #a40a92c1
+# %% ../../nbs/score/22_differences.ipynb #8a5118aa
 def pair_table(a, b,     # two systems: folders of a run or of several seeds, or lists of them
                statistics=('macro_accuracy', 'log_loss', 'group_accuracy',
                            'class_accuracy', 'device_accuracy'),

@@ -17,14 +17,14 @@ from ..data.corpus import ClipName
 from .metrics import LABELS, check_predictions
 
 # %% ../../nbs/score/30_explore.ipynb #dd665808
-def count_map(meta,           # rows of a corpus or a list: scene, device, city …
+def count_map(meta,           # rows of a corpus: scene, device, city …
               rows='city',    # column down the side
               cols='device',  # column along the top
-              ) -> pd.DataFrame: # int clips; a combination that does not occur is 0
-    "Clips by two properties"
+              ) -> pd.DataFrame: # int clips
+    "Clips by two properties; 0 for a combination that does not occur"
     return pd.crosstab(meta[rows], meta[cols])
 
-# %% ../../nbs/score/30_explore.ipynb #25c11786
+# %% ../../nbs/score/30_explore.ipynb #e7128b79
 def _draw_counts(ax, counts):
     "One map of counts; fields without a clip stay white"
     ax.imshow(counts.where(counts > 0), cmap='Blues', aspect='auto', vmin=0)
@@ -36,7 +36,7 @@ def _draw_counts(ax, counts):
         if n: ax.text(j, i, f'{n:,}', ha='center', va='center', fontsize=5, color=color)
     ax.set_title(f'clips by {counts.index.name} and {counts.columns.name}', fontsize=8)
 
-# %% ../../nbs/score/30_explore.ipynb #ac6325be
+# %% ../../nbs/score/30_explore.ipynb #da2a7155
 def plot_counts(meta, pairs=(('city', 'device'), ('scene', 'device'), ('scene', 'city'))) -> Figure:
     "A map for each pair of properties"
     maps = [count_map(meta, *pair) for pair in pairs]
@@ -55,10 +55,10 @@ def third_octaves(rate:int) -> np.ndarray: # (bands + 1,) Hz
     edges = np.append(centres*2**(-1/6), centres[-1]*2**(1/6))
     return edges[edges <= rate/2]
 
-# %% ../../nbs/score/30_explore.ipynb #3ea439af
+# %% ../../nbs/score/30_explore.ipynb #616fee5b
 _WINDOW = 8192   # samples of a spectrum
 
-# %% ../../nbs/score/30_explore.ipynb #1bfbb6df
+# %% ../../nbs/score/30_explore.ipynb #7894b7ee
 def _power_density(pcm, rate): # int16 (clips, samples) -> (frequencies,)
     "Mean power density of clips, over windows that overlap by half"
     x = torch.from_numpy(pcm).float()/32768
@@ -69,15 +69,15 @@ def _power_density(pcm, rate): # int16 (clips, samples) -> (frequencies,)
     power = spectra.abs().square().mean((0, 1)).numpy()
     return power*2/(window.square().sum().item()*rate)
 
-# %% ../../nbs/score/30_explore.ipynb #bfba0781
+# %% ../../nbs/score/30_explore.ipynb #ae685a2d
 def _band_levels(density, rate):
     "Power density in third-octave bands, dB"
     edges, frequency = third_octaves(rate), np.fft.rfftfreq(_WINDOW, 1/rate)
     band = np.digitize(frequency, edges) - 1
     power = [density[band == b].sum()*frequency[1] for b in range(len(edges) - 1)]
-    return [10*np.log10(p + 1e-12) for p in power]
+    return 10*np.log10(np.array(power) + 1e-12)
 
-# %% ../../nbs/score/30_explore.ipynb #15c6b0de
+# %% ../../nbs/score/30_explore.ipynb #1fdf3e98
 def average_spectra(store,        # asc.data.store.Store
                     rows,         # the clips: filename, device …
                     by='device',  # a curve for each value of this column
@@ -94,16 +94,16 @@ def average_spectra(store,        # asc.data.store.Store
     centres = pd.Index(np.sqrt(edges[1:]*edges[:-1]), name='Hz')
     return pd.DataFrame(levels, index=centres).rename_axis(columns=by)
 
-# %% ../../nbs/score/30_explore.ipynb #053f0634
+# %% ../../nbs/score/30_explore.ipynb #be9a806f
 def _draw_spectra(ax, spectra, label):
     "A curve for each column over a logarithmic frequency"
     for name in spectra: ax.plot(spectra.index, spectra[name], lw=1.2, label=name)
     ax.set(xscale='log', xlabel='Hz', ylabel=label)
     ax.set_xticks([100, 1000, 10000], ['100', '1 k', '10 k'])
 
-# %% ../../nbs/score/30_explore.ipynb #31e624a2
+# %% ../../nbs/score/30_explore.ipynb #afab7b7d
 def _reference(spectra, reference):
-    "The column to compare with, the first by default, or InputError"
+    "The column to compare with, by default the first"
     if reference is None: return spectra.columns[0]
     if reference in spectra: return reference
     names = ', '.join(map(str, spectra.columns))

@@ -17,7 +17,7 @@ from ..core import CITIES, DEVICES, InputError, groups_of, vocab_of
 # %% ../../nbs/score/05_metrics.ipynb #1f1fd366
 LABELS = ['filename', 'scene_label', 'device', 'city']
 
-# %% ../../nbs/score/05_metrics.ipynb #d8333965
+# %% ../../nbs/score/05_metrics.ipynb #f84e93c9
 def _check_labels(df, where):
     "InputError for a missing column that is no scene"
     labels = ', '.join(LABELS)
@@ -25,7 +25,7 @@ def _check_labels(df, where):
         if c not in df:
             raise InputError(f'{where}: no column {c!r}; expected {labels}, then one column per scene')
 
-# %% ../../nbs/score/05_metrics.ipynb #ab5ea473
+# %% ../../nbs/score/05_metrics.ipynb #7796a2f4
 def _check_scenes(columns, scenes, where):
     "InputError for a scene without a column, or a column that is no scene"
     names = ', '.join(scenes)
@@ -36,7 +36,7 @@ def _check_scenes(columns, scenes, where):
             raise InputError(f'{where}: column {c!r} is not a scene; the scenes are {names}')
     if not scenes: raise InputError(f"{where}: no probability column after {', '.join(LABELS)}")
 
-# %% ../../nbs/score/05_metrics.ipynb #42ac35b0
+# %% ../../nbs/score/05_metrics.ipynb #29e28226
 def _scene_columns(df, scenes, where):
     "The scenes in index order, or InputError for a table of the wrong form"
     _check_labels(df, where)
@@ -46,14 +46,14 @@ def _scene_columns(df, scenes, where):
     if not len(df): raise InputError(f'{where}: the table has no rows; run the evaluation again')
     return scenes
 
-# %% ../../nbs/score/05_metrics.ipynb #c0ef1bcb
+# %% ../../nbs/score/05_metrics.ipynb #c1b56f1b
 def _refuse_rows(bad, df, where, message):
     "InputError for the first row where `bad` holds; `message(i)` says what is wrong with row i"
     if not np.any(bad): return
     i = int(np.argmax(np.asarray(bad)))
     raise InputError(f"{where}, row {i + 1} ({df['filename'].iloc[i]}): {message(i)}")
 
-# %% ../../nbs/score/05_metrics.ipynb #59bea178
+# %% ../../nbs/score/05_metrics.ipynb #e245af67
 def _check_probabilities(df, scenes, where):
     "InputError for the first row with a cell that is no probability, or whose sum is not 1"
     for c in scenes:
@@ -64,7 +64,7 @@ def _check_probabilities(df, scenes, where):
     _refuse_rows((sums - 1).abs() > 1e-3, df, where,
                  lambda i: f'the probabilities sum to {sums.iloc[i]:.4f}, not 1; apply softmax first')
 
-# %% ../../nbs/score/05_metrics.ipynb #15751533
+# %% ../../nbs/score/05_metrics.ipynb #d6f2a045
 def _check_rows(df, scenes, where):
     "InputError for the first row with a clip that occurs twice, an unknown scene or wrong probabilities"
     names = ', '.join(scenes)
@@ -74,7 +74,7 @@ def _check_rows(df, scenes, where):
                  lambda i: f"scene_label {df['scene_label'].iloc[i]!r} is not one of {names}")
     _check_probabilities(df, scenes, where)
 
-# %% ../../nbs/score/05_metrics.ipynb #c769a5f4
+# %% ../../nbs/score/05_metrics.ipynb #80847f04
 def _clean_labels(df):
     "The labels as text; a missing one, and an empty device or city, is 'unknown'"
     labels = df[LABELS].fillna('unknown').astype(str)
@@ -91,7 +91,7 @@ def check_predictions(df,                   # filename, scene_label, device, cit
     out = pd.concat([_clean_labels(df), df[scenes].astype('float64')], axis=1)
     return out.sort_values('filename', ignore_index=True)
 
-# %% ../../nbs/score/05_metrics.ipynb #6f7bd2cb
+# %% ../../nbs/score/05_metrics.ipynb #47c110c8
 def _as_numbers(column):
     "A column of text as numbers; as it is if a cell is no number, which the check then names"
     try:
@@ -99,7 +99,7 @@ def _as_numbers(column):
     except ValueError:
         return column
 
-# %% ../../nbs/score/05_metrics.ipynb #899486b5
+# %% ../../nbs/score/05_metrics.ipynb #1806c042
 def _read_text(path):
     "A CSV file as text, or InputError"
     if not Path(path).is_file():
@@ -118,11 +118,11 @@ def read_predictions(path,          # a predictions.csv
     for c in df.columns.drop(LABELS, errors='ignore'): df[c] = _as_numbers(df[c])
     return check_predictions(df, scenes, Path(path).name)
 
-# %% ../../nbs/score/05_metrics.ipynb #e9a2333d
+# %% ../../nbs/score/05_metrics.ipynb #16295fd8
 _RECORDING = r'^((?:.*/)?[^-/]+-[^-/]+-[^-/]+-[^-/]+)-\d+(-[^-/]+)$'     # its two groups leave the snippet out
 _LOCATION = r'^(?:.*/)?[^-/]+-([^-/]+-[^-/]+)-[^/]+$'
 
-# %% ../../nbs/score/05_metrics.ipynb #658140a9
+# %% ../../nbs/score/05_metrics.ipynb #7156ab29
 def _places(filenames):
     "The recording and the location of each clip, by its name"
     recording = filenames.str.replace(_RECORDING, r'\1\2', regex=True)
@@ -147,9 +147,10 @@ def clips(preds,             # a table of predictions
 # %% ../../nbs/score/05_metrics.ipynb #b182cf6c
 def vote(preds,         # a table of predictions
          scenes=None,   # in index order
-         ) -> pd.DataFrame: # one row a recording
+         ) -> pd.DataFrame:
     "Average the probabilities over the snippets of each recording"
-    df = check_predictions(preds, scenes).assign(filename=clips(preds, scenes)['recording'])
+    df = check_predictions(preds, scenes)
+    df['filename'] = clips(preds, scenes)['recording']
     return df.groupby(LABELS, sort=True, as_index=False).mean()
 
 # %% ../../nbs/score/05_metrics.ipynb #5fbf6d6f
@@ -167,14 +168,14 @@ def reliability(preds,             # a table of predictions, or what `clips` ret
         confidence=np.bincount(place, one['confidence'], bins) / divisor,
         accuracy=np.bincount(place, one['correct'], bins) / divisor))
 
-# %% ../../nbs/score/05_metrics.ipynb #92e4ef3b
+# %% ../../nbs/score/05_metrics.ipynb #af46e256
 def expected_calibration_error(preds, bins=15) -> float:
     "Mean gap between confidence and accuracy, from 0 (calibrated) to 1"
     r = reliability(preds, bins)
     gap = (r['confidence'] - r['accuracy']).abs()
     return float((r['count'] * gap).sum() / r['count'].sum())
 
-# %% ../../nbs/score/05_metrics.ipynb #a5d5a958
+# %% ../../nbs/score/05_metrics.ipynb #ce9aebc8
 def device_groups(meta,      # rows of a corpus: recording, device
                   test,      # rows of its test list: recording
                   ) -> dict: # group name -> tuple of devices
@@ -188,32 +189,33 @@ def _column_scores(one, column, names):
     groups = one.groupby(column)
     means = groups[['correct', 'loss']].mean().reindex(names)
     count = groups.size().reindex(names, fill_value=0)
-    return dict(accuracy=means['correct'].to_dict(), log_loss=means['loss'].to_dict(), count=count.to_dict())
+    scores = dict(accuracy=means['correct'], log_loss=means['loss'], count=count)
+    return {name: values.to_dict() for name, values in scores.items()}
 
-# %% ../../nbs/score/05_metrics.ipynb #12155eed
+# %% ../../nbs/score/05_metrics.ipynb #d918035f
 def _mean(scores):
     "Mean of the values that are not NaN"
     return float(np.mean([v for v in scores.values() if v == v]))
 
-# %% ../../nbs/score/05_metrics.ipynb #12a793e8
+# %% ../../nbs/score/05_metrics.ipynb #d62b01b0
 def _vocabulary(column, fixed):
     "The names in a column, TAU's if they fit, then 'unknown' if it occurs"
     names = set(column)
     vocabulary = vocab_of(names - {'unknown'}, fixed)
     return [*vocabulary, 'unknown'] if 'unknown' in names else vocabulary
 
-# %% ../../nbs/score/05_metrics.ipynb #db4b6b16
+# %% ../../nbs/score/05_metrics.ipynb #4f26401a
 def group_column(one, groups):
     "The group of each clip's device; NaN for a device in none"
     return one['device'].map({device: name for name, devices in groups.items() for device in devices})
 
-# %% ../../nbs/score/05_metrics.ipynb #6a307313
+# %% ../../nbs/score/05_metrics.ipynb #cafa37ce
 def _default_groups(one):
     "TAU's groups if the devices are TAU's, else none"
     devices = _vocabulary(one['device'], DEVICES)
     return groups_of(DEVICES) if set(DEVICES) <= set(devices) else {}
 
-# %% ../../nbs/score/05_metrics.ipynb #819167c3
+# %% ../../nbs/score/05_metrics.ipynb #2d76bae6
 def _scores_by_part(one, scenes, groups):
     "Scores by scene, device, group and city"
     if groups is None: groups = _default_groups(one)

@@ -21,20 +21,20 @@ def score_rows(preds, scenes=None, groups=()) -> pd.Series:
     macro = 100 * m['macro_accuracy']
     return pd.Series({'macro accuracy': macro, **percent, 'log loss': m['log_loss']})
 
-# %% ../../nbs/score/25_paired.ipynb #fdfa1bb4
+# %% ../../nbs/score/25_paired.ipynb #c0881a57
 def mean_std(runs, scenes=None, groups=()) -> pd.DataFrame: # columns mean, std (NaN for one run)
     "Mean and standard deviation over runs, row by row"
     rows = pd.concat([score_rows(r, scenes, groups) for r in runs], axis=1)
     return pd.DataFrame(dict(mean=rows.mean(axis=1), std=rows.std(axis=1)))
 
-# %% ../../nbs/score/25_paired.ipynb #0ab56478
+# %% ../../nbs/score/25_paired.ipynb #cedb6b92
 def _gain_rows(before, after, statistic, over, groups):
-    "difference, low, high and p of each row of a statistic, accuracies in percent"
+    "The rows of a statistic, accuracies in percent"
     table = compare(after, before, statistic, over=over, groups=groups)
     scale = 1 if statistic == 'log_loss' else 100
     return (table[['difference', 'low', 'high']] * scale).assign(p=table.p)
 
-# %% ../../nbs/score/25_paired.ipynb #26fa7e02
+# %% ../../nbs/score/25_paired.ipynb #a8caf0f6
 def _gains(before, after, groups):
     "gain, from, to and p of each row, accuracies in percent; one seed: over places only"
     over = ('seeds', 'locations') if len(before) > 1 else ('locations',)
@@ -59,19 +59,19 @@ def gain_table(before, after,   # tables of predictions, one a seed, in the same
     scores = [mean_std(runs, scenes, groups).add_prefix(f'{name} ') for name, runs in sides.items()]
     return pd.concat(scores, axis=1).join(_gains(before, after, dict(groups)))
 
-# %% ../../nbs/score/25_paired.ipynb #2e219def
+# %% ../../nbs/score/25_paired.ipynb #8106f260
 def _mean_std_text(mean, std):
     "'mean ± std', the mean alone for one run, a dash for none"
     if mean != mean: return '–'
     return f'{mean:.2f} ± {std:.2f}' if std == std else f'{mean:.2f}'
 
-# %% ../../nbs/score/25_paired.ipynb #80b22e36
+# %% ../../nbs/score/25_paired.ipynb #7d0776b1
 def _gain_text(row):
     "'gain (from … to)', the gain alone where there is no interval"
     if row['from'] != row['from']: return f"{row['gain']:+.2f}"
     return f"{row['gain']:+.2f} ({row['from']:+.2f} … {row['to']:+.2f})"
 
-# %% ../../nbs/score/25_paired.ipynb #1bcb4cb2
+# %% ../../nbs/score/25_paired.ipynb #0404a225
 def show_gain(table) -> pd.DataFrame: # of text
     "The table as people read it: 'mean ± std', 'gain (from … to)'"
     names = [c.removesuffix(' mean') for c in table if c.endswith(' mean')]

@@ -42,7 +42,7 @@ PUBLISHED_SCORES = {'dcase24-baseline': {
           (67.17, 59.67, 61.99, 56.28, 55.69, 58.16, 53.05, 52.35, 48.58)),
 }}
 
-# %% ../../nbs/score/20_paper.ipynb #c03babb1
+# %% ../../nbs/score/20_paper.ipynb #c306b1e2
 OFFICIAL_2020 = '324e1ba9e0e21926'      # the same recordings whole, 2,968 clips
 
 PUBLISHED_2020 = {
@@ -58,20 +58,20 @@ _SUMMARY = {
     'ece': 'ece', 'params': 'params', 'macs': 'macs',
 }
 
-# %% ../../nbs/score/20_paper.ipynb #57cb417a
+# %% ../../nbs/score/20_paper.ipynb #fb6969bc
 def _figure_of(m, path):
     "A figure of metrics.json by its key, or its two keys; NaN if it is missing"
     value = m.get(path) if isinstance(path, str) else m.get(path[0], {}).get(path[1])
     return np.nan if value is None else value
 
-# %% ../../nbs/score/20_paper.ipynb #4930fbbd
+# %% ../../nbs/score/20_paper.ipynb #17f8406e
 def _summary_row(m):
-    "The main figures of a run, accuracies in percent; what is missing is left out"
+    "The main figures of a run, accuracies in percent"
     values = {name: _figure_of(m, path) for name, path in _SUMMARY.items()}
     not_percent = 'log loss', 'params', 'macs'
     return {name: v if name in not_percent else 100 * v for name, v in values.items() if v == v}
 
-# %% ../../nbs/score/20_paper.ipynb #7793f0dc
+# %% ../../nbs/score/20_paper.ipynb #4b51b877
 def _detail_row(m, kind, score):
     "The figures of a run by scene, device, group or city, accuracies in percent"
     macro, scale = ('macro accuracy', 100) if score == 'accuracy' else ('macro log loss', 1)
@@ -92,7 +92,7 @@ class Results:
 
     def _repr_markdown_(self): return self.to_markdown()
 
-# %% ../../nbs/score/20_paper.ipynb #14fa9a30
+# %% ../../nbs/score/20_paper.ipynb #3debe485
 def _beats(results, column, sign, best, row):
     "Whether a row is better than another by more than the seeds of both could detect"
     def summary(name):
@@ -101,7 +101,7 @@ def _beats(results, column, sign, best, row):
     test = compare_summaries(*summary(best), *summary(row))
     return test['difference'] > test['detectable']
 
-# %% ../../nbs/score/20_paper.ipynb #37aae420
+# %% ../../nbs/score/20_paper.ipynb #8e10c699
 def _clear_winner(results, rows, column):
     "The row that is best by more than its seeds, and every other row's, could detect; or None"
     sign = -1 if column in results.losses or column == 'ece' else 1
@@ -111,7 +111,7 @@ def _clear_winner(results, rows, column):
     wins = all(_beats(results, column, sign, best, row) for row in mean.index.drop(best))
     return best if wins else None
 
-# %% ../../nbs/score/20_paper.ipynb #ee466f20
+# %% ../../nbs/score/20_paper.ipynb #ab1fb834
 @patch
 def bold(self:Results) -> pd.DataFrame:
     "True where a figure is the best of its split by more than its, and any other row's, seeds could detect"
@@ -122,7 +122,7 @@ def bold(self:Results) -> pd.DataFrame:
             if best is not None: out.loc[best, column] = True
     return out
 
-# %% ../../nbs/score/20_paper.ipynb #642dfc42
+# %% ../../nbs/score/20_paper.ipynb #90992572
 def _mean_std_text(results, row, column):
     "A cell: 'mean ± std' in the columns of `spread`, else the mean; a dash where there is none"
     mean, std = results.mean.loc[row, column], results.std.loc[row, column]
@@ -131,14 +131,14 @@ def _mean_std_text(results, row, column):
     text = f'{mean:,.{digits}f}'
     return f'{text} ± {std:.{digits}f}' if column in results.spread and std == std else text
 
-# %% ../../nbs/score/20_paper.ipynb #3a670575
+# %% ../../nbs/score/20_paper.ipynb #8433817f
 @patch
 def to_frame(self:Results) -> pd.DataFrame:
-    "Text: 'mean ± std' in the columns of `spread`, else the mean; a dash where there is none"
+    "The figures as text, 'mean ± std' in the columns of `spread`"
     columns = {c: [_mean_std_text(self, row, c) for row in self.mean.index] for c in self.mean}
     return pd.DataFrame({'runs': self.runs.astype(str), **columns}, index=self.mean.index)
 
-# %% ../../nbs/score/20_paper.ipynb #3990d7ae
+# %% ../../nbs/score/20_paper.ipynb #72ec0876
 @patch
 def to_markdown(self:Results) -> str:
     "A GitHub table with the best figures in bold"
@@ -149,7 +149,7 @@ def to_markdown(self:Results) -> str:
 # %% ../../nbs/score/20_paper.ipynb #d98e20d9
 _PUBLISHED_MARK = '(published, not measured here)'
 
-# %% ../../nbs/score/20_paper.ipynb #17eb3cb0
+# %% ../../nbs/score/20_paper.ipynb #69b6bbf2
 def _published_2020(kind):
     "Published rows of `sp4asc`: (split, label, cells, standard deviations, runs)"
     if kind != 'summary': return []
@@ -157,7 +157,7 @@ def _published_2020(kind):
              {'macro accuracy': scores['accuracy'], 'log loss': scores['log_loss']}, {}, 1)
             for label, scores in PUBLISHED_2020.items()]
 
-# %% ../../nbs/score/20_paper.ipynb #cb0b0342
+# %% ../../nbs/score/20_paper.ipynb #dab2de52
 def _published_splits(name, kind):
     "Published rows of a system: (split, label, cells, standard deviations, runs)"
     rows = []
@@ -170,14 +170,14 @@ def _published_splits(name, kind):
         rows.append((split, label, cells, {'macro accuracy': std}, 5))
     return rows
 
-# %% ../../nbs/score/20_paper.ipynb #91aaf09e
+# %% ../../nbs/score/20_paper.ipynb #336a62ae
 def _published(name, kind, score, test):
     "Published rows for this kind of table; 'auto' takes what was published on the test list"
     if name == 'auto': name = {OFFICIAL_TEST: 'dcase24-baseline', OFFICIAL_2020: 'sp4asc'}.get(test)
     if name is None or score != 'accuracy' or kind in ('group', 'city'): return []
     return _published_2020(kind) if name == 'sp4asc' else _published_splits(name, kind)
 
-# %% ../../nbs/score/20_paper.ipynb #7d746890
+# %% ../../nbs/score/20_paper.ipynb #ab0f2da4
 def _test_list(records):
     "The fingerprint of the list that all runs were tested on, or InputError"
     if not records: raise InputError('runs_table: no run given')
@@ -187,7 +187,7 @@ def _test_list(records):
                          'of clips; give those of one list')
     return tests.pop()
 
-# %% ../../nbs/score/20_paper.ipynb #1640ac43
+# %% ../../nbs/score/20_paper.ipynb #5d9473a5
 def _check_seeds(records, labels):
     "InputError for the first run that repeats the seed of another run of its row"
     seen = set()
@@ -198,12 +198,12 @@ def _check_seeds(records, labels):
                              f"of '{label}'; leave one out")
         seen.add(key)
 
-# %% ../../nbs/score/20_paper.ipynb #4211f893
+# %% ../../nbs/score/20_paper.ipynb #3ca82a5c
 def _row(m, kind, score):
     "The figures of one run, accuracies in percent"
     return _summary_row(m) if kind == 'summary' else _detail_row(m, kind, score)
 
-# %% ../../nbs/score/20_paper.ipynb #03dd9619
+# %% ../../nbs/score/20_paper.ipynb #c70641ea
 def _results(mean, std, runs, kind, score):
     "`Results` of rows (split, label), sorted; which columns show their spread, which are losses"
     order = sorted(mean.index)
@@ -215,7 +215,7 @@ def _results(mean, std, runs, kind, score):
     losses = [c for c in columns if score == 'log_loss' or c == 'log loss']
     return Results(mean, std, runs, split, list(spread), losses)
 
-# %% ../../nbs/score/20_paper.ipynb #6cd2c90d
+# %% ../../nbs/score/20_paper.ipynb #ae2eb0e9
 def _add_published(rows, published): # mean, std, runs by (split, label)
     "Put published rows of the splits at hand below"
     mean, std, runs = rows
@@ -245,12 +245,12 @@ def runs_table(folders,             # run folders, or what `read_run` returned
     _add_published(rows, _published(published, kind, score, test))
     return _results(*rows, kind, score)
 
-# %% ../../nbs/score/20_paper.ipynb #64b294dc
+# %% ../../nbs/score/20_paper.ipynb #14a6be26
 def _system_names(labels):
     "The labels of rows without their split"
     return pd.Series([', '.join(label.split(', ')[1:]) or 'measured' for label in labels], index=labels)
 
-# %% ../../nbs/score/20_paper.ipynb #b84a4e6e
+# %% ../../nbs/score/20_paper.ipynb #1e569026
 def _draw_system(ax, results, column, name, rows):
     "A line with standard deviations; grey and broken for published figures"
     mean, std = results.mean.loc[rows, column], results.std.loc[rows, column]
@@ -278,7 +278,7 @@ def plot_splits(results,                    # what `runs_table` returned
     return fig
 
 # %% ../../nbs/score/20_paper.ipynb #3147af0d
-def by_line(folders) -> list: # records for `runs_table`, several of each run
-    "Runs taken apart: one record for each line of their evaluation"
+def by_line(folders) -> list: # of records for `runs_table`
+    "Runs taken apart: a record for each line of their evaluation"
     return [dict(r, metrics=scores, parameters=dict(r['parameters'], line=line))
             for r in read_runs(folders) for line, scores in r['metrics'].get('lines', {}).items()]

@@ -5,21 +5,22 @@
 # %% auto #0
 __all__ = ['read_run', 'read_runs', 'find_runs', 'comparable', 'run_labels', 'systems']
 
-# %% ../../nbs/score/18_runs.ipynb #677742e9
+# %% ../../nbs/score/18_runs.ipynb #0c9b6783
 import json
 from pathlib import Path
 
 from ..core import InputError, project_root, resolve
 
-# %% ../../nbs/score/18_runs.ipynb #333c8029
+# %% ../../nbs/score/18_runs.ipynb #19025b1f
+_FILES = {'params.json': 'give a run folder', 'metrics.json': 'the run has not finished, or failed'}
+
+# %% ../../nbs/score/18_runs.ipynb #2a7c6316
 def _check_finished(folder):
     "InputError unless a folder is that of a finished run"
-    if not (folder/'params.json').is_file():
-        raise InputError(f'{folder} holds no params.json: give a run folder')
-    if not (folder/'metrics.json').is_file():
-        raise InputError(f'{folder} holds no metrics.json: the run has not finished, or failed')
+    for name, remedy in _FILES.items():
+        if not (folder/name).is_file(): raise InputError(f'{folder} holds no {name}: {remedy}')
 
-# %% ../../nbs/score/18_runs.ipynb #5114bee2
+# %% ../../nbs/score/18_runs.ipynb #775696e6
 def read_run(folder) -> dict: # params.json with `metrics` and `dir` added
     "The record of a finished run"
     folder = resolve(folder)
@@ -31,28 +32,28 @@ def read_run(folder) -> dict: # params.json with `metrics` and `dir` added
         raise InputError(f'{folder} holds a broken record ({e}): run it again') from e
     return dict(params, metrics=metrics, dir=str(folder))
 
-# %% ../../nbs/score/18_runs.ipynb #506282a4
+# %% ../../nbs/score/18_runs.ipynb #5e6a710b
 def read_runs(folders) -> list: # of records
     "The records of several runs; one that is read already stays as it is"
     return [r if isinstance(r, dict) else read_run(r) for r in folders]
 
-# %% ../../nbs/score/18_runs.ipynb #3e8a75a3
-def find_runs(root=None,    # folder to search; default: runs/ under the project root
+# %% ../../nbs/score/18_runs.ipynb #45243edc
+def find_runs(root=None,    # default: runs/ under the project root
               ) -> list:    # paths, sorted
     "Every finished run below a folder"
     root = Path(resolve(root or project_root()/'runs'))
     folders = [path.parent for path in root.rglob('metrics.json')]
     return sorted(folder for folder in folders if (folder/'params.json').is_file())
 
-# %% ../../nbs/score/18_runs.ipynb #48a4ec1c
+# %% ../../nbs/score/18_runs.ipynb #c2c7c01f
 def _list_remarks(a, b, part):
-    "What differs in a list of clips, 'train' or 'test'"
-    x, y = (data.get('lists', {}).get(part, {}) for data in (a, b))
+    "What differs in the train or test list"
+    x, y = (d.get('lists', {}).get(part, {}) for d in (a, b))
     if not (x and y): return [f'{part} list: not recorded']
     if x['fingerprint'] == y['fingerprint']: return []
     return [f"{part} list: {x['clips']:,} clips against {y['clips']:,}, not the same"]
 
-# %% ../../nbs/score/18_runs.ipynb #d92ee403
+# %% ../../nbs/score/18_runs.ipynb #c83d4c4b
 def _data_remarks(a, b):
     "What differs in the data of two runs, from their entries `data`"
     remarks = _list_remarks(a, b, 'test') + _list_remarks(a, b, 'train')
@@ -60,21 +61,21 @@ def _data_remarks(a, b):
         if a.get(key) != b.get(key): remarks.append(f'{name}: {a.get(key)} against {b.get(key)}')
     return remarks
 
-# %% ../../nbs/score/18_runs.ipynb #bb4169e4
+# %% ../../nbs/score/18_runs.ipynb #52e9939d
 def _code_remarks(a, b):
-    "What differs in the code of two runs, from their entries `git`"
+    "What differs in the code of two runs (`git`)"
     x, y = a.get('commit'), b.get('commit')
     if x != y: return [f'code: commit {str(x)[:8]} against {str(y)[:8]}']
     if a.get('diff') != b.get('diff'): return ['code: the same commit with different changes on top']
     return []
 
-# %% ../../nbs/score/18_runs.ipynb #f37a797f
+# %% ../../nbs/score/18_runs.ipynb #5e408cb5
 def _version_remarks(a, b):
     "Libraries whose versions differ, from the entries `versions` of two runs"
     return [f'{name}: version {a.get(name)} against {b.get(name)}'
             for name in sorted({*a, *b}) if a.get(name) != b.get(name)]
 
-# %% ../../nbs/score/18_runs.ipynb #38ea90b3
+# %% ../../nbs/score/18_runs.ipynb #930b029d
 def comparable(a, b,        # two runs: folders, or what `read_run` returned
                ) -> list:   # sentences; empty if the runs can be compared
     "What stands between two runs"
@@ -83,10 +84,10 @@ def comparable(a, b,        # two runs: folders, or what `read_run` returned
             *_code_remarks(a.get('git') or {}, b.get('git') or {}),
             *_version_remarks(a.get('versions', {}), b.get('versions', {}))]
 
-# %% ../../nbs/score/18_runs.ipynb #9309e0fd
+# %% ../../nbs/score/18_runs.ipynb #0d2f616e
 _NOT_IN_LABELS = {'subset', 'seed', 'out', 'data', 'data_dir', 'resume', 'log'}
 
-# %% ../../nbs/score/18_runs.ipynb #540fc85b
+# %% ../../nbs/score/18_runs.ipynb #91e4636d
 def _label(params, keys):
     "The split of a run and its values of some parameters, in words"
     parts = [f"split {params.get('subset')}"]
@@ -95,27 +96,27 @@ def _label(params, keys):
         parts.append(str(params.get(key)) if speaks_for_itself else f'{key} {params.get(key)}')
     return ', '.join(parts)
 
-# %% ../../nbs/score/18_runs.ipynb #d810a97f
+# %% ../../nbs/score/18_runs.ipynb #fd332320
 def _parameters_of(record):
     "What a run may differ in from others"
     corpus = record.get('data', {}).get('corpus')
     return dict(record.get('parameters', {}), notebook=record.get('notebook'), corpus=corpus)
 
-# %% ../../nbs/score/18_runs.ipynb #26128b37
+# %% ../../nbs/score/18_runs.ipynb #c6b79135
 def _differing(params):
-    "Names of the parameters in which runs differ, the line last"
-    keys = sorted({key for p in params for key in p} - _NOT_IN_LABELS)
+    "The parameters in which runs differ, the line last"
+    keys = sorted({k for p in params for k in p} - _NOT_IN_LABELS)
     texts = {k: {json.dumps(p.get(k), sort_keys=True) for p in params} for k in keys}
     return sorted((k for k in keys if len(texts[k]) > 1), key='line'.__eq__)
 
-# %% ../../nbs/score/18_runs.ipynb #96bd2386
+# %% ../../nbs/score/18_runs.ipynb #775af43a
 def run_labels(records) -> list: # (split, label) of each run
     "What to call runs: the split, then every other parameter in which they differ"
     params = [_parameters_of(r) for r in records]
     differing = _differing(params)
     return [(p.get('subset'), _label(p, differing)) for p in params]
 
-# %% ../../nbs/score/18_runs.ipynb #bb4f532c
+# %% ../../nbs/score/18_runs.ipynb #58a56161
 def systems(folders) -> dict: # (split, label) -> {seed: record}
     "Runs by what they are runs of"
     records = read_runs(folders)

@@ -32,7 +32,7 @@ SCORES = {
     'city_log_loss': ('loss', 'city', False),
 }
 
-# %% ../../nbs/score/10_stats.ipynb #4f0e40e9
+# %% ../../nbs/score/10_stats.ipynb #ba572189
 @dataclass
 class _Sums:
     "What the clips of each cluster (a location) add up to, in each cell (a scene, a device …)"
@@ -47,19 +47,19 @@ class _Sums:
         ratio = value / np.where(count > 0, count, np.nan)
         return np.nanmean(ratio, axis=-1, keepdims=True) if self.averaged else ratio
 
-# %% ../../nbs/score/10_stats.ipynb #f3511ec1
+# %% ../../nbs/score/10_stats.ipynb #f4bc8ef5
 def _strata(one, unit, units):
     "The scene of each cluster; one stratum for all where a cluster has clips of several scenes"
     scenes = one.groupby(unit)['scene_label']
     if (scenes.nunique() == 1).all(): return pd.factorize(scenes.first())[0]
     return np.zeros(units, int)
 
-# %% ../../nbs/score/10_stats.ipynb #280bf793
+# %% ../../nbs/score/10_stats.ipynb #5d46eb84
 def _add_up(values, place, shape):
     "Sums of values by their place in a flattened table"
     return np.bincount(place, values, np.prod(shape)).reshape(shape)
 
-# %% ../../nbs/score/10_stats.ipynb #705233d7
+# %% ../../nbs/score/10_stats.ipynb #c6e3130d
 def _sums(one, statistic, by='location', groups=DEVICE_GROUPS) -> _Sums:
     "The sums of a run, from what `clips` returned"
     value, column, averaged = pick(SCORES, statistic, 'statistic')
@@ -83,20 +83,20 @@ def _clips_of_runs(runs, name):
     if not runs: raise InputError(f'{name}: no run given')
     return [clips(r) for r in runs]
 
-# %% ../../nbs/score/10_stats.ipynb #88c3d2f5
+# %% ../../nbs/score/10_stats.ipynb #4bd3d61a
 def _how_clips_differ(a, b):
     "In words, for two runs"
     odd = sorted(set(a['filename']) ^ set(b['filename']))
     return f'; {len(odd)} are in one only, such as {odd[0]}' if odd else ', their scene labels differ'
 
-# %% ../../nbs/score/10_stats.ipynb #d29e99e5
+# %% ../../nbs/score/10_stats.ipynb #f7fe2b5f
 def _check_same_clips(runs):
-    "InputError unless all runs were evaluated on the clips of the first"
+    "InputError unless all runs have the clips of the first"
     first, columns = runs[0], ['filename', 'scene_label']
     for run in runs[1:]:
-        if not run[columns].equals(first[columns]):
-            difference = _how_clips_differ(run, first)
-            raise InputError(f'the runs were not evaluated on the same clips{difference}')
+        if run[columns].equals(first[columns]): continue
+        difference = _how_clips_differ(run, first)
+        raise InputError(f'the runs were not evaluated on the same clips{difference}')
 
 # %% ../../nbs/score/10_stats.ipynb #e298a183
 def _bootstrap_weights(strata, n, rng):
@@ -110,14 +110,14 @@ def _bootstrap_weights(strata, n, rng):
             weights[:, members] = draws * (m / (m - 1))
     return weights
 
-# %% ../../nbs/score/10_stats.ipynb #8745db4f
+# %% ../../nbs/score/10_stats.ipynb #fc11803a
 def _has_spread(sums):
     "Whether anything was drawn for each name: a scene with one place tells nothing of other places"
     lone = np.bincount(sums.strata)[sums.strata] == 1
     drawn = (sums.count[~lone] > 0).any(0)
     return drawn.any() if sums.averaged else drawn
 
-# %% ../../nbs/score/10_stats.ipynb #31f8f98d
+# %% ../../nbs/score/10_stats.ipynb #c20c2785
 def _interval(sums, value, n, seed, level):
     "The ends of the interval for each name, from `n` replicates"
     weights = _bootstrap_weights(sums.strata, n, np.random.default_rng(seed))
@@ -146,12 +146,12 @@ def bootstrap(preds,                        # a table of predictions, or a list 
     estimate = sums.statistic(value.sum(0), sums.count.sum(0))
     return pd.DataFrame(dict(estimate=estimate, low=low, high=high), index=sums.names)
 
-# %% ../../nbs/score/10_stats.ipynb #122153d1
+# %% ../../nbs/score/10_stats.ipynb #772ee1b1
 def _statistics(runs): # -> (seeds, J)
     "The statistic of each run"
     return np.stack([r.statistic(r.value.sum(0), r.count.sum(0)) for r in runs])
 
-# %% ../../nbs/score/10_stats.ipynb #b48f7b64
+# %% ../../nbs/score/10_stats.ipynb #ffc30a65
 def _parts(runs): # -> (seeds, clusters, J)
     "What each cluster adds to the statistic of each run, less its share"
     total = runs[0].count.sum(0)
@@ -165,7 +165,7 @@ def _squares(x):
     m = x.shape[-2]
     return m / (m - 1) * ((x - x.mean(-2, keepdims=True)) ** 2).sum(-2)
 
-# %% ../../nbs/score/10_stats.ipynb #a729d634
+# %% ../../nbs/score/10_stats.ipynb #0e192892
 def _within(u, strata):
     "Sum over strata of n/(n−1) · squared deviations of clusters (axis −2); NaN if no stratum has two"
     strata_names = np.unique(strata)
@@ -176,7 +176,7 @@ def _within(u, strata):
         if members.sum() > 1: total = total + _squares(u[..., members, :])
     return total
 
-# %% ../../nbs/score/10_stats.ipynb #976b20d3
+# %% ../../nbs/score/10_stats.ipynb #6dabdded
 def _over_seeds(theta):
     "Variance over seeds of a mean, or of the difference of two, and its degrees of freedom (Welch)"
     n = [len(t) for t in theta]
@@ -186,7 +186,7 @@ def _over_seeds(theta):
     df = np.full_like(variance, min(n) - 1)
     return variance, np.divide(variance ** 2, squares, out=df, where=squares > 0)
 
-# %% ../../nbs/score/10_stats.ipynb #3a96a1d9
+# %% ../../nbs/score/10_stats.ipynb #7c7e0887
 def _over_both(u, strata):
     "The part of the variance that depends on seed and place together"
     return sum(_within(x - x.mean(0), strata).sum(0) / (len(x) * (len(x) - 1)) for x in u)
@@ -214,14 +214,14 @@ def crossed(theta,        # list of arrays (seeds, J): the statistic of each run
     df = np.divide(variance ** 2, spread, out=np.full_like(variance, df_places), where=spread > 0)
     return seeds, places, variance, df
 
-# %% ../../nbs/score/10_stats.ipynb #72d575df
+# %% ../../nbs/score/10_stats.ipynb #a1608af2
 def _p_value(difference, se, df):
     "Two-sided p; without any spread 1 for no difference, else 0; NaN if the spread is unknown"
     with np.errstate(invalid='ignore', divide='ignore'):
         p = 2 * stats.t.sf(np.abs(difference) / se, df)
     return np.where(se > 0, p, np.where(difference == 0, 1., se))
 
-# %% ../../nbs/score/10_stats.ipynb #ed856514
+# %% ../../nbs/score/10_stats.ipynb #736a4780
 def _difference_table(a, b, spread, level, power, names):
     "Rows of a comparison, from two means and what `crossed` returned"
     seeds, places, variance, df = spread

@@ -19,21 +19,23 @@ def _metrics_of(preds, scenes=None, groups=None):
     "The metrics of a table of predictions, or what is a dictionary of them already"
     return preds if isinstance(preds, dict) else metrics(preds, scenes, groups)
 
-# %% ../../nbs/score/15_tables.ipynb #069040d7
+# %% ../../nbs/score/15_tables.ipynb #2eb636d7
+_COLUMNS = {'accuracy': 'accuracy %', 'log_loss': 'log loss', 'count': 'clips'}
+
+# %% ../../nbs/score/15_tables.ipynb #70b9f0d6
 def _score_rows(m, part):
     "accuracy %, log loss and clips of each scene, device, group or city"
-    scores = ('accuracy', 'log_loss', 'count')
-    accuracy, loss, count = (pd.Series(m[f'{part}_{score}'], dtype=float) for score in scores)
-    clips = count.astype(int)
-    return pd.DataFrame({'accuracy %': 100 * accuracy, 'log loss': loss, 'clips': clips})
+    df = pd.DataFrame({score: m[f'{part}_{score}'] for score in _COLUMNS}, dtype=float)
+    df['accuracy'] *= 100
+    return df.rename(columns=_COLUMNS).astype({'clips': int})
 
-# %% ../../nbs/score/15_tables.ipynb #69dd6638
+# %% ../../nbs/score/15_tables.ipynb #16d9a0ee
 def _with_average(df):
     "The rows, and below them their macro average"
     df.loc['macro average'] = [df['accuracy %'].mean(), df['log loss'].mean(), df['clips'].sum()]
     return df.astype({'clips': int})
 
-# %% ../../nbs/score/15_tables.ipynb #f30752d5
+# %% ../../nbs/score/15_tables.ipynb #133aa3a6
 def _intervals(preds, statistics, groups):
     "The ends of the 95 % intervals over locations, in percent"
     if isinstance(preds, dict):
@@ -42,7 +44,7 @@ def _intervals(preds, statistics, groups):
     ends = 100 * bootstrap(preds, list(statistics), groups=groups or DEVICE_GROUPS)
     return ends.rename({'macro_accuracy': 'macro average'})
 
-# %% ../../nbs/score/15_tables.ipynb #d19b9988
+# %% ../../nbs/score/15_tables.ipynb #9d695506
 def _with_intervals(df, preds, *statistics, groups=None):
     "The table with the ends of the 95 % interval over locations beside the accuracy"
     ends = _intervals(preds, statistics, groups).reindex(df.index)
@@ -59,7 +61,7 @@ def class_table(preds,             # a table of predictions, or its `metrics`
     table = _with_average(_score_rows(_metrics_of(preds, scenes), 'class'))
     return _with_intervals(table, preds, 'class_accuracy', 'macro_accuracy') if intervals else table
 
-# %% ../../nbs/score/15_tables.ipynb #1c0c8011
+# %% ../../nbs/score/15_tables.ipynb #087a5a06
 def device_table(preds, scenes=None, intervals=False,
                  groups=None,   # group name -> devices
                  ) -> pd.DataFrame:
@@ -69,7 +71,7 @@ def device_table(preds, scenes=None, intervals=False,
     if not intervals: return table
     return _with_intervals(table, preds, 'device_accuracy', 'group_accuracy', groups=groups)
 
-# %% ../../nbs/score/15_tables.ipynb #7987781f
+# %% ../../nbs/score/15_tables.ipynb #53df2ce1
 def city_table(preds, scenes=None, intervals=False) -> pd.DataFrame:
     "Scores by city and the mean over cities"
     table = _with_average(_score_rows(_metrics_of(preds, scenes), 'city'))
@@ -79,20 +81,20 @@ def city_table(preds, scenes=None, intervals=False) -> pd.DataFrame:
 LINE = {'macro accuracy %': 'macro_accuracy', 'accuracy %': 'accuracy', 'log loss': 'log_loss',
         'calibration error %': 'ece', 'n': 'n'}
 
-# %% ../../nbs/score/15_tables.ipynb #2d1097e7
+# %% ../../nbs/score/15_tables.ipynb #8ebb7213
 def _overflowed(preds): return preds.drop(columns=LABELS).isna().any(axis=None)
 
-# %% ../../nbs/score/15_tables.ipynb #85610691
+# %% ../../nbs/score/15_tables.ipynb #afd0d42c
 def _no_scores(preds): return dict(dict.fromkeys([*LINE.values(), 'from', 'to'], np.nan), n=len(preds))
 
-# %% ../../nbs/score/15_tables.ipynb #870c4e49
+# %% ../../nbs/score/15_tables.ipynb #117da9d6
 def _line_scores(preds, scenes):
     "The main scores of one table of predictions"
     m, interval = metrics(preds, scenes), bootstrap(preds).iloc[0]
     scores = {k: m[k] for k in LINE.values()}
     return {**scores, 'from': float(interval['low']), 'to': float(interval['high'])}
 
-# %% ../../nbs/score/15_tables.ipynb #501190eb
+# %% ../../nbs/score/15_tables.ipynb #5791377d
 def evaluate_lines(lines:dict,   # name -> a table of predictions
                    scenes=None,  # in index order
                    ) -> dict:    # name -> {macro_accuracy, from, to, …}
@@ -100,7 +102,7 @@ def evaluate_lines(lines:dict,   # name -> a table of predictions
     return {name: _no_scores(preds) if _overflowed(preds) else _line_scores(preds, scenes)
             for name, preds in lines.items()}
 
-# %% ../../nbs/score/15_tables.ipynb #f2b44cd4
+# %% ../../nbs/score/15_tables.ipynb #1d37ea35
 def line_table(evaluated:dict,     # what `evaluate_lines` returned
                ) -> pd.DataFrame:  # a row a line
     "The lines as a table, in percent"
@@ -110,24 +112,24 @@ def line_table(evaluated:dict,     # what `evaluate_lines` returned
     table[percent] *= 100
     return table[columns].astype({'n': int})
 
-# %% ../../nbs/score/15_tables.ipynb #83ab8367
+# %% ../../nbs/score/15_tables.ipynb #2a1b8980
 def summary_table(preds, scenes=None) -> pd.DataFrame:
     "Macro accuracy with its interval, accuracy, log loss, calibration error; by clip and by recording"
     lines = {'clips': check_predictions(preds, scenes), 'recordings (vote)': vote(preds, scenes)}
     return line_table(evaluate_lines(lines))
 
-# %% ../../nbs/score/15_tables.ipynb #bdfba40b
+# %% ../../nbs/score/15_tables.ipynb #729d2e05
 def _cell(value, column):
-    "A cell as text: NaN is a dash, whole numbers have no decimals, losses three and all else two"
+    "A cell as text"
     if isinstance(value, str): return value
     if value != value: return '–'
     if isinstance(value, (int, np.integer)): return f'{value:,}'
     return f'{value:.3f}' if 'loss' in str(column) else f'{value:.2f}'
 
-# %% ../../nbs/score/15_tables.ipynb #d316abb2
+# %% ../../nbs/score/15_tables.ipynb #60fea8a0
 def _markdown_row(cells): return f"| {' | '.join(cells)} |"
 
-# %% ../../nbs/score/15_tables.ipynb #047ec139
+# %% ../../nbs/score/15_tables.ipynb #7bbee1fa
 def _bold(texts, flags): return [f'**{text}**' if flag else text for text, flag in zip(texts, flags)]
 
 # %% ../../nbs/score/15_tables.ipynb #b3669e11
@@ -158,14 +160,14 @@ def confusion(preds, scenes=None,  # as above
     if not normalise: return counts
     return 100 * counts.div(counts.sum(axis=1).replace(0, np.nan), axis=0)
 
-# %% ../../nbs/score/15_tables.ipynb #ab95ab08
+# %% ../../nbs/score/15_tables.ipynb #7ce25ac6
 def _with_means(table):
     "The table with the means of its rows and of its columns"
     table['mean'] = table.mean(axis=1)
     table.loc['mean'] = table.mean()
     return table
 
-# %% ../../nbs/score/15_tables.ipynb #9d2700ac
+# %% ../../nbs/score/15_tables.ipynb #d30e2bb8
 def class_device_table(preds, scenes=None) -> pd.DataFrame:
     "Accuracy in percent of each scene on each device (NaN without a clip), and means of rows and columns"
     m, one = metrics(preds, scenes), clips(preds, scenes)

@@ -112,7 +112,8 @@ def _edges(starts, window, seconds):
 # %% ../../nbs/use/15_microphones.ipynb #8edb3112
 def _draw_probabilities(ax, table, names, window, seconds):
     "A row for each class, a column for each window"
-    edges, rows = _edges(table.start.to_numpy(), window, seconds), np.arange(len(names) + 1) - .5
+    edges = _edges(table.start.to_numpy(), window, seconds)
+    rows = np.arange(len(names) + 1) - .5
     ax.pcolormesh(edges, rows, table[names].to_numpy().T, cmap='Blues', vmin=0, vmax=1)
     ax.set_yticks(range(len(names)), [name.replace('_', ' ') for name in names])
     ax.set(xlabel='seconds', xlim=(0, seconds), ylim=(len(names) - .5, -.5))
@@ -140,7 +141,9 @@ def plot_decision(
     window:float=1., # seconds
 ) -> Figure:
     "Spectrogram and average spectrum, probabilities over time and the vote"
-    names, seconds, rows = table.columns[1:], heard.shape[1]/rate, .2*(len(table.columns) - 1)
+    names = table.columns[1:]
+    seconds = heard.shape[1]/rate
+    rows = .2*len(names) # inches
     fig = Figure(figsize=(9, 2.6 + rows), layout='constrained')
     (top, side), (low, vote) = fig.subplots(
         2, 2, width_ratios=[5, 1.3], height_ratios=[2.4, rows], sharey='row')
@@ -241,7 +244,8 @@ def compare_devices(
     hop:float=.5,    # seconds
 ) -> pd.DataFrame:   # model, device, scene, p, holds: whether it is the scene as recorded
     "Where the decision holds and where it breaks"
-    opened, rows = {name: open_model(m) for name, m in models.items()}, []
+    opened = {name: open_model(m) for name, m in models.items()}
+    rows = []
     for device in device_names(folder):
         heard = through_device(wave, rate, device, folder)
         for name, model in opened.items():

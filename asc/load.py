@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'OpenModel', 'open_model', 'opened', 'Hearing']
 
-# %% ../nbs/50_load.ipynb #fa393258
+# %% ../nbs/50_load.ipynb #38572da5
 import inspect
 import json
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from .size.prune import reshape
 from .size.qat import load_quantised
 from .size.qdq import quantisers
 
-# %% ../nbs/50_load.ipynb #53cd7c1f
+# %% ../nbs/50_load.ipynb #7014ddeb
 KINDS = {
     'float': 'a float network',
     'pruned': 'a pruned network',
@@ -39,7 +39,7 @@ KINDS = {
     'module': 'a module of your own',
 }
 
-# %% ../nbs/50_load.ipynb #acbf9866
+# %% ../nbs/50_load.ipynb #c5661dcd
 @dataclass
 class OpenModel:
     "An opened model: `model(wave, device)` gives probabilities float32 (B, classes)"
@@ -57,14 +57,14 @@ class OpenModel:
     def __call__(self, wave, device=None):
         return self.logits(wave, device).float().softmax(1)
 
-# %% ../nbs/50_load.ipynb #1784e6e5
+# %% ../nbs/50_load.ipynb #6465bd6a
 @patch
 def logits(self:OpenModel, wave, device=None):
     "(B, classes); of an exported file, which ends in probabilities, their logarithm"
     if self.file is None: return self.network(wave, device)
     return torch.from_numpy(self.file.probabilities(wave)).clamp_min(1e-30).log()
 
-# %% ../nbs/50_load.ipynb #c2a8a84e
+# %% ../nbs/50_load.ipynb #0fa1f1db
 @patch(as_prop=True)
 def label(self:OpenModel) -> str:
     "A short name: of the folder, the file or the public checkpoint"
@@ -72,13 +72,13 @@ def label(self:OpenModel) -> str:
     if path.name == 'model.json': path = path.parent
     return path.name if path.is_dir() or not path.is_file() else path.stem
 
-# %% ../nbs/50_load.ipynb #10052dd4
+# %% ../nbs/50_load.ipynb #e2e7c67f
 @patch(as_prop=True)
 def fingerprint(self:OpenModel) -> str:
     "Of the weights of the network, the same wherever it is named"
     return self.file.facts['fingerprint'] if self.network is None else weights_fingerprint(body_of(self.network))
 
-# %% ../nbs/50_load.ipynb #401c43d4
+# %% ../nbs/50_load.ipynb #92c11fb2
 @patch(as_prop=True)
 def frontend(self:OpenModel) -> str:
     "What the network sees, in words"
@@ -86,13 +86,13 @@ def frontend(self:OpenModel) -> str:
     owner = getattr(self.network, 'pipeline', self.network)
     return ' '.join(repr(getattr(owner, 'frontend', '')).split())
 
-# %% ../nbs/50_load.ipynb #60bea44e
+# %% ../nbs/50_load.ipynb #47b8d220
 @patch
 def device_number(self:OpenModel, name) -> int:
     "The index of a recording device, -1 for one it does not know"
     return list(self.devices).index(name) if name in self.devices else -1
 
-# %% ../nbs/50_load.ipynb #8bdf9f69
+# %% ../nbs/50_load.ipynb #6097c083
 @patch
 def classifier(self:OpenModel,
                consumer:str,   # who asks, for the message
@@ -104,7 +104,7 @@ def classifier(self:OpenModel,
         raise InputError(f'{consumer} cannot use {self.source}, which is {KINDS[self.kind]} ({self.kind}): give one of {usable}')
     return self.network
 
-# %% ../nbs/50_load.ipynb #3b7e6b63
+# %% ../nbs/50_load.ipynb #da24a844
 def open_model(source,    # run folder, exported .onnx, published checkpoint or its public name; see also `opened`
                rate=None, # Hz of the waves a published system will be given; default: its own; a run knows its rate
                ) -> OpenModel: # in eval mode, on the CPU
@@ -116,7 +116,7 @@ def open_model(source,    # run folder, exported .onnx, published checkpoint or 
     if path.suffix == '.onnx': return _open_export(path, source)
     return opened(load_published(path if path.is_file() else source), source, rate)
 
-# %% ../nbs/50_load.ipynb #cdb123b7
+# %% ../nbs/50_load.ipynb #8bd1f016
 def opened(model,          # Classifier, PublishedClassifier, another module with `scenes`, keywords of
                            # `create_classifier`, or an OpenModel
            source='',      # where it came from
@@ -131,7 +131,7 @@ def opened(model,          # Classifier, PublishedClassifier, another module wit
     if isinstance(model, nn.Module): return _from_module(model, source)
     raise InputError(f'model: found {type(model).__name__}; give a path, a classifier or a module')
 
-# %% ../nbs/50_load.ipynb #19ee9187
+# %% ../nbs/50_load.ipynb #7ede8276
 def _from_published(published, source, rate):
     "A published system behind our own pipeline"
     model = as_classifier(published, rate)
@@ -140,20 +140,20 @@ def _from_published(published, source, rate):
     model.backbone = body.base_model
     return _from_classifier(DeviceAware(model, dict(body.device_models), body.devices), source, 'device-wise')
 
-# %% ../nbs/50_load.ipynb #7f86582f
+# %% ../nbs/50_load.ipynb #05760bfb
 def _kind(model):
     "What sort of classifier it is"
     if isinstance(model.backbone, DeviceWise): return 'device-wise'
     if quantisers(model.backbone): return 'quantised'
     return 'pruned' if model.spec.get('pruned') else 'float'
 
-# %% ../nbs/50_load.ipynb #12f879ee
+# %% ../nbs/50_load.ipynb #8d66169f
 def _from_classifier(model, source, kind):
     "A classifier as an opened model"
     devices = model.backbone.devices if isinstance(model.backbone, DeviceWise) else DEVICES
     return OpenModel(str(source), kind, list(model.scenes), model.spec['rate'], list(devices), model.eval())
 
-# %% ../nbs/50_load.ipynb #2389efb0
+# %% ../nbs/50_load.ipynb #e4905d0e
 def _from_keywords(keywords):
     "A classifier by name, with weights of its own: `create_classifier`'s keywords"
     options = dict(pipeline='none', scenes=SCENES, augment=False) | keywords
@@ -164,7 +164,7 @@ def _from_keywords(keywords):
     weights = options.get('backbone_args', {}).get('weights', model.spec['backbone'])
     return _from_classifier(model, weights, 'float')
 
-# %% ../nbs/50_load.ipynb #79d43e64
+# %% ../nbs/50_load.ipynb #e4d0594a
 class _WaveOnly(nn.Module):
     "A module of the user's that hears waves alone, and may answer with a tuple whose first part are the logits"
     def __init__(self, module):
@@ -176,7 +176,7 @@ class _WaveOnly(nn.Module):
         answer = self.module(wave, device) if self.takes_device else self.module(wave)
         return answer[0] if isinstance(answer, (tuple, list)) else answer
 
-# %% ../nbs/50_load.ipynb #12dc0f38
+# %% ../nbs/50_load.ipynb #2e7eb2ab
 def _from_module(module, source):
     "A module of the user's: it needs `scenes` (names of its outputs) and `sample_rate` (Hz)"
     for name, meaning in (('scenes', 'the names of its outputs, in order'), ('sample_rate', 'the Hz of its waves')):
@@ -186,19 +186,19 @@ def _from_module(module, source):
     source = source or getattr(module, 'label', type(module).__name__)
     return OpenModel(str(source), 'module', list(module.scenes), module.sample_rate, list(DEVICES), _WaveOnly(module).eval())
 
-# %% ../nbs/50_load.ipynb #6b5df719
+# %% ../nbs/50_load.ipynb #d9e84b9b
 def _read_folder(folder):
     "The classifier of a run folder, of whatever form"
     if (folder/'devices.safetensors').is_file(): return load_devices(folder, _reshape)
     if _saved_format(folder) == 'asc-quantised-1': return load_quantised(folder)
     return load_model(folder, _reshape)
 
-# %% ../nbs/50_load.ipynb #2a903617
+# %% ../nbs/50_load.ipynb #5e86584f
 def _reshape(network, tensors):
     "Give a network the widths of a pruned one"
     reshape(network, {name: tensor.shape for name, tensor in tensors.items()})
 
-# %% ../nbs/50_load.ipynb #181598e0
+# %% ../nbs/50_load.ipynb #d04fc1c3
 def _saved_format(folder):
     "The format that a folder's model.json states; '' where it states none (the reader then says what is wrong)"
     try:
@@ -207,7 +207,7 @@ def _saved_format(folder):
         return ''
     return content.get('format', '') if isinstance(content, dict) else ''
 
-# %% ../nbs/50_load.ipynb #8517395a
+# %% ../nbs/50_load.ipynb #726fc6e7
 def _open_export(path, source):
     "An exported file, run by ONNX Runtime"
     from asc.export.onnx import load_exported              # an extra: onnxruntime
@@ -215,7 +215,7 @@ def _open_export(path, source):
     seconds = file.samples / file.rate
     return OpenModel(str(source), 'exported', list(file.classes), file.rate, list(DEVICES), None, file, seconds, fixed=True)
 
-# %% ../nbs/50_load.ipynb #2a23bb33
+# %% ../nbs/50_load.ipynb #1d99b7f9
 class Hearing(nn.Module):
     "wave (B, N) at `rate`, index (B,) into `devices` or None -> logits (B, classes) of an opened model"
     def __init__(self, model, # OpenModel
@@ -223,7 +223,7 @@ class Hearing(nn.Module):
                  devices=(),  # names behind the device numbers it will be given
                  ):
         super().__init__()
-        self.model = model
+        self.model, self.rate = model, rate
         self.scenes = list(model.classes)
         self.network = model.network                       # a submodule, so that it moves to a GPU with this one
         self.resample = nn.Identity() if rate == model.rate else Resample(rate, model.rate)
@@ -234,25 +234,25 @@ class Hearing(nn.Module):
     def forward(self, wave, device=None):
         return self.model.logits(self.resample(wave), self.translate(device))
 
-# %% ../nbs/50_load.ipynb #a03f18af
+# %% ../nbs/50_load.ipynb #398279ea
 @patch
 def translate(self:Hearing, device):
     "Numbers of the model's devices for numbers of the corpus' devices"
     return None if device is None else self.numbers[device]
 
-# %% ../nbs/50_load.ipynb #dff93fa3
+# %% ../nbs/50_load.ipynb #5cf0b967
 @patch(as_prop=True)
 def pipeline(self:Hearing):
     "Of the model; None where there is no PyTorch network"
     return getattr(self.network, 'pipeline', None)
 
-# %% ../nbs/50_load.ipynb #6a4388c7
+# %% ../nbs/50_load.ipynb #4bb727d3
 @patch(as_prop=True)
 def backbone(self:Hearing):
     "The network that hears spectrograms; None where there is none"
     return getattr(self.network, 'backbone', None)
 
-# %% ../nbs/50_load.ipynb #185f8a03
+# %% ../nbs/50_load.ipynb #ce65f9bd
 @patch
 def input_shape(self:Hearing, seconds:float=1.) -> tuple: # (1, 1, F, T)
     "Shape of the spectrogram that the model's network sees"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DISTILL', 'KEYS', 'read_distill', 'Distillation', 'kind_of_teacher']
 
-# %% ../../nbs/experiment/03_distillation.ipynb #859f1979
+# %% ../../nbs/experiment/03_distillation.ipynb #af49461c
 import json
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from ..load import Hearing, open_model
 from ..run.folder import check_type
 from ..teach.distill import DistillLoss, LiveTeacher, SelfTeacher, columns, view
 from ..teach.features import FeatureLoss, read_layer_pairs
-from ..teach.setup import MeanTeacher
+from ..teach.mean import MeanTeacher
 
-# %% ../../nbs/experiment/03_distillation.ipynb #285df61e
+# %% ../../nbs/experiment/03_distillation.ipynb #51b0d6c0
 DISTILL = {                                                # key of `distill`: its default
     'temperature': 2.,                                     # of the loss, see asc.teach.distill
     'hard_weight': .02,
@@ -34,7 +34,7 @@ KEYS = {                                                   # kind of teacher: it
     'self': list(DISTILL),
 }
 
-# %% ../../nbs/experiment/03_distillation.ipynb #ab2b1600
+# %% ../../nbs/experiment/03_distillation.ipynb #78ecd765
 def read_distill(distill,     # the keys of `DISTILL` that are not at their default
                  kind='self', # of teacher: key of `KEYS`
                  ) -> dict:   # all that this kind of teacher has
@@ -48,7 +48,7 @@ def read_distill(distill,     # the keys of `DISTILL` that are not at their defa
     if 'decay' in options: check_range(decay=(options['decay'], 0, 1))
     return options
 
-# %% ../../nbs/experiment/03_distillation.ipynb #9e42cbd3
+# %% ../../nbs/experiment/03_distillation.ipynb #0809803a
 def _refuse_idle_keys(distill, kind):
     "InputError for keys that there are not, or that would do nothing with this kind of teacher"
     for key in distill: pick(DISTILL, key, 'key of distill')
@@ -58,7 +58,7 @@ def _refuse_idle_keys(distill, kind):
               'files': 'a live teacher, which is the folder of a run', 'run': "teacher='self'"}[kind]
     raise InputError(f"distill: {', '.join(idle)} would do nothing without {needed}")
 
-# %% ../../nbs/experiment/03_distillation.ipynb #ff149036
+# %% ../../nbs/experiment/03_distillation.ipynb #f19f549a
 class Distillation:
     "What `teacher` and `distill` of a run mean; without a teacher, nothing"
     def __init__(self, teacher='',      # '', file or files of logits, a model for `asc.open_model`, or 'self'
@@ -74,7 +74,7 @@ class Distillation:
             self.model = open_model(self.paths[0])
             self.model.classifier('a live teacher')        # refuses what has no PyTorch network
 
-# %% ../../nbs/experiment/03_distillation.ipynb #fadbf0b8
+# %% ../../nbs/experiment/03_distillation.ipynb #e3de580b
 def kind_of_teacher(paths) -> str: # key of `KEYS`
     "What the word or words of a run's `teacher` mean"
     if not paths: return 'none'
@@ -85,14 +85,14 @@ def kind_of_teacher(paths) -> str: # key of `KEYS`
                          '(logits.ipynb writes the logits of a run to a file)')
     return 'self' if paths == ['self'] else 'run'
 
-# %% ../../nbs/experiment/03_distillation.ipynb #eff3b800
+# %% ../../nbs/experiment/03_distillation.ipynb #3172fe12
 @patch
 def loss(self:Distillation, hard): # the loss with the labels
     "The loss of the training"
     if not self.options: return hard
     return DistillLoss(self.options['temperature'], self.options['hard_weight'], self.options['reduction'], hard)
 
-# %% ../../nbs/experiment/03_distillation.ipynb #aaae1b80
+# %% ../../nbs/experiment/03_distillation.ipynb #2abee2be
 @patch
 def callbacks(self:Distillation, model, # the student, a classifier
               devices=(),               # names behind the device numbers of a batch
@@ -108,7 +108,7 @@ def callbacks(self:Distillation, model, # the student, a classifier
     view(model, live.teacher, sees, cached)
     return [live, FeatureLoss(model, live, features, seconds)] if features else [live]
 
-# %% ../../nbs/experiment/03_distillation.ipynb #89e3a069
+# %% ../../nbs/experiment/03_distillation.ipynb #3f4cdc47
 @patch
 def check(self:Distillation, train, # rows of the training list
           scenes,                   # names of the outputs
@@ -119,7 +119,7 @@ def check(self:Distillation, train, # rows of the training list
     if self.kind == 'run': return facts | dict(teachers=[_live_facts(self.model, scenes)])
     return facts
 
-# %% ../../nbs/experiment/03_distillation.ipynb #3ac7aee6
+# %% ../../nbs/experiment/03_distillation.ipynb #615e826f
 def _file_facts(distillation, train, scenes):
     "What is known of each file of logits, and how it fits the labels"
     facts = []
@@ -128,7 +128,7 @@ def _file_facts(distillation, train, scenes):
         facts.append(dict(teacher.facts, file=path, check=teacher.check(train)))
     return facts
 
-# %% ../../nbs/experiment/03_distillation.ipynb #ab9dd5d2
+# %% ../../nbs/experiment/03_distillation.ipynb #72e7b935
 def _live_facts(model, scenes):
     "What is known of a live teacher"
     columns(Hearing(model, model.rate), scenes)

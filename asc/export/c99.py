@@ -23,7 +23,7 @@ from .onnx import parts_of
 from .plan import kernel, place, read_steps
 from ..frontend.logmel import LogMel
 
-# %% ../../nbs/export/25_c99.ipynb #702cb9f9
+# %% ../../nbs/export/25_c99.ipynb #05be305b
 def _number(v): return f'{float(v):.8e}f'
 
 def _array(kind, name, values):
@@ -44,14 +44,22 @@ def _constants(i, s, before) -> list: # [(type, name, values)]; `before` is the 
     bias = np.zeros(channels, np.float32) if s.bias is None else s.bias
     return [(kind, f'w{i}', s.weight), ('float', f'm{i}', multipliers), ('float', f'b{i}', bias)]
 
-# %% ../../nbs/export/25_c99.ipynb #ee0cc5b4
+# %% ../../nbs/export/25_c99.ipynb #e7d99e62
+def _all_constants(steps) -> list: # [(type, name, values)]
+    "The constants of all convolutions"
+    arrays = []
+    for i, s in enumerate(steps):
+        if s.op == 'convolution': arrays += _constants(i, s, steps[s.ins[0]])
+    return arrays
+
+# %% ../../nbs/export/25_c99.ipynb #b9976323
 def _pointer(j, steps, offsets):
     "Where the output of step `j` lies, in C"
     if j < 0: return 'logmel'
     if offsets[j] is None: return 'logits'
     return f'(uint8_t *)arena + {offsets[j]}' if steps[j].quant else f'arena + {offsets[j] // 4}'
 
-# %% ../../nbs/export/25_c99.ipynb #f7585019
+# %% ../../nbs/export/25_c99.ipynb #649def6a
 def _zero(j, steps):
     "Zero point of the output of step `j`; 0 for floats"
     return steps[j].quant[1] if j >= 0 and steps[j].quant else 0
@@ -61,7 +69,7 @@ def _struct_in(j, steps):
     if j < 0 or not steps[j].quant: return '(struct in){1.f, 0}'
     return '(struct in){%s, %d}' % (_number(steps[j].quant[0]), _zero(j, steps))
 
-# %% ../../nbs/export/25_c99.ipynb #9d961027
+# %% ../../nbs/export/25_c99.ipynb #e91eeab4
 def _struct_out(s):
     "Scale 0 stands for a float output"
     if not s.quant: return '(struct out){0.f, 0, %d}' % s.relu
@@ -73,7 +81,7 @@ def _struct_shape(source, s):
     sizes = (*source, *s.shape, *w['kernel'], *w['stride'], *w['pad'], w['groups'])
     return '(struct shape){%s}' % ', '.join(map(str, sizes))
 
-# %% ../../nbs/export/25_c99.ipynb #d09f33bf
+# %% ../../nbs/export/25_c99.ipynb #7e1dd875
 def _arguments(i, steps, offsets, shape) -> list: # `shape` of the input
     "The arguments of the function that computes step `i`"
     s = steps[i]
@@ -89,7 +97,7 @@ def _arguments(i, steps, offsets, shape) -> list: # `shape` of the input
     if s.op == 'average': return [x, _struct_in(j, steps), y, _struct_shape(source, s), out]
     return [x, _zero(j, steps), f'w{i}', f'm{i}', f'b{i}', y, _struct_shape(source, s), out]
 
-# %% ../../nbs/export/25_c99.ipynb #fa68a5e6
+# %% ../../nbs/export/25_c99.ipynb #5f9791a4
 def _call(i, steps, offsets, shape):
     "The lines of C that run step `i`"
     s = steps[i]
@@ -116,7 +124,7 @@ void asc_network(const float *logmel, float *logits);
 #endif
 '''
 
-# %% ../../nbs/export/25_c99.ipynb #2fc344c4
+# %% ../../nbs/export/25_c99.ipynb #2fa0d73c
 SOURCE = '''/* {title}. Written by asc.export.c99. */
 #include <stdint.h>
 #include "{header}"
@@ -145,7 +153,7 @@ int main(void)
 #endif
 '''
 
-# %% ../../nbs/export/25_c99.ipynb #cf781701
+# %% ../../nbs/export/25_c99.ipynb #a8bbff05
 def _scratch(steps) -> int: # int16 elements
     "Size of the array that depthwise and pointwise convolutions copy their input to"
     sizes = [0]
@@ -155,7 +163,7 @@ def _scratch(steps) -> int: # int16 elements
         if function == 'pointwise': sizes.append(BLOCK * s.weight.shape[1])
     return max(sizes)
 
-# %% ../../nbs/export/25_c99.ipynb #926c94ad
+# %% ../../nbs/export/25_c99.ipynb #073c293c
 def _bytes(arrays): # [(type, name, values)]
     "Memory that constant arrays take"
     width = dict(int8_t=1, int16_t=2, float=4)
@@ -164,6 +172,17 @@ def _bytes(arrays): # [(type, name, values)]
 def _in_comment(text):
     "ASCII that cannot end a comment"
     return re.sub(r'[^\x20-\x7e]', '?', text).replace('*/', '* /').replace('/*', '/ *')
+
+# %% ../../nbs/export/25_c99.ipynb #e092b287
+def _title(parts): return _in_comment(f'{parts.name}, int8')
+
+def _header_text(parts, shape, memory):
+    "The header beside the source"
+    return HEADER.format(
+        title=_title(parts), bands=shape[1], frames=shape[2], n=len(parts.classes),
+        arena=memory['arena'], scratch=memory['scratch'], flash=memory['constants'],
+        classes=_in_comment(', '.join(parts.classes)),
+        frontend=_in_comment(json.dumps(parts.frontend.kw)))
 
 # %% ../../nbs/export/25_c99.ipynb #aedc60a3
 def export_c(model,     # in eval mode; its network is quantised and calibrated (asc.size.qdq)
@@ -178,42 +197,41 @@ def export_c(model,     # in eval mode; its network is quantised and calibrated 
     classes, outputs = len(parts.classes), steps[-1].shape[0]
     if classes != outputs: raise InputError(f'model: {classes} classes, but {outputs} logits')
     shape = tuple(parts.network.quantised['shape'])
-    convolutions = [(i, s) for i, s in enumerate(steps) if s.op == 'convolution']
-    arrays = [array for i, s in convolutions for array in _constants(i, s, steps[s.ins[0]])]
+    arrays = _all_constants(steps)
     memory = dict(constants=_bytes(arrays), arena=-(-arena // 4) * 4, scratch=2 * _scratch(steps))
-    title = _in_comment(f'{parts.name}, int8')
-    write_text(path.with_suffix('.h'), HEADER.format(
-        title=title, bands=shape[1], frames=shape[2], n=classes,
-        arena=memory['arena'], scratch=memory['scratch'], flash=memory['constants'],
-        classes=_in_comment(', '.join(parts.classes)),
-        frontend=_in_comment(json.dumps(parts.frontend.kw))))
+    calls = [_call(i, steps, offsets, shape) for i in range(len(steps))]
+    write_text(path.with_suffix('.h'), _header_text(parts, shape, memory))
     write_text(path, SOURCE.format(
-        title=title, header=path.with_suffix('.h').name,
+        title=_title(parts), header=path.with_suffix('.h').name, calls='\n'.join(calls),
         kernels=kernel_source({kernel(s, steps) for s in steps}, _scratch(steps)),
-        constants='\n'.join(_array(*array) for array in arrays),
-        calls='\n'.join(_call(i, steps, offsets, shape) for i in range(len(steps)))))
+        constants='\n'.join(_array(*array) for array in arrays)))
     return dict(memory, steps=len(steps))
 
-# %% ../../nbs/export/25_c99.ipynb #7b1acb31
+# %% ../../nbs/export/25_c99.ipynb #52a96e4c
+def _compile(path, program, compiler, options):
+    "Make a program of a .c file"
+    if which(compiler) is None:
+        raise InputError(f'compiler: {compiler} is not on the PATH; '
+                         'install a C compiler or give the name of yours')
+    command = [compiler, *options, '-DASC_MAIN', str(path), '-o', program]
+    build = subprocess.run(command, capture_output=True, text=True)
+    if build.returncode: raise InputError(f'{path}: {compiler} says {build.stderr.strip()[:300]}')
+
+# %% ../../nbs/export/25_c99.ipynb #732e542c
 def run_c(path,          # .c file of `export_c`
           logmels,       # float (B, 1, F, T)
           compiler='cc', # its name or path
           options=('-O2', '-std=c99', '-Wall', '-Wextra', '-Werror'),
           ) -> torch.Tensor: # logits (B, classes)
     "Compile a file for this computer and run it"
-    if which(compiler) is None:
-        raise InputError(f'compiler: {compiler} is not on the PATH; '
-                         'install a C compiler or give the name of yours')
     with tempfile.TemporaryDirectory() as d:
         program = f'{d}/network'
-        command = [compiler, *options, '-DASC_MAIN', str(path), '-o', program]
-        build = subprocess.run(command, capture_output=True, text=True)
-        if build.returncode: raise InputError(f'{path}: {compiler} says {build.stderr.strip()[:300]}')
+        _compile(path, program, compiler, options)
         data = torch.as_tensor(logmels).float().contiguous().numpy().tobytes()
         done = subprocess.run([program], input=data, capture_output=True, check=True)
     return torch.tensor([[float(v) for v in line.split()] for line in done.stdout.decode().splitlines()])
 
-# %% ../../nbs/export/25_c99.ipynb #a22b52c1
+# %% ../../nbs/export/25_c99.ipynb #2cb33683
 TABLES = '''/* Window and mel bank. Written by asc.export.c99.
    A frame: window the samples, power of the FFT, the sums of its bins weighted by band, logarithm.
    Settings: {settings} */
@@ -226,7 +244,7 @@ TABLES = '''/* Window and mel bank. Written by asc.export.c99.
 {arrays}#endif
 '''
 
-# %% ../../nbs/export/25_c99.ipynb #9d1b59e3
+# %% ../../nbs/export/25_c99.ipynb #963e5da8
 def _bank_arrays(bank) -> list: # of mel weights (bands, bins)
     "Of each band its first bin and number of bins, and the weights of all bands one after another"
     used = [np.flatnonzero(row) for row in bank]
@@ -235,6 +253,13 @@ def _bank_arrays(bank) -> list: # of mel weights (bands, bins)
     weights = np.concatenate([row[start:start + n] for row, (start, n) in zip(bank, spans)])
     return [('int16_t', 'asc_mel_first', first), ('int16_t', 'asc_mel_count', count),
             ('float', 'asc_mel_weight', weights)]
+
+# %% ../../nbs/export/25_c99.ipynb #f4375443
+def _window(frontend) -> np.ndarray:
+    "The window without the zeros around it"
+    length = frontend.kw['win']
+    lead = (len(frontend.taper) - length) // 2
+    return frontend.taper[lead:lead + length].numpy()
 
 # %% ../../nbs/export/25_c99.ipynb #d60e5daa
 def write_frontend_header(model,   # Classifier or PublishedClassifier in eval mode
@@ -246,11 +271,8 @@ def write_frontend_header(model,   # Classifier or PublishedClassifier in eval m
         raise InputError(f'model: its frontend is a {type(frontend).__name__}; '
                          'only tables of a log-mel frontend can be written')
     settings = frontend.kw
-    lead = (len(frontend.taper) - settings['win']) // 2
-    window = frontend.taper[lead:lead + settings['win']].numpy()
-    bins = settings['n_fft'] // 2 + 1
-    bank = frontend.bank(torch.eye(bins)).reshape(settings['n_mels'], -1).numpy()
-    arrays = [('float', 'asc_window', window), *_bank_arrays(bank)]
+    bank = frontend.bank(torch.eye(settings['n_fft'] // 2 + 1)).reshape(settings['n_mels'], -1)
+    arrays = [('float', 'asc_window', _window(frontend)), *_bank_arrays(bank.numpy())]
     write_text(path, TABLES.format(
         settings=json.dumps(settings), rate=settings['sample_rate'], fft=settings['n_fft'], hop=settings['hop'],
         arrays='\n'.join(_array(*array) for array in arrays)))

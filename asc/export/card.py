@@ -19,7 +19,7 @@ from ..frontend.mel import Resample
 from ..size.cost import complexity
 from ..size.rules import RULES, judge
 
-# %% ../../nbs/export/15_card.ipynb #4d4c8a03
+# %% ../../nbs/export/15_card.ipynb #c59ca828
 def _read_inside(path, names, x) -> dict: # name -> array
     "Values inside a file for its input `x`"
     onnx = need_onnx()
@@ -44,7 +44,7 @@ def inner_values(path,  # of an exported file
     values['probabilities'] = exported.probabilities(waves)                   # of the file as it is
     return {name: torch.from_numpy(np.array(value)) for name, value in values.items()}
 
-# %% ../../nbs/export/15_card.ipynb #c9c05f86
+# %% ../../nbs/export/15_card.ipynb #214c043d
 @torch.no_grad()
 def torch_values(model, # Classifier or PublishedClassifier
                  waves, # float (B, samples)
@@ -56,10 +56,13 @@ def torch_values(model, # Classifier or PublishedClassifier
     logits = parts.network(logmel)
     return dict(logmel=logmel, logits=logits, probabilities=logits.softmax(1))
 
-# %% ../../nbs/export/15_card.ipynb #ca6da4ba
+# %% ../../nbs/export/15_card.ipynb #00d922cb
 def _same_decisions(a, b) -> int: # of `inner_values` or `torch_values`
     "Clips on which both decide for the same class"
     return int((a['probabilities'].argmax(1) == b['probabilities'].argmax(1)).sum())
+
+# %% ../../nbs/export/15_card.ipynb #4064563f
+def _gap(a, b) -> float: return (a - b).abs().max().item()
 
 # %% ../../nbs/export/15_card.ipynb #75c45470
 def parity(path,        # of an exported file
@@ -75,7 +78,7 @@ def parity(path,        # of an exported file
     for batch in torch.as_tensor(waves).float().split(bs):
         inside, reference = inner_values(path, batch), torch_values(model, batch, rate)
         for name in reference:
-            gap = (inside[name] - reference[name]).abs().max().item()
+            gap = _gap(inside[name], reference[name])
             worst[f'max_{name}'] = max(worst.get(f'max_{name}', 0.), gap)
         same += _same_decisions(inside, reference)
         if float_model is not None:
@@ -84,39 +87,49 @@ def parity(path,        # of an exported file
     if float_model is not None: report['decisions_of_float'] = same_as_float / len(waves)
     return report
 
+# %% ../../nbs/export/15_card.ipynb #a328983c
+def _stored(table) -> dict: # 'weight int8' … -> elements, bytes
+    "What a file stores of the network"
+    network = table.loc['network'].groupby(level=[0, 1])[['elements', 'bytes']].sum()
+    return {f'{role} {kind}': dict(elements=int(row.elements), bytes=int(row.bytes))
+            for (role, kind), row in network.iterrows() if role != 'shape'}
+
 # %% ../../nbs/export/15_card.ipynb #f2e186b2
 def sizes(path,     # of an exported file
           cost,     # asc.size.cost.Complexity of the float network as it was trained
           ) -> dict:
     "Bytes of a file, by the challenge's count and by what is stored"
     table = stored_tensors(path)
-    network = table.loc['network'].groupby(level=[0, 1])[['elements', 'bytes']].sum()
-    stored = {f'{role} {kind}': dict(elements=int(row.elements), bytes=int(row.bytes))
-              for (role, kind), row in network.iterrows() if role != 'shape'}
+    stored = _stored(table)
     bits = dict(float32=32, fp16=16, int8=8)[load_exported(path).precision]
-    widths = [8 * np.dtype(kind).itemsize for role, kind in network.index if role == 'weight']
+    kinds = [name.split()[-1] for name in stored if name.startswith('weight')]
+    widths = [8 * np.dtype(kind).itemsize for kind in kinds]
     frontend = int(table.loc['frontend', 'bytes'].sum()) if 'frontend' in table.index else 0
     return dict(file=Path(path).stat().st_size, challenge=-(-cost.params * bits // 8),
                 bits=bits, widest=max(widths, default=bits),
                 network=sum(entry['bytes'] for entry in stored.values()), frontend=frontend, stored=stored)
 
-# %% ../../nbs/export/15_card.ipynb #47f2461b
+# %% ../../nbs/export/15_card.ipynb #e9927216
+def _wide_weights(s) -> list: # sentences
+    "Which weights are stored in more bits than the file's precision says"
+    if s['widest'] <= s['bits']: return []
+    return [f"{entry['elements']:,} weights are stored in {name.split()[1]}"
+            for name, entry in s['stored'].items()
+            if name.startswith('weight') and name != f"weight int{s['bits']}"]
+
+# %% ../../nbs/export/15_card.ipynb #e8e8bbf3
 def _verdicts(s,    # what `sizes` returned
               cost, # asc.size.cost.Complexity
               ) -> dict: # year -> passed, reason
     "Whether the file passes the rules of each year"
-    mixed = []
-    for name, entry in s['stored'].items():
-        if s['widest'] > s['bits'] and name.startswith('weight') and name != f"weight int{s['bits']}":
-            mixed.append(f"{entry['elements']:,} weights are stored in {name.split()[1]}")
     out = {}
     for year, rule in RULES.items():
         bits = s['widest'] if rule.bits else s['bits']
-        verdict = judge(cost.params, cost.macs, year, bits, cost.honest['nonzero'], mixed)
+        verdict = judge(cost.params, cost.macs, year, bits, cost.honest['nonzero'], _wide_weights(s))
         out[year] = dict(passed=verdict.passed, reason=verdict.reason)
     return out
 
-# %% ../../nbs/export/15_card.ipynb #35dbcb68
+# %% ../../nbs/export/15_card.ipynb #3beb724f
 LIMIT = max(r.size for r in RULES.values())
 
 def _chosen(record, keys):
@@ -145,7 +158,7 @@ def model_card(path,              # of an exported file
                 data=_chosen(data or {}, ('corpus', 'synthetic', 'lists')),
                 parity=parity or {}, licence=licence, notes=list(notes))
 
-# %% ../../nbs/export/15_card.ipynb #5f1a3236
+# %% ../../nbs/export/15_card.ipynb #31756c89
 def _percent(share): return f'{100 * share:.1f} %'
 
 def _training_data(data) -> str: # of a card
@@ -156,7 +169,7 @@ def _training_data(data) -> str: # of a card
              for name, entry in data.get('lists', {}).items()]
     return f"{data['corpus']}{warning}. {'; '.join(lists)}"
 
-# %% ../../nbs/export/15_card.ipynb #d7c2fb99
+# %% ../../nbs/export/15_card.ipynb #b0f0e298
 def _identity_rows(card):
     "What goes in and comes out, and where it is from"
     takes = f"{card['samples']:,} samples at {card['rate']:,} Hz"
@@ -167,27 +180,31 @@ def _identity_rows(card):
             ('licence', card['licence']),
             ('training data', _training_data(card['data']))]
 
-# %% ../../nbs/export/15_card.ipynb #9cc0ac7c
+# %% ../../nbs/export/15_card.ipynb #998ef48f
+def _stored_rows(stored):
+    return [(kind, f"{entry['elements']:,} in {entry['bytes']:,} bytes") for kind, entry in stored.items()]
+
+def _verdict_rows(rules):
+    return [(f'DCASE {year}', f"{'pass' if verdict['passed'] else 'FAIL'}: {verdict['reason']}")
+            for year, verdict in rules.items()]
+
+# %% ../../nbs/export/15_card.ipynb #bd19ba34
 def _cost_rows(card):
     "Parameters, operations, bytes, and the verdict of each year"
     size, cost = card['bytes'], card['complexity']
     honest = cost['honest']
-    stored = [(kind, f"{entry['elements']:,} in {entry['bytes']:,} bytes")
-              for kind, entry in size['stored'].items()]
-    verdicts = [(f'DCASE {year}', f"{'pass' if verdict['passed'] else 'FAIL'}: {verdict['reason']}")
-                for year, verdict in card['rules'].items()]
     return [('parameters, MACs (official)', f"{cost['params']:,}, {cost['macs']:,}"),
             ('MACs, element-wise operations, peak of activations (honest)',
              f"{honest['macs']:,}, {honest['elements']:,}, {honest['ram']:,} bytes"),
             ("bytes by the challenge's count", f"{size['challenge']:,} ({size['bits']} bit)"),
             ('bytes of the file', f"{size['file']:,}"),
             ('of these the network, the frontend', f"{size['network']:,}, {size['frontend']:,}"),
-            *stored,
+            *_stored_rows(size['stored']),
             ('all of these within the 128,000 bytes', 'yes' if card['fits_as_stored'] else 'no'),
             ('layers computed in integers', card['integer_layers']),
-            *verdicts]
+            *_verdict_rows(card['rules'])]
 
-# %% ../../nbs/export/15_card.ipynb #548ee0ab
+# %% ../../nbs/export/15_card.ipynb #daafaeaa
 def _accuracy_rows(card):
     "Scores, then the accuracy on each device that was heard"
     scores, rows = card['accuracy'], []
@@ -198,7 +215,7 @@ def _accuracy_rows(card):
         if share is not None and share == share: rows.append((f'device {device}', _percent(share)))
     return rows
 
-# %% ../../nbs/export/15_card.ipynb #78f4dcfc
+# %% ../../nbs/export/15_card.ipynb #18e9fd66
 def _parity_rows(card):
     "Largest differences in two digits, shares of decisions in percent"
     rows = []
@@ -208,14 +225,14 @@ def _parity_rows(card):
         rows.append((name.replace('_', ' '), value))
     return rows
 
-# %% ../../nbs/export/15_card.ipynb #198736c4
+# %% ../../nbs/export/15_card.ipynb #22cf7e5c
 def _section(title, rows) -> list: # lines
     "A table of two columns under a heading; nothing without rows"
     if not rows: return []
     lines = [f'| {name} | {value} |' for name, value in rows]
     return [f'## {title}', '', '| | |', '|---|---|', *lines, '']
 
-# %% ../../nbs/export/15_card.ipynb #53bfe99e
+# %% ../../nbs/export/15_card.ipynb #06a1bf4c
 def card_text(c) -> str: # what `model_card` returned
     "The card as Markdown"
     first = f"{c['network']} behind the frontend described in the JSON beside this file."
@@ -225,7 +242,7 @@ def card_text(c) -> str: # what `model_card` returned
                       *_section('Accuracy', _accuracy_rows(c)),
                       *_section('Distance from PyTorch', _parity_rows(c))])
 
-# %% ../../nbs/export/15_card.ipynb #e2b9bbc0
+# %% ../../nbs/export/15_card.ipynb #96f5a2e9
 def write_card(path, # of the exported file
                card, # what `model_card` returned
                ):

@@ -26,7 +26,7 @@ def need_onnx(name='onnx'): # onnx, onnxscript or onnxruntime
     except ImportError as e:
         raise InputError(f"{name} is not installed: pip install 'asc[export]'") from e
 
-# %% ../../nbs/export/05_graph.ipynb #a1efafce
+# %% ../../nbs/export/05_graph.ipynb #f63b8413
 @contextmanager
 def _quietly():
     "Without gradients, and without the exporter's warnings and progress"
@@ -34,13 +34,16 @@ def _quietly():
         warnings.simplefilter('ignore')
         yield
 
-# %% ../../nbs/export/05_graph.ipynb #8315311f
-def _program(module, x, source, target):
+# %% ../../nbs/export/05_graph.ipynb #3fc2b576
+def _program(module, x, source, target, largest):
     "What PyTorch's exporter makes of a module; two clips, so that the batch size stays free"
+    from onnxscript import optimizer
     batch = {0: torch.export.Dim('batch')}
-    return torch.onnx.export(module, (torch.cat([x, x]),), input_names=[source], output_names=[target],
-                             dynamo=True, dynamic_shapes=(batch,), opset_version=20,
-                             optimize=False, verbose=False)
+    program = torch.onnx.export(module, (torch.cat([x, x]),), input_names=[source], output_names=[target],
+                                dynamo=True, dynamic_shapes=(batch,), opset_version=20,
+                                optimize=False, verbose=False)
+    program.model = optimizer.optimize(program.model, output_size_limit=largest)
+    return program
 
 # %% ../../nbs/export/05_graph.ipynb #aa6ff190
 def to_graph(module,       # nn.Module of one input and one output, in eval mode
@@ -53,15 +56,11 @@ def to_graph(module,       # nn.Module of one input and one output, in eval mode
     "A module as a stripped ONNX model with a free batch size"
     need_onnx()
     need_onnx('onnxscript')
-    from onnxscript import optimizer
-    with _quietly():
-        program = _program(module, x, source, target)
-        program.model = optimizer.optimize(program.model, output_size_limit=largest)
-        m = program.model_proto
+    with _quietly(): m = _program(module, x, source, target, largest).model_proto
     del m.graph.value_info[:], m.graph.metadata_props[:], m.metadata_props[:]
     return shorten(m, prefix)
 
-# %% ../../nbs/export/05_graph.ipynb #0bf7a95e
+# %% ../../nbs/export/05_graph.ipynb #3278fb17
 def _narrow_indices(m):
     "Store what only a Gather reads, as its indices, in 32 bits"
     onnx = need_onnx()
@@ -74,14 +73,14 @@ def _narrow_indices(m):
             values = onnx.numpy_helper.to_array(tensor).astype(np.int32)
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
 
-# %% ../../nbs/export/05_graph.ipynb #6f8fe495
+# %% ../../nbs/export/05_graph.ipynb #0ef50da2
 def _tensor_name(name):
     "The name of a tensor without what parametrisations and the exporter have added"
     name = re.sub(r'\.parametrizations\.(\w+)\.0\.', r'.\1.', name)
     for addition in ('.codes', '_out', '_quant'): name = name.replace(addition, '')
     return name
 
-# %% ../../nbs/export/05_graph.ipynb #0bfc8bd6
+# %% ../../nbs/export/05_graph.ipynb #fb8ef59f
 def _strip_nodes(m, names, letter):
     "Give every node the new names of what it reads, and number what it writes"
     for i, node in enumerate(m.graph.node):
@@ -94,7 +93,7 @@ def _strip_nodes(m, names, letter):
         node.ClearField('name')
         node.ClearField('doc_string')
 
-# %% ../../nbs/export/05_graph.ipynb #d69b528d
+# %% ../../nbs/export/05_graph.ipynb #0b465640
 def shorten(m,      # onnx.ModelProto
             prefix, # of the names of stored tensors
             ):
@@ -110,7 +109,7 @@ def shorten(m,      # onnx.ModelProto
     _strip_nodes(m, names, prefix[0])
     return m
 
-# %% ../../nbs/export/05_graph.ipynb #403bffee
+# %% ../../nbs/export/05_graph.ipynb #79527bcd
 def _halved(tensor):
     "Store a tensor in 16 bits, in place; the node that widens it again"
     onnx = need_onnx()
@@ -134,7 +133,7 @@ def half_stored(m): # onnx.ModelProto
     for node in reversed(casts): m.graph.node.insert(0, node)
     return m
 
-# %% ../../nbs/export/05_graph.ipynb #8f50ad48
+# %% ../../nbs/export/05_graph.ipynb #c43f4a0c
 def emit_qdq(x,      # float activation, or int8 codes of a weight
              scale,  # float32
              zero,   # uint8 or int8
@@ -149,7 +148,7 @@ def emit_qdq(x,      # float activation, or int8 codes of a weight
     return operator('DequantizeLinear', (x, scale, zero), options,
                     dtype=torch.float32, shape=x.shape, version=20)
 
-# %% ../../nbs/export/05_graph.ipynb #2e212485
+# %% ../../nbs/export/05_graph.ipynb #7870a8d2
 def _pool_window(node) -> dict: # attributes of the node; empty where it has to stay
     "The window of an average pool that a convolution with equal weights can replace"
     if node.op_type != 'AveragePool': return {}
@@ -159,7 +158,7 @@ def _pool_window(node) -> dict: # attributes of the node; empty where it has to 
     if window.get('ceil_mode') or dilated or shrinks_at_the_edge: return {}
     return window
 
-# %% ../../nbs/export/05_graph.ipynb #a1b85a54
+# %% ../../nbs/export/05_graph.ipynb #c87b4a7b
 def _pool_as_convolution(node, window, channels) -> tuple: # tensors to store, nodes
     "A depthwise convolution in the place of a pool: all codes 127, their sum scaled to 1"
     onnx = need_onnx()
@@ -177,14 +176,19 @@ def _pool_as_convolution(node, window, channels) -> tuple: # tensors to store, n
              make('Conv', [source, f'{target}.weights'], [target], group=channels, **options)]
     return tensors, nodes
 
-# %% ../../nbs/export/05_graph.ipynb #22d05f9d
+# %% ../../nbs/export/05_graph.ipynb #61fb57cb
+def _channels(m) -> dict: # name -> number
+    "Channels of the values inside a graph"
+    values = need_onnx().shape_inference.infer_shapes(m).graph.value_info
+    sizes = {value.name: value.type.tensor_type.shape.dim for value in values}
+    return {name: size[1].dim_value for name, size in sizes.items() if len(size) > 1}
+
+# %% ../../nbs/export/05_graph.ipynb #37f390d7
 def pools_as_convolutions(m,        # onnx.ModelProto with QuantizeLinear and DequantizeLinear
                           most=25,  # values under a window; larger pools stay
                           ):
     "Average pools between int8 codes as depthwise convolutions whose weights are all 127, in place"
-    values = need_onnx().shape_inference.infer_shapes(m).graph.value_info
-    channels = {value.name: value.type.tensor_type.shape.dim[1].dim_value for value in values
-                if len(value.type.tensor_type.shape.dim) > 1}
+    channels = _channels(m)
     makers = {output: node.op_type for node in m.graph.node for output in node.output}
     for i, node in reversed([*enumerate(m.graph.node)]):
         window = _pool_window(node)
@@ -196,7 +200,14 @@ def pools_as_convolutions(m,        # onnx.ModelProto with QuantizeLinear and De
         for new in reversed(nodes): m.graph.node.insert(i, new)
     return m
 
-# %% ../../nbs/export/05_graph.ipynb #92c73241
+# %% ../../nbs/export/05_graph.ipynb #4b1b0992
+def _reason(network):
+    "Why a network is not quantised"
+    kind = nn.modules.batchnorm._BatchNorm
+    norms = [name for name, m in network.named_modules() if isinstance(m, kind)]
+    return f'its norms are not folded ({norms[0]} …) and it' if norms else 'it'
+
+# %% ../../nbs/export/05_graph.ipynb #70ece44a
 PRECISIONS = ('float32', 'fp16', 'int8')
 
 def _check_precision(network, precision):
@@ -207,13 +218,10 @@ def _check_precision(network, precision):
         raise InputError(f"precision='{precision}': the network is quantised; say precision='int8', "
                          'or give the float network')
     if precision == 'int8' and not quantised:
-        kind = nn.modules.batchnorm._BatchNorm
-        norms = [name for name, m in network.named_modules() if isinstance(m, kind)]
-        reason = f'its norms are not folded ({norms[0]} …) and it' if norms else 'it'
-        raise InputError(f"precision='int8': the network is not quantised: {reason} has no "
+        raise InputError(f"precision='int8': the network is not quantised: {_reason(network)} has no "
                          'quantisers; prepare and calibrate it first (asc.size.qdq)')
 
-# %% ../../nbs/export/05_graph.ipynb #109dbaf9
+# %% ../../nbs/export/05_graph.ipynb #fd9e9dd6
 def network_graph(network,             # nn.Module in eval mode
                   x,                   # spectrogram (1, 1, F, T)
                   precision='float32', # one of PRECISIONS

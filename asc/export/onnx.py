@@ -40,7 +40,7 @@ class Parts(NamedTuple):
     rate: int             # Hz of the waves it is given
     name: str             # of the network
 
-# %% ../../nbs/export/10_onnx.ipynb #fce971ba
+# %% ../../nbs/export/10_onnx.ipynb #71831505
 def _split_model(model) -> Parts:
     "The parts of either kind of model"
     if isinstance(model, Classifier):
@@ -51,7 +51,14 @@ def _split_model(model) -> Parts:
     raise InputError(f'model: found {type(model).__name__}; '
                      'give what load_model, create_classifier or load_published returned')
 
-# %% ../../nbs/export/10_onnx.ipynb #7566f7e6
+# %% ../../nbs/export/10_onnx.ipynb #3aa921b0
+def _check_float32(network):
+    types = {p.dtype for p in network.parameters() if p.is_floating_point()}
+    if types - {torch.float32}:
+        raise InputError("model: its weights are not float32; call .float() on the network, "
+                         "and say precision='fp16' to store 16 bits")
+
+# %% ../../nbs/export/10_onnx.ipynb #872a2a30
 def parts_of(model,     # Classifier or PublishedClassifier, in eval mode
              ) -> Parts:
     "Frontend, network and names of a model that can be exported"
@@ -61,10 +68,7 @@ def parts_of(model,     # Classifier or PublishedClassifier, in eval mode
                          "PublishedClassifier(name, frontend, network.device_models['a'], classes)")
     if any(m.training for m in (parts.frontend, *parts.network.modules())):
         raise InputError('model: it is in training mode; call model.eval() before the export')
-    types = {p.dtype for p in parts.network.parameters() if p.is_floating_point()}
-    if types - {torch.float32}:
-        raise InputError("model: its weights are not float32; call .float() on the network, "
-                         "and say precision='fp16' to store 16 bits")
+    _check_float32(parts.network)
     return parts
 
 # %% ../../nbs/export/10_onnx.ipynb #c4972062
@@ -75,7 +79,7 @@ def _frontend_graph(settings, rate, samples) -> bytes: # `settings` of LogMel as
     graph = to_graph(frontend, torch.zeros(1, samples), 'wave', 'logmel', 'frontend/')
     return graph.SerializeToString()
 
-# %% ../../nbs/export/10_onnx.ipynb #234061c6
+# %% ../../nbs/export/10_onnx.ipynb #b267e452
 def described(p,          # Parts
               samples,    # of the clips
               shape,      # (F, T)
@@ -89,7 +93,7 @@ def described(p,          # Parts
                  asc=version('asc'), torch=torch.__version__)
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
 
-# %% ../../nbs/export/10_onnx.ipynb #f8b62b35
+# %% ../../nbs/export/10_onnx.ipynb #735b5e8c
 def finished(m,       # onnx.ModelProto that ends in logits
              facts,   # what `described` returned
              path):
@@ -105,7 +109,7 @@ def finished(m,       # onnx.ModelProto that ends in logits
     onnx.helper.set_model_props(m, facts)
     with atomic(path) as tmp: tmp.write_bytes(m.SerializeToString())
 
-# %% ../../nbs/export/10_onnx.ipynb #f69e9f37
+# %% ../../nbs/export/10_onnx.ipynb #67accdc8
 def _with_frontend(m, settings, rate, samples):
     "The frontend's graph in front of a copy of the network's"
     onnx = need_onnx()
@@ -113,7 +117,14 @@ def _with_frontend(m, settings, rate, samples):
     network = onnx.load_from_string(m.SerializeToString())
     return onnx.compose.merge_models(frontend, network, io_map=[('logmel', 'logmel')], name='asc')
 
-# %% ../../nbs/export/10_onnx.ipynb #55cd020b
+# %% ../../nbs/export/10_onnx.ipynb #f4ff8cf0
+@torch.no_grad()
+def _silence(parts, samples): # (1, 1, F, T)
+    "The log-mel of a clip of silence"
+    resample = Resample(parts.rate, parts.frontend.sample_rate)
+    return parts.frontend(resample(torch.zeros(1, samples)))
+
+# %% ../../nbs/export/10_onnx.ipynb #56252730
 def export_model(model,               # Classifier or PublishedClassifier in eval mode
                  path=None,           # of the .onnx file that takes waves
                  precision='float32', # float32, fp16 (stored in 16 bits), int8 (for a quantised network)
@@ -130,8 +141,7 @@ def export_model(model,               # Classifier or PublishedClassifier in eva
     if rate is not None: parts = parts._replace(rate=rate)
     check_range(rate=(parts.rate, 1000, 768_000), seconds=(seconds, .01, 60))
     samples = round(parts.rate * seconds)
-    resample = Resample(parts.rate, parts.frontend.sample_rate)
-    with torch.no_grad(): x = parts.frontend(resample(torch.zeros(1, samples)))
+    x = _silence(parts, samples)
     m = network_graph(parts.network, x, precision)
     if path:
         whole = _with_frontend(m, parts.frontend.kw, parts.rate, samples)
@@ -155,7 +165,7 @@ def session(path,           # or the bytes of a model
     model = path if isinstance(path, bytes) else str(path)
     return runtime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
 
-# %% ../../nbs/export/10_onnx.ipynb #d6c2e83b
+# %% ../../nbs/export/10_onnx.ipynb #9946259b
 class ExportedModel:
     "An exported file, ready to use: `predict` takes sounds, `probabilities` takes waves as they are"
     def __init__(self, path, run, facts): # Path, InferenceSession, metadata
@@ -170,25 +180,31 @@ class ExportedModel:
         return (f"ExportedModel({self.path.name}: {self.facts['network']}, {self.precision}, "
                 f"{self.samples} samples at {self.rate} Hz)")
 
-# %% ../../nbs/export/10_onnx.ipynb #038573e5
+# %% ../../nbs/export/10_onnx.ipynb #22c8a6da
+@patch
+def _check_wave(self:ExportedModel, wave, rate):
+    "InputError unless waves have the rate, shape and type that the file takes"
+    name = self.path.name
+    if rate not in (None, self.rate):
+        raise InputError(f'rate={rate}: {name} takes {self.rate} Hz; resample first, or call predict')
+    if wave.ndim != 2 or wave.shape[1] != self.samples or not wave.is_floating_point():
+        raise InputError(f'wave: found {wave.dtype} of shape {tuple(wave.shape)}; '
+                         f'{name} takes floats (batch, {self.samples})')
+
+# %% ../../nbs/export/10_onnx.ipynb #ddfd1fe2
 @patch
 def probabilities(self:ExportedModel,
                   wave,       # float (B, samples) at `rate`, in [-1, 1)
                   rate=None,  # Hz, to be checked
                   ):          # float32 (B, classes)
     "What the file gives for waves of the right length and rate"
-    if rate not in (None, self.rate):
-        raise InputError(f'rate={rate}: {self.path.name} takes {self.rate} Hz; '
-                         'resample first, or call predict')
     wave = torch.as_tensor(wave)
-    if wave.ndim != 2 or wave.shape[1] != self.samples or not wave.is_floating_point():
-        raise InputError(f'wave: found {wave.dtype} of shape {tuple(wave.shape)}; '
-                         f'{self.path.name} takes floats (batch, {self.samples})')
+    self._check_wave(wave, rate)
     x = wave.float()
     if self.facts['kind'] == 'network': x = self.before(x)
     return self.run.run(['probabilities'], {self.run.get_inputs()[0].name: x.numpy()})[0]
 
-# %% ../../nbs/export/10_onnx.ipynb #241095e3
+# %% ../../nbs/export/10_onnx.ipynb #db211b23
 @patch
 def _pieces(self:ExportedModel, wave, name) -> torch.Tensor: # (pieces, samples)
     "A sound (1, n) cut to the length the file takes; less than a hundredth of it may be left over"
@@ -203,7 +219,17 @@ def _pieces(self:ExportedModel, wave, name) -> torch.Tensor: # (pieces, samples)
         starts = np.linspace(0, spare, 1 + more)
     return torch.cat([wave[:, int(start):int(start) + n] for start in starts])
 
-# %% ../../nbs/export/10_onnx.ipynb #cde7480e
+# %% ../../nbs/export/10_onnx.ipynb #94620b77
+@patch
+def _row(self:ExportedModel, sound, name) -> list: # file, scene, probabilities
+    "What one sound is; a file is called by its path"
+    if isinstance(sound, (str, Path)): name = str(sound)
+    wave, rate = as_wave(sound, name)
+    pieces = self._pieces(Resample(rate, self.rate)(wave), name)
+    mean = self.probabilities(pieces).mean(0)
+    return [name, self.classes[int(mean.argmax())], *mean.tolist()]
+
+# %% ../../nbs/export/10_onnx.ipynb #cebbd36f
 @patch
 def predict(self:ExportedModel,
             wavs,              # sounds, see `asc.model.published.as_wave`; any rate and channels
@@ -211,31 +237,32 @@ def predict(self:ExportedModel,
             ) -> pd.DataFrame: # one row a sound: file, scene, and the probability of every class
     "What each sound is"
     wavs = [wavs] if isinstance(wavs, (str, Path)) else list(wavs)
-    rows = []
-    for i, sound in enumerate(wavs):
-        name = str(sound) if isinstance(sound, (str, Path)) else f'sound {i}'
-        wave, rate = as_wave(sound, name)
-        mean = self.probabilities(self._pieces(Resample(rate, self.rate)(wave), name)).mean(0)
-        rows.append([name, self.classes[int(mean.argmax())], *mean.tolist()])
+    rows = [self._row(sound, f'sound {i}') for i, sound in enumerate(wavs)]
     return pd.DataFrame(rows, columns=['file', 'scene', *self.classes])
 
 # %% ../../nbs/export/10_onnx.ipynb #843bbd3b
+_TEXTS = ('format', 'kind', 'precision', 'network', 'fingerprint', 'asc', 'torch') # the rest is JSON
+
 def _read_facts(metadata, path) -> dict:
     "The metadata of a file as values"
     if metadata.get('format') != 'asc-export-1':
         raise InputError(f"{path}: an ONNX file, but not one of asc (format {metadata.get('format')!r}); "
                          'give what asc.export_model wrote')
-    texts = ('format', 'kind', 'precision', 'network', 'fingerprint', 'asc', 'torch')
     try:
-        facts = {key: value if key in texts else json.loads(value) for key, value in metadata.items()}
+        facts = {key: value if key in _TEXTS else json.loads(value) for key, value in metadata.items()}
     except json.JSONDecodeError as e:
         raise InputError(f'{path}: its metadata are broken ({e}); export it again') from e
+    _check_facts(facts, path)
+    return facts
+
+# %% ../../nbs/export/10_onnx.ipynb #dccc0e91
+def _check_facts(facts, path):
+    "InputError unless all is there that a predictor needs"
     needed = {'kind', 'classes', 'rate', 'samples', 'logmel', 'precision', 'network', 'frontend'}
     if missing := needed - set(facts):
         raise InputError(f"{path}: its metadata lack {', '.join(sorted(missing))}; export it again")
-    return facts
 
-# %% ../../nbs/export/10_onnx.ipynb #0cf113e0
+# %% ../../nbs/export/10_onnx.ipynb #d1ce6a4a
 def load_exported(path,          # of a file that `export_model` wrote
                   threads:int=1, # of the engine
                   ) -> ExportedModel:
@@ -262,7 +289,7 @@ def _roles(m) -> dict: # name -> 'scale', 'zero point', or None for what a node 
                 roles[name] = ('', 'scale', 'zero point')[i]
     return roles
 
-# %% ../../nbs/export/10_onnx.ipynb #7b07bb7e
+# %% ../../nbs/export/10_onnx.ipynb #3ad5c98d
 def _kind(values, part):
     "What a stored tensor that is no scale or zero point is, by its type, place and shape"
     if values.dtype == np.int64: return 'shape'
@@ -270,7 +297,7 @@ def _kind(values, part):
     if values.ndim == 0: return 'constant'
     return 'weight' if values.ndim > 1 else 'bias'
 
-# %% ../../nbs/export/10_onnx.ipynb #382c37f2
+# %% ../../nbs/export/10_onnx.ipynb #00aa2121
 def stored_tensors(path) -> pd.DataFrame: # (part, role, type) -> tensors, elements, bytes
     "What a file holds: weights, biases, scales and zero points, and tables of the frontend"
     onnx = need_onnx()
@@ -284,7 +311,7 @@ def stored_tensors(path) -> pd.DataFrame: # (part, role, type) -> tensors, eleme
                          tensors=1, elements=values.size, bytes=values.nbytes))
     return pd.DataFrame(rows).groupby(['part', 'role', 'type']).sum()
 
-# %% ../../nbs/export/10_onnx.ipynb #49849222
+# %% ../../nbs/export/10_onnx.ipynb #2c3bd1a3
 def executed_ops(path) -> Counter: # operator -> number
     "The operators ONNX Runtime runs, after its optimisation"
     with tempfile.TemporaryDirectory() as d:

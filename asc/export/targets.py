@@ -77,7 +77,10 @@ def list_targets() -> pd.DataFrame: # one row a target
                        purpose=entry.purpose) for name, entry in export_targets.items()}
     return pd.DataFrame(rows).T.rename_axis('target')
 
-# %% ../../nbs/export/30_targets.ipynb #b4989667
+# %% ../../nbs/export/30_targets.ipynb #4b74d7dd
+_MISFITS = {False: 'is a float network; prepare and calibrate it first (asc.size.qdq)',
+            True: "is a quantised network; say precision='int8', or give the float network"}
+
 def _fitting_precision(name,      # key of the registry
                        model,
                        precision, # asked for; None: what the network has
@@ -87,11 +90,9 @@ def _fitting_precision(name,      # key of the registry
     if precision is not None: pick(target.precisions, precision, f'precision of {name}')
     wanted = target.precisions if precision is None else (precision,)
     quantised = bool(quantisers(parts.network))
-    possible = [p for p in wanted if (p == 'int8') == quantised]
-    if possible: return possible[0]
-    kind, remedy = 'a float network', 'prepare and calibrate it first (asc.size.qdq)'
-    if quantised: kind, remedy = 'a quantised network', "say precision='int8', or give the float network"
-    raise InputError(f"{name} as {' or '.join(wanted)}: {parts.name} is {kind}; {remedy}")
+    for candidate in wanted:
+        if (candidate == 'int8') == quantised: return candidate
+    raise InputError(f"{name} as {' or '.join(wanted)}: {parts.name} {_MISFITS[quantised]}")
 
 # %% ../../nbs/export/30_targets.ipynb #42eb7409
 def _path_for(name, path) -> Path:
@@ -101,7 +102,7 @@ def _path_for(name, path) -> Path:
         raise InputError(f'path: found {path.name}; {name} files end in {suffix}')
     return path.with_suffix(suffix)
 
-# %% ../../nbs/export/30_targets.ipynb #87bf5f14
+# %% ../../nbs/export/30_targets.ipynb #a801a896
 def export_to(target,    # key of `export_targets`
               model,     # Classifier or PublishedClassifier in eval mode; quantised for int8
               path,      # of the file; the suffix may be left out
@@ -109,7 +110,7 @@ def export_to(target,    # key of `export_targets`
               ) -> dict: # files: the paths written; bytes of the first; more figures of the target
     "Write a model as what a device runs"
     write = pick(export_targets, target, 'export target').write
-    accepted = list(inspect.signature(write).parameters)[2:]                   # all but model and path
+    accepted = list(inspect.signature(write).parameters)[2:]           # all but model and path
     for name in options: pick(accepted, name, f'option of {target}')
     precision = _fitting_precision(target, model, options.pop('precision', None))
     return write(model, _path_for(target, path), precision, **options)

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core import InputError, check_range, pick
-from ..model.body import body_of
+from ..model.body import body_of, network_logits
 
 # %% ../../nbs/teach/15_distill.ipynb #7cb62d0d
 def _mean_of_classes(divergence): return divergence.mean(1)
@@ -77,16 +77,15 @@ def _steps_after_log(pipeline) -> dict: # name -> position in the plan
     return {step.split('_', 1)[-1]: i for i, step in enumerate(pipeline.plan) if i > start}
 
 # %% ../../nbs/teach/15_distill.ipynb #fe62e1af
-def _check_frontends(ours, theirs, sees, cached):
-    "InputError where the teacher cannot use what it would be given; `ours`, `theirs`: pipelines"
+def _check_frontends(ours, theirs, rate, sees, cached):
+    "InputError where the teacher, which is given waves at `rate`, cannot use what it would be given"
     if repr(ours.frontend) != repr(theirs.frontend) and (cached or sees != 'clean'):
         cache = ', cache=True' if cached else ''
         raise InputError(f'sees={sees!r}{cache}: the teacher was trained with another frontend '
                          "than the student's: it can only be given clean clips "
                          "(sees='clean', cache=False)")
-    if sees == 'clean' and ours.rate != theirs.rate:
-        raise InputError(f"sees='clean': the clips have {ours.rate} Hz "
-                         f'and the teacher takes {theirs.rate} Hz')
+    if sees == 'clean' and ours.rate != rate:
+        raise InputError(f"sees='clean': the clips have {ours.rate} Hz and the teacher takes {rate} Hz")
 
 # %% ../../nbs/teach/15_distill.ipynb #cf15d669
 def view(student, teacher,
@@ -97,7 +96,9 @@ def view(student, teacher,
     pipe, theirs = getattr(student, 'pipeline', None), getattr(teacher, 'pipeline', None)
     steps = _steps_after_log(pipe)
     pick(['augmented', 'clean', *steps], sees, "view for the live teacher ('sees')")
-    if pipe is not None and theirs is not None: _check_frontends(pipe, theirs, sees, cached)
+    if pipe is not None and theirs is not None:
+        rate = getattr(teacher, 'rate', theirs.rate)       # an `asc.load.Hearing` resamples
+        _check_frontends(pipe, theirs, rate, sees, cached)
     if sees == 'clean': return None, False
     if sees == 'augmented': return body_of(student), True
     return pipe.ops[pipe.plan[steps[sees]]], steps.get('mixup', -1) < steps[sees]
@@ -132,12 +133,20 @@ def look(self:LiveTeacher, part, args):
     "A hook: keep what a part of the student is given"
     if self.learn.training: self.seen = args[0].detach()
 
+# %% ../../nbs/teach/15_distill.ipynb #7d0f2b1c
+@patch
+def devices(self:LiveTeacher, device):
+    "Device numbers of a batch as the teacher counts them"
+    translate = getattr(self.teacher, 'translate', None)   # an `asc.load.Hearing` counts devices in its own order
+    return device if translate is None else translate(device)
+
 # %% ../../nbs/teach/15_distill.ipynb #005f4c19
 @patch
 @torch.no_grad()
 def after_pred(self:LiveTeacher):
-    if self.hook is None: answer = self.teacher(*self.learn.xb)
-    else: answer = body_of(self.teacher)(self.seen)
+    wave, device = self.learn.xb
+    if self.hook is None: answer = self.teacher(wave, device)
+    else: answer = network_logits(body_of(self.teacher), self.seen, self.devices(device))
     self.learn.yb = (*self.learn.yb, answer.float()[:, self.columns])
     self.seen = None
 

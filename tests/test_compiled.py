@@ -10,9 +10,10 @@ import torch._inductor.config
 from torch._dynamo.utils import counters
 
 import asc.experiment.recipe
+from asc.train.options import TrainingOptions
 from asc.core import InputError
 from asc.data.splits import read_split
-from asc.experiment.recipe import check_training, create_training, training_options
+from asc.experiment.recipe import TrainingData, check_training, create_training
 from asc.model.classifier import load_model, save_model
 from asc.train.compiled import Compiled, check_compile
 
@@ -26,19 +27,10 @@ def trained(packed):
     corpus, store = packed
     rows = read_split(corpus, 100).iloc[::3]
     def make(n=12, **options):
-        learn, fit = create_training(
-            store,
-            rows[:n],
-            rows[-6:],
-            corpus.scenes,
-            corpus.devices,
-            **dict(
-                backbone_args=dict(base=8, blocks=(1, 1, 1), strides={}),
-                steps=STEPS,
-                epochs=2,
-                bs=5,
-            ) | options,
-        )
+        data = TrainingData(store, rows[:n], rows[-6:], corpus.scenes, corpus.devices)
+        small = dict(base=8, blocks=(1, 1, 1), strides={})
+        common = dict(backbone_args=small, steps=STEPS, epochs=2, bs=5)
+        learn, fit = create_training(data, TrainingOptions(**common | options))
         with learn.no_bar(): fit()
         return learn
     return make
@@ -116,7 +108,7 @@ def test_no_graph_for_every_size(trained, monkeypatch):
 
 def test_refused_without_a_compiler(monkeypatch, tmp_path):
     "Before any work, by the compiler's name"
-    assert training_options()['compile'] is False
+    assert TrainingOptions().compile is False
     monkeypatch.setenv('PATH', str(tmp_path))
     monkeypatch.delenv('CXX', raising=False)
     monkeypatch.delenv('CC', raising=False)
@@ -124,7 +116,7 @@ def test_refused_without_a_compiler(monkeypatch, tmp_path):
     with pytest.raises(
         InputError, match=r'compile=True needs a compiler, and (g|clang)\+\+ cannot be found'
     ):
-        check_training(compile=True)
+        check_training(TrainingOptions(compile=True))
     monkeypatch.setattr('asc.train.compiled.find_spec', lambda name: None)
     with pytest.raises(InputError, match='compile=True needs Triton'):
         check_compile('cuda')

@@ -9,10 +9,11 @@ import yaml
 from fastai.callback.core import Callback
 from torch.nn import functional as F
 
+from asc.train.options import TrainingOptions
 from asc.augment.mixup import mix_teacher
 from asc.core import InputError, seed_everything
 from asc.data.splits import read_split
-from asc.experiment.recipe import check_training, create_training
+from asc.experiment.recipe import TrainingData, check_training, create_training
 from asc.model.classifier import create_classifier, load_model, save_model
 from asc.teach.distill import soft_loss
 from asc.teach.logits import save_teacher
@@ -72,8 +73,8 @@ def training(data, folder, cbs=(), **options):
     folder.mkdir(exist_ok=True)
     kw = dict(steps=STEPS, epochs=2, bs=8, lr=1e-2, seed=3, backbone_args=dict(base=8))
     learn, fit = create_training(
-        store, train, valid, corpus.scenes, corpus.devices, folder/'history.csv', cbs,
-        **{**kw, **options},
+        TrainingData(store, train, valid, corpus.scenes, corpus.devices),
+        TrainingOptions(**{**kw, **options}), folder/'history.csv', cbs,
     )
     def quiet():
         with learn.no_bar(): fit()
@@ -129,7 +130,7 @@ def test_recipes_teach_as_published(name, published):
     o = read_distill(recipe['distill'], 'run')
     assert (o['temperature'], o['hard_weight'], o['reduction']) == published
     with pytest.raises(InputError, match='would do nothing without a teacher'):
-        check_training(**recipe)
+        check_training(TrainingOptions(**recipe))
 
 
 def test_dragonsearch_teacher_sees_the_batch_before_mixstyle():
@@ -276,7 +277,7 @@ def test_mels_from_the_cache_can_be_taught(data, teacher, tmp_path):
 def test_refused_before_training(o, sentence, data, teacher, tmp_path):
     o = {**o, 'teacher': teacher.get(o.get('teacher'), o.get('teacher', ''))}
     with pytest.raises(InputError, match=sentence):
-        check_training(**o)
+        check_training(TrainingOptions(**o))
         training(data, tmp_path, **o)
 
 

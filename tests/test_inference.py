@@ -5,12 +5,13 @@ import pytest
 import soundfile as sf
 import torch
 
+from asc.train.options import TrainingOptions
 from asc.core import SCENES, InputError, seed_everything
 from asc.data.corpus import load_corpus
 from asc.data.join import join_snippets, join_store
 from asc.data.splits import carve_valid, read_split, read_test
 from asc.data.store import pack
-from asc.experiment.recipe import create_training
+from asc.experiment.recipe import TrainingData, create_training
 from asc.model.classifier import create_classifier
 from asc.train.clips import ClipData
 from asc.train.learner import predictions
@@ -148,20 +149,11 @@ def test_training_on_ten_seconds(packed, ten, tmp_path):
         (packed[0], join_store(packed[1], 10)), (ten, pack(ten, tmp_path, progress=False))
     ):
         train, valid = carve_valid(join_snippets(read_split(corpus, 100), 10, 10), .1)
-        learn, fit = create_training(
-            store,
-            train[:8],
-            valid[:2],
-            SCENES,
-            corpus.devices,
-            frontend='sp4asc',
-            backbone='cnn6_60k',
-            pipeline='sp4asc',
-            epochs=1,
-            bs=4,
-            lr=.001,
+        data = TrainingData(store, train[:8], valid[:2], SCENES, corpus.devices)
+        learn, fit = create_training(data, TrainingOptions(
+            frontend='sp4asc', backbone='cnn6_60k', pipeline='sp4asc', epochs=1, bs=4, lr=.001,
             backbone_args=dict(widths=(4, 8, 8, 8)),
-        )
+        ))
         with learn.no_bar(): fit()
         test = ClipData(store, join_snippets(read_test(corpus), 10, 10)[:6], SCENES, corpus.devices)
         out.append(tta_predictions(learn.model, test, 2, learn.dls.train_ds))

@@ -2,10 +2,11 @@
 import pytest
 import torch
 
+from asc.train.options import TrainingOptions
 from asc.augment.pipeline import create_pipeline
 from asc.core import InputError
 from asc.data.splits import read_split
-from asc.experiment.recipe import check_training, create_training
+from asc.experiment.recipe import TrainingData, check_training, create_training
 from asc.model.classifier import create_classifier, load_model, save_model
 
 CODE = '''
@@ -51,12 +52,13 @@ def mine(tmp_path):
 def test_trained_saved_and_loaded(packed, tmp_path, mine):
     corpus, store = packed
     rows = read_split(corpus, 100).groupby('scene').head(3)
-    options = dict(
+    options = TrainingOptions(
         backbone=mine('TinyNet'), backbone_args=dict(width=6), frontend=mine('Energies'),
         steps=[mine('Flip'), 'mel', 'log'], epochs=1, bs=10,
     )
-    check_training(**options)
-    learn, fit = create_training(store, rows, rows[:0], corpus.scenes, corpus.devices, **options)
+    check_training(options)
+    data = TrainingData(store, rows, rows[:0], corpus.scenes, corpus.devices)
+    learn, fit = create_training(data, options)
     fit()
     assert learn.model.backbone[0].out_channels == 6
     assert type(learn.model.pipeline.ops['0_Flip']).calls == 3  # a batch each
@@ -91,7 +93,7 @@ def test_what_is_refused(mine, options, sentence):
     named = {k: mine(v) if isinstance(v, str) else v for k, v in options.items()}
     if 'steps' in options:
         named['steps'] = ['resample', *(mine(s) if s[0].isupper() else s for s in options['steps'])]
-    with pytest.raises(InputError, match=sentence): check_training(**named)
+    with pytest.raises(InputError, match=sentence): check_training(TrainingOptions(**named))
 
 
 def test_pipeline_with_an_own_step(mine):

@@ -1,14 +1,16 @@
 """Every recipe: known parameters of the right type and one real step of its training; how broken ones are refused."""
-import inspect
+import json
+from dataclasses import fields
 
 import pytest
 import torch
 import yaml
 
+from asc.train.options import TrainingOptions
 from asc.augment.pipeline import create_pipeline, pipelines, revise
 from asc.backbone.zoo import create_backbone
 from asc.core import SCENES, InputError, seed_everything
-from asc.experiment.recipe import check_training, create_training, training_options
+from asc.experiment.recipe import check_training
 from asc.model.classifier import create_classifier
 from asc.run.parameters import declared_parameters, find_notebook, full_parameters
 from asc.train.finetune import layer_groups
@@ -31,7 +33,7 @@ QUIRKS = {
 # of train.ipynb, what a recipe leaves to who uses it
 OPEN = {'data', 'data_dir', 'subset', 'seed', 'out', 'resume'}
 # lists, scoring, places
-OUTSIDE = {'data', 'data_dir', 'subset', 'valid', 'join', 'nb_aug', 'log', 'resume', 'out'}
+OUTSIDE = {'nb_aug', 'log', 'resume', 'out'}
 
 
 def read(name):
@@ -78,7 +80,7 @@ def test_recipe_is_well_formed(name):
     # those files are not here
     args = {k: v for k, v in params['backbone_args'].items() if k != 'weights'}
     # nor is the teacher that `distill` needs
-    check_training(**training_options(params | dict(backbone_args=args, distill={})))
+    check_training(TrainingOptions.of(params | dict(backbone_args=args, distill={})))
     assert not set(read(name)) & OPEN
 
 
@@ -162,15 +164,10 @@ def test_absent_weights_are_refused_before_work():
         if (ROOT/'data/weights'/f"{read(name)['backbone_args']['weights']}.pt").exists():
             pytest.skip('the genuine file is here')
         with pytest.raises(InputError, match='by hand .* data/weights/BEATs_iter3_plus_AS2M'):
-            check_training(**training_options(full_parameters('train', name)))
+            check_training(TrainingOptions.of(full_parameters('train', name)))
     with pytest.raises(InputError, match='no such file'):
-        check_training(
-            **training_options(
-                full_parameters(
-                    'train', 'easy-beats-ssl', dict(backbone_args=dict(weights='gone/BEATs.pt'))
-                )
-            )
-        )
+        gone = dict(backbone_args=dict(weights='gone/BEATs.pt'))
+        check_training(TrainingOptions.of(full_parameters('train', 'easy-beats-ssl', gone)))
 
 
 @pytest.mark.parametrize(
@@ -194,21 +191,21 @@ def test_broken_recipe_is_refused(text, sentence, tmp_path):
     (tmp_path/'r.yaml').write_text(text)
     with pytest.raises(InputError) as e:
         params = full_parameters('train', tmp_path/'r.yaml')
-        check_training(0 if params['valid'] == 0 else None, **training_options(params))
+        check_training(TrainingOptions.of(params), 0 if params['valid'] == 0 else None)
     assert sentence in str(e.value)
 
 
 def test_what_shapes_a_training_is_in_one_place():
-    "A parameter of train.ipynb is one of `create_training`, with the same default, or is named in this file"
-    declared = {
-        k: default for k, (_, default) in declared_parameters(find_notebook('train')).items()
-    }
-    shapes = training_options()
-
-    def same(a, b):
-        "Equal, where '', None and an empty list say the same"
-        return a == b if isinstance(b, (int, float)) else (a or None) == (b or None)
-    assert set(shapes) <= set(declared)
-    assert all(same(shapes[k], declared[k]) for k in shapes)
-    assert set(declared) - set(shapes) == OUTSIDE
-    assert inspect.signature(create_training).parameters['monitor'].default == 'valid_loss'
+    "The parameters of train.ipynb are those of TrainingOptions: type, default and meaning; the rest is named in this file"
+    notebook = json.loads(find_notebook('train').read_text(encoding='utf-8'))
+    cell = next(c for c in notebook['cells'] if 'parameters' in c['metadata'].get('tags', []))
+    lines = {}
+    for line in ''.join(cell['source']).splitlines():
+        name, meaning = line.split(':')[0], line.split('  # ')[-1]
+        lines[name] = meaning
+    declared = declared_parameters(find_notebook('train'))
+    for entry in fields(TrainingOptions):
+        kind, default = declared[entry.name]
+        assert (kind, default) == (entry.type, entry.metadata['default']), entry.name
+        assert lines[entry.name] == entry.metadata['meaning'], entry.name
+    assert set(declared) - {entry.name for entry in fields(TrainingOptions)} == OUTSIDE

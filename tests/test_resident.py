@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import asc.train.learner
+from asc.train.options import TrainingOptions
 from asc.core import seed_everything
 from asc.data.join import join_snippets, join_store
 from asc.data.sound import read_int16
 from asc.data.splits import read_split, read_test
 from asc.data.store import pack
-from asc.experiment.recipe import create_training
+from asc.experiment.recipe import TrainingData, create_training
 from asc.model.classifier import create_classifier
 from asc.teach.teacher import Teacher
 from asc.train.ddp import SharedClips
@@ -219,9 +220,8 @@ def test_a_batch_on_a_gpu_waits_for_nothing(packed, crop):
     "A training made for a GPU has its clips there, and batches do not make the host wait"
     corpus, store = packed
     rows = scattered(packed)
-    learn, _ = create_training(
-        store, rows[:30], rows[30:], corpus.scenes, corpus.devices, crop=crop, bs=8
-    )
+    data = TrainingData(store, rows[:30], rows[30:], corpus.scenes, corpus.devices)
+    learn, _ = create_training(data, TrainingOptions(crop=crop, bs=8))
     assert learn.dls.train_ds.resident.samples.is_cuda and learn.dls.valid_ds.y.is_cuda
     learn.dls.train_ds.batch([0, 1])
     torch.cuda.set_sync_debug_mode('error')

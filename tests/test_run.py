@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 import soundfile as sf
 
+from asc.train.options import TrainingOptions
 from asc.data.splits import carve_valid, read_split
-from asc.experiment.recipe import create_training, training_options
+from asc.experiment.recipe import TrainingData, create_training
 import launch
 from conftest import ROOT
 
@@ -148,10 +149,8 @@ def test_a_run_is_what_create_training_trains(finished, packed, tmp_path):
     corpus, store = packed
     params = read_json(finished/'params.json')['parameters']
     train, valid = carve_valid(read_split(corpus, params['subset']), params['valid'])
-    learn, fit = create_training(
-        store, train, valid, corpus.scenes, corpus.devices, tmp_path/'history.csv',
-        **training_options(params),
-    )
+    data = TrainingData(store, train, valid, corpus.scenes, corpus.devices)
+    learn, fit = create_training(data, TrainingOptions.of(params), tmp_path/'history.csv')
     with learn.no_bar(): fit()
     assert (tmp_path/'history.csv').read_bytes() == (finished/'history.csv').read_bytes()
 

@@ -14,7 +14,7 @@ pytest.importorskip('optuna')
 
 from asc.core import InputError
 from asc.data.splits import carve_valid, read_split
-from asc.experiment.recipe import create_training
+from asc.experiment.recipe import TrainingData, create_training
 from asc.experiment.search import best_recipe, open_study, Prune, run_trial
 from asc.experiment.space import read_space
 from asc.experiment.search import run_trials, settled, trials_table, write_recipe
@@ -63,9 +63,9 @@ def search(parts, path, n=4, run='a', space=SPACE, after_epoch=None, **fixed):
 
     def objective(trial):
         "Train with the parameters of this trial, and no progress bar"
-        def make(cbs, **options):
+        def make(options, cbs):
             if after_epoch: cbs = [PruneAndCall(trial, after_epoch)]
-            learn, train = create_training(*parts, cbs=cbs, **options)
+            learn, train = create_training(TrainingData(*parts), options, cbs=cbs)
             return learn, lambda: quiet(learn, train)
         return run_trial(trial, make, values, params, run=run)
     with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere):

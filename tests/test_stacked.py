@@ -12,11 +12,12 @@ from fastai.callback.core import Callback
 from fastai.learner import AvgSmoothLoss
 from torch.func import stack_module_state
 
+from asc.train.options import TrainingOptions
 from asc.backbone.zoo import create_backbone, list_backbones
 from asc.core import InputError
 from asc.data.splits import read_split
 from asc.data.store import pack
-from asc.experiment.recipe import create_training, training_options
+from asc.experiment.recipe import TrainingData, create_training
 from asc.experiment.seeds import train_runs
 from asc.experiment.turns import Turns
 from asc.experiment.stacked import check_stacked, train_stacked
@@ -49,16 +50,9 @@ def training(packed, tmp_path):
     corpus, store = packed
     rows = read_split(corpus, 100).iloc[::3]
     def make(seed, folder, exact=True, n=7, **options):
-        learn, fit = create_training(
-            store,
-            rows[:n],
-            rows[-4:],
-            corpus.scenes,
-            corpus.devices,
-            tmp_path/folder/f'{seed}.csv',
-            seed=seed,
-            **dict(dict(epochs=2, bs=5, lr=1e-2), **options),
-        )
+        data = TrainingData(store, rows[:n], rows[-4:], corpus.scenes, corpus.devices)
+        choice = TrainingOptions(seed=seed, **dict(dict(epochs=2, bs=5, lr=1e-2), **options))
+        learn, fit = create_training(data, choice, tmp_path/folder/f'{seed}.csv')
         pipe, learn.seen = learn.model.pipeline, []
         plain = pipe.forward
         def forward(*args):
@@ -246,7 +240,7 @@ def test_what_cannot_be_stacked(options, sentence):
 
 def test_other_notebooks_are_not_stacked():
     with pytest.raises(InputError, match='this one has no backbone'):
-        check_stacked(**{k: v for k, v in training_options().items() if k != 'backbone'})
+        check_stacked(**{k: v for k, v in TrainingOptions().as_dict().items() if k != 'backbone'})
 
 
 def test_an_error_ends_all(training):

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from asc.load import open_model
 from asc.core import SCENES, InputError
 from asc.data.choose import data_facts
 from asc.data.corpus import load_corpus
@@ -17,7 +18,7 @@ from asc.model.classifier import create_classifier, save_model
 from asc.teach.teacher import Teacher
 from asc.teach.published import read_published_logits
 from asc.teach.logits import read_teacher, save_teacher
-from asc.use.answers import load_teacher_model, predict_teacher, training_clips
+from asc.use.answers import predict_teacher, training_clips
 import launch
 
 
@@ -205,7 +206,7 @@ def runs(tmp_path_factory, synthetic):
 def test_predict_notebook(papermill, runs, synthetic, tmp_path):
     "Two runs and their ensemble over the training list: the files, what is known about them, the tables"
     options = dict(models=[runs/'one', runs/'two'], valid=.2, weights='calibrated')
-    launch.check(papermill('predict', data_dir=synthetic, out=tmp_path/'run', **options))
+    launch.check(papermill('logits', data_dir=synthetic, out=tmp_path/'run', **options))
     corpus = load_corpus(synthetic)
     rows = read_split(corpus, 100)
     train, valid = carve_valid(read_split(corpus, 100), .2)
@@ -234,7 +235,7 @@ def test_predict_notebook(papermill, runs, synthetic, tmp_path):
 def test_predict_notebook_keeps_off_the_test_list(papermill, runs, synthetic, tmp_path):
     "Logits of the test list are refused: a student would learn from it"
     options = dict(models=[runs/'one'], clips='test', out=tmp_path/'run')
-    result = papermill('predict', data_dir=synthetic, **options)
+    result = papermill('logits', data_dir=synthetic, **options)
     assert result.returncode != 0
     assert 'nothing may be learnt from it' in result.stderr
     assert not (tmp_path/'run'/'one.safetensors').exists()
@@ -243,7 +244,7 @@ def test_predict_notebook_keeps_off_the_test_list(papermill, runs, synthetic, tm
 def test_windows_marks_and_what_was_seen(runs, packed):
     corpus, store = packed
     test = read_test(corpus)
-    model = load_teacher_model(runs/'one', store.rate, corpus.scenes, corpus.devices)
+    model = open_model(runs/'one')
     some = test.head(20)
     clips = predict_teacher(model, store, some, corpus.scenes, corpus.devices, test=test.filename)
     windows = predict_teacher(
@@ -262,9 +263,7 @@ def test_published_checkpoint_needs_the_same_classes(shared, packed):
     "cpjku23's student resamples 44.1 kHz to its 32 kHz and teaches the ten scenes; other classes are refused"
     corpus, store = packed
     rows = read_split(corpus, 5).head(8)
-    model = load_teacher_model(
-        shared/'data/weights/cpjku23_c0a7nzin.ckpt', store.rate, corpus.scenes, corpus.devices
-    )
+    model = open_model(shared/'data/weights/cpjku23_c0a7nzin.ckpt')
     teacher = predict_teacher(model, store, rows, corpus.scenes, corpus.devices)
     assert teacher.logits.shape == (8, 10)
     assert 'sample_rate=32000' in teacher.facts['frontend']

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, update_bn
 
+from asc.train.options import TrainingOptions
 from asc.backbone.blocks import relus_in_place
 from asc.backbone.zoo import backbones, create_backbone, list_backbones
 from asc.core import InputError, seed_everything
@@ -57,7 +58,7 @@ def learner(packed, tmp_path):
             dls,
             model,
             loss_func=create_loss(loss),
-            cbs=[*create_callbacks(dls, **options), *cbs],
+            cbs=[*create_callbacks(dls, TrainingOptions(**options)), *cbs],
             path=tmp_path,
             **more,
         )

@@ -9,6 +9,7 @@ __all__ = ['shortest', 'memory_bandwidth', 'gemm_peak', 'Machine', 'kept_bytes',
 from typing import NamedTuple
 
 import torch
+from fastcore.basics import patch
 
 from .timing import clock
 from ..size.ops import trace
@@ -18,10 +19,10 @@ def shortest(fn, repeats:int=10, wall=False) -> float: # seconds
     "The least time of a call: CPU time with one thread unless `wall`, else wall time"
     clock(fn)
     times = [clock(fn) for _ in range(repeats)]
-    use_wall = wall or torch.get_num_threads() > 1
-    return min(wall_time if use_wall else cpu_time for cpu_time, wall_time in times)
+    column = 1 if wall or torch.get_num_threads() > 1 else 0
+    return min(time[column] for time in times)
 
-# %% ../../nbs/bench/07_floor.ipynb #02bd10d5
+# %% ../../nbs/bench/07_floor.ipynb #10539a4b
 def memory_bandwidth(megabytes:int=256, # of the array copied; beyond every cache
                      ) -> float:        # bytes read and written, per second
     "How fast a large array is copied"
@@ -29,7 +30,7 @@ def memory_bandwidth(megabytes:int=256, # of the array copied; beyond every cach
     target = torch.empty_like(source)
     return 8 * len(source) / shortest(lambda: target.copy_(source), 5)
 
-# %% ../../nbs/bench/07_floor.ipynb #2e6bd6f8
+# %% ../../nbs/bench/07_floor.ipynb #7c640195
 def _shortest_on(device, fn):
     "As `shortest`, waiting for the end of what runs on a GPU"
     if device != 'cuda': return shortest(fn)
@@ -38,22 +39,26 @@ def _shortest_on(device, fn):
         torch.cuda.synchronize()
     return shortest(call, wall=True)
 
-# %% ../../nbs/bench/07_floor.ipynb #158855f4
+# %% ../../nbs/bench/07_floor.ipynb #0a4f3d96
 def _product_rate(n, device):
     "MACs a second of a product of square matrices"
     left, right = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
     out = torch.empty(n, n, device=device)
     return n**3 / _shortest_on(device, lambda: torch.mm(left, right, out=out))
 
-# %% ../../nbs/bench/07_floor.ipynb #8ebd3272
+# %% ../../nbs/bench/07_floor.ipynb #749981ff
+def _noise(device, *shape):
+    "Random numbers, the channels of a pixel next to each other"
+    return torch.randn(*shape, device=device).contiguous(memory_format=torch.channels_last)
+
+# %% ../../nbs/bench/07_floor.ipynb #607db943
 def _convolution_rate(channels, device):
     "MACs a second of a 3×3 convolution with an output of 32 × 32"
-    maps = torch.randn(1, channels, 34, 34, device=device).contiguous(memory_format=torch.channels_last)
-    filters = torch.randn(channels, channels, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
-    macs = channels**2 * 9 * 32**2
-    return macs / _shortest_on(device, lambda: torch.nn.functional.conv2d(maps, filters))
+    maps, filters = _noise(device, 1, channels, 34, 34), _noise(device, channels, channels, 3, 3)
+    seconds = _shortest_on(device, lambda: torch.nn.functional.conv2d(maps, filters))
+    return channels**2 * 9 * 32**2 / seconds
 
-# %% ../../nbs/bench/07_floor.ipynb #4a59b7e2
+# %% ../../nbs/bench/07_floor.ipynb #bb53a1cc
 @torch.no_grad()
 def gemm_peak(n:int=1024,       # rows and columns of the matrices
               channels:int=256, # of the convolution
@@ -62,7 +67,7 @@ def gemm_peak(n:int=1024,       # rows and columns of the matrices
     "The faster of a matrix product and a convolution: two libraries, of which neither is always the better"
     return max(_product_rate(n, device), _convolution_rate(channels, device))
 
-# %% ../../nbs/bench/07_floor.ipynb #ffc525d9
+# %% ../../nbs/bench/07_floor.ipynb #f3545650
 class Machine(NamedTuple):
     "What a machine can do at best with a number of threads"
     bandwidth: float  # bytes a second
@@ -71,9 +76,11 @@ class Machine(NamedTuple):
     @classmethod
     def measure(cls): return cls(memory_bandwidth(), gemm_peak())
 
-    def floor(self, nbytes, macs) -> float: # milliseconds
-        "Nothing that moves `nbytes` and multiplies `macs` times can take less time than this"
-        return 1000 * max(nbytes / self.bandwidth, macs / self.peak)
+# %% ../../nbs/bench/07_floor.ipynb #bcb52a21
+@patch
+def floor(self:Machine, nbytes, macs) -> float: # milliseconds
+    "Nothing that moves `nbytes` and multiplies `macs` times can take less time than this"
+    return 1000 * max(nbytes / self.bandwidth, macs / self.peak)
 
 # %% ../../nbs/bench/07_floor.ipynb #880e9012
 @torch.enable_grad()
@@ -91,7 +98,7 @@ def kept_bytes(net, # in training mode
         net(x)
     return sum(storage.nbytes() for storage in kept.values())
 
-# %% ../../nbs/bench/07_floor.ipynb #c0fd3dac
+# %% ../../nbs/bench/07_floor.ipynb #2bf8c753
 @torch.no_grad()
 def forward_needs(module,   # in eval mode
                   x,        # one input, batch of 1
@@ -102,7 +109,7 @@ def forward_needs(module,   # in eval mode
     weights = sum(t.nbytes for t in [*module.parameters(), *module.buffers()])
     return x.nbytes + out.nbytes + weights / share, int(trace(module, x)['macs'].sum())
 
-# %% ../../nbs/bench/07_floor.ipynb #6329ddec
+# %% ../../nbs/bench/07_floor.ipynb #11b2e5be
 def training_needs(net, x, share=1) -> tuple: # as `forward_needs`
     "What a training step costs at least, a clip"
     _, macs = forward_needs(net.eval(), x)

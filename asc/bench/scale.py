@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+from fastcore.basics import patch
 
 from ..core import InputError, check_range, write_text
 from ..data.corpus import META, ClipName, load_corpus
@@ -21,21 +22,21 @@ from ..experiment.recipe import create_training
 from ..train.clips import ClipData
 from ..train.learner import predictions
 
-# %% ../../nbs/bench/15_scale.ipynb #298a7f8b
+# %% ../../nbs/bench/15_scale.ipynb #c1f506c6
 def _copy_name(name, copy):
     "File name of a clip's copy of a number"
     clip = ClipName.parse(name)
     segment = clip.segment + copy * 10**6
     return str(ClipName(clip.scene, clip.city, clip.location, segment, clip.snippet, clip.device))
 
-# %% ../../nbs/bench/15_scale.ipynb #404e6bcf
+# %% ../../nbs/bench/15_scale.ipynb #d508d93d
 def _link_or_copy(source, target):
     try:
         os.link(source, target)
     except OSError:
         shutil.copy(source, target)
 
-# %% ../../nbs/bench/15_scale.ipynb #f4d761f6
+# %% ../../nbs/bench/15_scale.ipynb #340ac428
 def _repeated_table(meta, n):
     "The `meta.csv` of `n` clips, with the file that each is a copy of as `source`"
     places = pd.RangeIndex(n)
@@ -44,7 +45,7 @@ def _repeated_table(meta, n):
     columns = names, rows['scene'].to_numpy(), rows['location'].to_numpy(), rows['device'].to_numpy()
     return pd.DataFrame(dict(zip(META, columns))).assign(source=rows['filename'].to_numpy())
 
-# %% ../../nbs/bench/15_scale.ipynb #acfdb417
+# %% ../../nbs/bench/15_scale.ipynb #fd2e79c6
 def _write_lists(corpus, table, folder):
     "The CSV files of a corpus whose clips are those of a table"
     training = table['source'].isin(read_split(corpus, 100).filename)
@@ -76,30 +77,37 @@ def repeat_corpus(corpus, # `Corpus` with segment numbers below a million
     return folder
 
 # %% ../../nbs/bench/15_scale.ipynb #5ed3a6da
+def _peak_by_getrusage():
+    "The same where there is no /proc"
+    import resource
+    import sys
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+# %% ../../nbs/bench/15_scale.ipynb #10177942
 def peak_memory() -> int: # bytes
     "The most resident memory this process has had"
     try:
         text = Path('/proc/self/status').read_text()
     except OSError:
-        import resource
-        import sys
-        unit = 1 if sys.platform == 'darwin' else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return _peak_by_getrusage()
     return 1024 * int(text.split('VmHWM:')[1].split()[0])
 
-# %% ../../nbs/bench/15_scale.ipynb #6159feb4
+# %% ../../nbs/bench/15_scale.ipynb #b67c541e
 class _Stages:
     "Seconds and peak memory of one stage of work after the other"
     def __init__(self):
         self.rows, self.time = {}, time.perf_counter()
 
-    def end(self, name, clips):
-        "Note that a stage has ended, with the number of clips it worked on"
-        now = time.perf_counter()
-        self.rows[name] = dict(clips=clips, seconds=now - self.time, peak=peak_memory())
-        self.time = now
+# %% ../../nbs/bench/15_scale.ipynb #f9786b59
+@patch
+def end(self:_Stages, name, clips):
+    "Note that a stage has ended, with the number of clips it worked on"
+    now = time.perf_counter()
+    self.rows[name] = dict(clips=clips, seconds=now - self.time, peak=peak_memory())
+    self.time = now
 
-# %% ../../nbs/bench/15_scale.ipynb #a7f3e439
+# %% ../../nbs/bench/15_scale.ipynb #f58f5334
 def make_pack_and_train(folder,    # of a corpus
                         store_dir, # where it is packed
                         options,   # of `create_training`, a dict

@@ -33,7 +33,7 @@ class Elsewhere:
         self.pipe.close()
         self.process.join()
 
-# %% ../../nbs/bench/05_timing.ipynb #cb061948
+# %% ../../nbs/bench/05_timing.ipynb #0e49fe87
 @patch
 def _ask(self:Elsewhere, request, *args):
     "The answer to a request, which is the name of a method of `_Worker`"
@@ -46,32 +46,32 @@ def _ask(self:Elsewhere, request, *args):
     if isinstance(answer, Exception): raise answer
     return answer
 
-# %% ../../nbs/bench/05_timing.ipynb #0ba354c6
+# %% ../../nbs/bench/05_timing.ipynb #bc447e15
 @patch
 def make(self:Elsewhere,
-         fn,    # function of a module (found by its name there) that builds the function to be timed
+         fn,    # function of a module that builds the function to be timed
          *args, # its arguments, picklable
          ):     # self, to be given to `clock` or `take_turns`
     "Build the function to be timed, in place of the one before"
     self._ask('make', fn, args)
     return self
 
-# %% ../../nbs/bench/05_timing.ipynb #dbc0fbd0
+# %% ../../nbs/bench/05_timing.ipynb #405a8ea6
 @patch
 def clock(self:Elsewhere) -> tuple:
     "CPU and wall seconds of one call, with as many torch threads as this process has"
     return self._ask('clock', torch.get_num_threads())
 
-# %% ../../nbs/bench/05_timing.ipynb #e093ef9f
+# %% ../../nbs/bench/05_timing.ipynb #949d37fe
 @patch
 def value(self:Elsewhere): # picklable
     "What one call returns"
     return self._ask('value')
 
-# %% ../../nbs/bench/05_timing.ipynb #177b2e3e
+# %% ../../nbs/bench/05_timing.ipynb #28e480c0
 class _Worker:
     "What the process of a rival does"
-    fn = None    # the function to be timed
+    fn = None
 
     def make(self, make, args):
         self.fn = None    # first frees the one before
@@ -83,7 +83,15 @@ class _Worker:
 
     def value(self): return self.fn()
 
-# %% ../../nbs/bench/05_timing.ipynb #cfff7b0e
+# %% ../../nbs/bench/05_timing.ipynb #639bbb9e
+def _respond(worker, request, args):
+    "The answer to a request; an error is an answer, too"
+    try:
+        return getattr(worker, request)(*args)
+    except Exception:
+        return RuntimeError(f'in a process of its own:\n{traceback.format_exc()}')
+
+# %% ../../nbs/bench/05_timing.ipynb #7d8fbbbc
 def _serve(pipe):
     "Answer requests (name of a method of `_Worker`, *arguments)"
     worker = _Worker()
@@ -92,22 +100,18 @@ def _serve(pipe):
             request, *args = pipe.recv()
         except EOFError:
             return
-        try:
-            answer = getattr(worker, request)(*args)
-        except Exception:
-            answer = RuntimeError(f'in a process of its own:\n{traceback.format_exc()}')
-        pipe.send(answer)
+        pipe.send(_respond(worker, request, args))
 
 # %% ../../nbs/bench/05_timing.ipynb #5e607f9a
 def clock(fn, # function without arguments, or an `Elsewhere`
-          ) -> tuple: # (CPU seconds of all threads, wall seconds)
+          ) -> tuple: # (CPU, wall) seconds
     "How long one call takes"
     if isinstance(fn, Elsewhere): return fn.clock()
     cpu, wall = time.process_time(), time.perf_counter()
     fn()
     return time.process_time() - cpu, time.perf_counter() - wall
 
-# %% ../../nbs/bench/05_timing.ipynb #fd5d92c7
+# %% ../../nbs/bench/05_timing.ipynb #abaa9a9c
 def take_turns(rivals:dict,   # name -> function without arguments, or an `Elsewhere`
                repeats:int=5, # rounds, after one that is not counted
                ) -> pd.DataFrame: # round, name, cpu, wall (seconds)
@@ -120,22 +124,26 @@ def take_turns(rivals:dict,   # name -> function without arguments, or an `Elsew
         rows += [(k, name, *clock(rivals[name])) for name in order]
     return pd.DataFrame(rows, columns=['round', 'name', 'cpu', 'wall'])
 
-# %% ../../nbs/bench/05_timing.ipynb #902ec4ee
+# %% ../../nbs/bench/05_timing.ipynb #0232d024
+def _ratio(kind, own, theirs, n):
+    "Columns of `against` for one kind of time"
+    low, ratio, high = np.quantile(theirs / own, (.25, .5, .75))
+    return {f'{kind}_ms': 1000 * own.median() / n, f'{kind}_ms_other': 1000 * theirs.median() / n,
+            f'{kind}_ratio': ratio, f'{kind}_low': low, f'{kind}_high': high}
+
+# %% ../../nbs/bench/05_timing.ipynb #340b1491
 def _comparison(seconds, ours, other, n):
     "A row of `against`; `seconds`: a column for every kind of time and rival, a row a round"
     row = dict(against=other)
     for kind in ('cpu', 'wall'):
-        own, theirs = seconds[kind][ours], seconds[kind][other]
-        low, ratio, high = np.quantile(theirs / own, (.25, .5, .75))
-        row |= {f'{kind}_ms': 1000 * own.median() / n, f'{kind}_ms_other': 1000 * theirs.median() / n,
-                f'{kind}_ratio': ratio, f'{kind}_low': low, f'{kind}_high': high}
+        row |= _ratio(kind, seconds[kind][ours], seconds[kind][other], n)
     return row
 
-# %% ../../nbs/bench/05_timing.ipynb #3d02eb33
+# %% ../../nbs/bench/05_timing.ipynb #12aa5b4f
 def against(turns,   # what `take_turns` gave; the first rival of its first round is the one in question
             n:int=1, # clips (or steps) a call
             ) -> pd.DataFrame: # a row for every other rival
-    "Milliseconds a clip of both, and how many times longer the other takes: median and quartiles over the rounds"
+    "Milliseconds a clip of both, and the quartiles of how many times longer the other takes"
     ours, *others = turns.name[turns['round'] == 0]
     seconds = turns.pivot(index='round', columns='name')
     return pd.DataFrame([_comparison(seconds, ours, other, n) for other in others])
@@ -152,7 +160,7 @@ def profile_table(fn,          # function without arguments
     table = pd.DataFrame(rows, columns=['op', 'calls', 'ms']).set_index('op').sort_values('ms', ascending=False)
     return table.assign(share=table.ms / table.ms.sum()).head(most)
 
-# %% ../../nbs/bench/05_timing.ipynb #58db1a69
+# %% ../../nbs/bench/05_timing.ipynb #6362dd7c
 def make_profile(make, *args): # as `Elsewhere.make`
     "A function that returns the `profile_table` of what `make` builds"
     fn = make(*args)

@@ -227,7 +227,7 @@ def name_parts(filenames) -> pd.DataFrame: # scene city location segment snippet
 # %% ../../nbs/data/15_corpus.ipynb #48884fd6
 def _recording_names(filenames, parts):
     "The recording of each clip"
-    stems = [re.sub(r'^audio/|\.wav$', '', name) for name in filenames]
+    stems = [name.removeprefix('audio/').removesuffix('.wav') for name in filenames]
     columns = [parts[c] for c in ('scene', 'city', 'location', 'segment', 'device')]
     return ['-'.join(part) if part[0] else stem for stem, *part in zip(stems, *columns)]
 

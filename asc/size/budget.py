@@ -22,18 +22,18 @@ def frames_of(hop,           # samples, number or array
     "Frames of a centred short-time Fourier transform"
     return 1 + samples // np.asarray(hop)
 
-# %% ../../nbs/size/20_budget.ipynb #1f39fe8a
+# %% ../../nbs/size/20_budget.ipynb #2b159ea5
 COSTS = {'cp_mobile': cp_mobile_cost,
          'tf_sepnet_17': tf_sepnet_cost,
          'tf_sepnet_16': partial(tf_sepnet_cost, depth=16),
          'bc_resnet': bc_resnet_cost}
 STRIDES = tuple(f'b{i}' for i in range(1, 7))
 
-# %% ../../nbs/size/20_budget.ipynb #6963700f
+# %% ../../nbs/size/20_budget.ipynb #81ed4914
 def _is_stride(value):
     return np.shape(value) == (2,) and min(value) >= 1
 
-# %% ../../nbs/size/20_budget.ipynb #547342ab
+# %% ../../nbs/size/20_budget.ipynb #6052ef69
 def _check_value(name, value):
     "Refuse a value that an axis cannot have"
     if name in STRIDES and not _is_stride(value):
@@ -42,25 +42,29 @@ def _check_value(name, value):
     if name in ('mels', 'frames', 'hop') and value < 1:
         raise InputError(f'axes: {name} {value} is below 1')
 
-# %% ../../nbs/size/20_budget.ipynb #022e4e37
+# %% ../../nbs/size/20_budget.ipynb #0212d2e8
+def _axis_options(family):
+    "The options of a family that can be axes"
+    options = ['mels', 'frames', 'hop', 'base']
+    return [*options, 'mult', 'expansion', 'grn', *STRIDES] if family == 'cp_mobile' else options
+
+# %% ../../nbs/size/20_budget.ipynb #94817a0c
 def _check_axes(axes, family):
     "Refuse options and values that no network of the family has"
     if 'mels' not in axes or ('frames' in axes) == ('hop' in axes):
         raise InputError("axes: give 'mels', and either 'frames' or 'hop'")
-    options = ['mels', 'frames', 'hop', 'base']
-    if family == 'cp_mobile': options += ['mult', 'expansion', 'grn', *STRIDES]
     for name, values in axes.items():
-        pick(options, name, 'axis')
+        pick(_axis_options(family), name, 'axis')
         if not values: raise InputError(f'axes: {name!r} has no value to try')
         for value in values: _check_value(name, value)
 
-# %% ../../nbs/size/20_budget.ipynb #5be3aff1
+# %% ../../nbs/size/20_budget.ipynb #e9554bc1
 def _combinations(axes):
     "Option -> positions of its values; together they hold every combination"
     positions = np.indices([len(values) for values in axes.values()]).reshape(len(axes), -1)
     return dict(zip(axes, positions))
 
-# %% ../../nbs/size/20_budget.ipynb #a334b082
+# %% ../../nbs/size/20_budget.ipynb #fe6cf378
 def _cost_arguments(axes, positions, samples):
     "Arrays for a cost function, with frames for `hop` and pairs of arrays for strides"
     arguments = {}
@@ -111,7 +115,7 @@ def _unbeaten(costs):
         if keep[i]: front = np.vstack([front, cost])
     return keep
 
-# %% ../../nbs/size/20_budget.ipynb #22d8b8f1
+# %% ../../nbs/size/20_budget.ipynb #3553082f
 def pareto(d,                       # DataFrame of candidates
            more=('params', 'macs'), # columns of which more is better
            less=('ram',),           # columns of which less is better

@@ -27,7 +27,7 @@ def _packed_weights(model):
     tensors = [tensor for m in packed for tensor in (m.weight(), m.bias())]
     return [tensor for tensor in tensors if tensor is not None]
 
-# %% ../../nbs/size/15_cost.ipynb #7e22e194
+# %% ../../nbs/size/15_cost.ipynb #e98be404
 def _pruning_masks(model):
     "Name of a parameter that `torch.nn.utils.prune` masks -> its mask"
     buffers, masks = dict(model.named_buffers()), {}
@@ -36,21 +36,21 @@ def _pruning_masks(model):
         if name.endswith('_orig') and mask in buffers: masks[name] = buffers[mask]
     return masks
 
-# %% ../../nbs/size/15_cost.ipynb #fab51b35
+# %% ../../nbs/size/15_cost.ipynb #b5f68617
 def _needed_buffers(model, masks):
     "Buffers that an inference reads: no masks and no counters of batch norms"
     ids = {id(mask) for mask in masks.values()}
     return [buffer for name, buffer in model.named_buffers()
             if id(buffer) not in ids and not name.endswith('num_batches_tracked')]
 
-# %% ../../nbs/size/15_cost.ipynb #7a368cbb
+# %% ../../nbs/size/15_cost.ipynb #a7ee2fca
 def _nonzero(model, masks, packed):
     "How many weights are not zero"
     masked = [p * masks[name] if name in masks else p for name, p in model.named_parameters()]
     unpacked = [t.dequantize() if t.is_quantized else t for t in packed]
     return sum(int(t.count_nonzero()) for t in [*masked, *unpacked])
 
-# %% ../../nbs/size/15_cost.ipynb #9aa07310
+# %% ../../nbs/size/15_cost.ipynb #bb97bdaa
 def _size(model, bits):
     "Numbers and bytes of parameters and needed buffers at the precision of a deployed file"
     rest_bits = 32 if bits == 8 else bits
@@ -64,7 +64,7 @@ def _size(model, bits):
                 buffer_bytes=buffers * rest_bits // 8,
                 packed=sum(t.numel() for t in packed))
 
-# %% ../../nbs/size/15_cost.ipynb #6c96942d
+# %% ../../nbs/size/15_cost.ipynb #6e370497
 def _uncounted_macs(layers, ops):
     "Sentences on modules that multiply more often than they are counted"
     for name, executed in ops[ops['macs'] > 0].groupby('module', sort=False):
@@ -74,13 +74,13 @@ def _uncounted_macs(layers, ops):
         if macs > counted:
             yield f"{name or 'the model'} multiplies {macs:,} times ({kinds}), counted {counted:,}"
 
-# %% ../../nbs/size/15_cost.ipynb #031237bf
+# %% ../../nbs/size/15_cost.ipynb #b3beffe5
 def _device_count(model):
     "How many networks for single devices `model` holds"
     return sum(len(m.device_models) for m in model.modules()
                if hasattr(m, 'device_models') and hasattr(m, 'base_model'))
 
-# %% ../../nbs/size/15_cost.ipynb #9fb8831d
+# %% ../../nbs/size/15_cost.ipynb #c78a70cb
 def _uncounted_weights(model, size):
     "Sentences on weights that are no full parameters"
     masked = [name for name, _ in model.named_parameters() if name.endswith('_orig')]
@@ -90,7 +90,7 @@ def _uncounted_weights(model, size):
     if size['packed']:
         yield f"{size['packed']:,} packed quantised weights are no parameters and count as zero"
 
-# %% ../../nbs/size/15_cost.ipynb #9db33641
+# %% ../../nbs/size/15_cost.ipynb #08e6a410
 def _loopholes(model, layers, ops, size):
     "What the official count does not see, in sentences"
     sentences = [*_uncounted_macs(layers, ops), *_uncounted_weights(model, size)]
@@ -119,19 +119,24 @@ class Complexity:
     @property
     def macs(self) -> int: return int(self.layers['macs'].sum())
 
-# %% ../../nbs/size/15_cost.ipynb #6b0ec362
+# %% ../../nbs/size/15_cost.ipynb #a86f3045
+@patch
+def _layer_ram(self:Complexity):
+    "Bytes of activation memory in use at every layer"
+    ram = self.ops.groupby('module')['alive'].max() * self.bits // 8
+    return self.layers['name'].map(ram).fillna(0).astype(int)
+
+# %% ../../nbs/size/15_cost.ipynb #467a7bce
 @patch(as_prop=True)
 def rows(self:Complexity) -> pd.DataFrame:
     "The layer table of the papers, with the activation memory of each row"
-    ram = self.ops.groupby('module')['alive'].max() * self.bits // 8
-    ram = self.layers['name'].map(ram).fillna(0).astype(int)
     aggregates = dict(input='first', output='last', params='sum', macs='sum', ram='max')
-    table = self.layers.assign(ram=ram, row=self.layers['unit']).groupby('row', sort=False)
-    table = table.agg(aggregates)
+    table = self.layers.assign(ram=self._layer_ram(), row=self.layers['unit'])
+    table = table.groupby('row', sort=False).agg(aggregates)
     is_peak = table['ram'] == table['ram'].max()
     return table[(table['params'] > 0) | (table['macs'] > 0) | is_peak]
 
-# %% ../../nbs/size/15_cost.ipynb #ce54c576
+# %% ../../nbs/size/15_cost.ipynb #3e65d31b
 @patch
 def _notes(self:Complexity, stored):
     "Sentences for the reason of a verdict; `stored`: number of parameters in a file"
@@ -143,7 +148,7 @@ def _notes(self:Complexity, stored):
         notes.append(f'loophole: {self.loopholes[0]}' + (f', and {more} more' if more else ''))
     return notes
 
-# %% ../../nbs/size/15_cost.ipynb #0adea7f7
+# %% ../../nbs/size/15_cost.ipynb #783625e5
 @patch
 def _check_one_network(self:Complexity, year):
     "Refuse the sum of several networks in a year in which each is judged by itself"
@@ -151,7 +156,7 @@ def _check_one_network(self:Complexity, year):
         raise InputError(f'year={year}: the limits hold for each of the {self.devices} device networks '
                          'by itself; call judge_devices(model, input_shape)')
 
-# %% ../../nbs/size/15_cost.ipynb #075b82ca
+# %% ../../nbs/size/15_cost.ipynb #a2c5d598
 @patch
 def verdict(self:Complexity,
             year='2024', # a key of RULES
@@ -163,20 +168,20 @@ def verdict(self:Complexity,
     nonzero, notes = self.honest['nonzero'], self._notes(stored)
     return judge(stored, self.macs, year, bits or self.bits, nonzero, notes)
 
-# %% ../../nbs/size/15_cost.ipynb #f84b39c9
+# %% ../../nbs/size/15_cost.ipynb #7c122351
 @patch
 def to_dict(self:Complexity) -> dict:
     "Everything but the tables, for a JSON file"
     return dict(params=self.params, macs=self.macs, bits=self.bits, honest=self.honest,
                 loopholes=self.loopholes)
 
-# %% ../../nbs/size/15_cost.ipynb #126b6d18
+# %% ../../nbs/size/15_cost.ipynb #e1370777
 def _honest_text(honest, bits):
     return (f"{honest['params']:,} parameters ({honest['bytes']:,} bytes at {bits} bit), "
             f"{honest['macs']:,} MACs, {honest['elements']:,} element-wise, "
             f"{honest['ram']:,} bytes of activations at most, in {honest['ram_at']}")
 
-# %% ../../nbs/size/15_cost.ipynb #7ab035be
+# %% ../../nbs/size/15_cost.ipynb #5c424345
 @patch
 def __repr__(self:Complexity):
     more = len(self.loopholes) - 8
@@ -186,14 +191,14 @@ def __repr__(self:Complexity):
     if more > 0: lines.append(f'          and {more} more')
     return '\n'.join(lines)
 
-# %% ../../nbs/size/15_cost.ipynb #9e1241f4
+# %% ../../nbs/size/15_cost.ipynb #05cecab1
 def _peak(ops, x):
     "(most elements in use at once, where); without any operation those of the input `x` itself"
     if not len(ops): return x.numel(), 'the input'
     worst = ops.loc[ops['alive'].idxmax()]
     return int(worst['alive']), worst['module'] or worst['op']
 
-# %% ../../nbs/size/15_cost.ipynb #c3a4d717
+# %% ../../nbs/size/15_cost.ipynb #81cb5121
 def _frontend_wave(frontend, seconds, shape):
     "Silence of some seconds, of which the frontend must make a shape"
     device = next((buffer.device for buffer in frontend.buffers()), 'cpu')
@@ -205,7 +210,7 @@ def _frontend_wave(frontend, seconds, shape):
                          f'but the frontend makes {output[1:]} of {seconds:g} s')
     return wave
 
-# %% ../../nbs/size/15_cost.ipynb #6d3d0740
+# %% ../../nbs/size/15_cost.ipynb #147da950
 def _frontend_cost(frontend, wave):
     "Entries of `Complexity.honest` for a frontend"
     ops = trace(frontend, wave)
@@ -235,7 +240,7 @@ def complexity(model,         # the network alone, any nn.Module; comes back unt
     loopholes = _loopholes(model, layers, ops, size)
     return Complexity(layers, ops, honest, loopholes, bits, _device_count(model))
 
-# %% ../../nbs/size/15_cost.ipynb #61d186cb
+# %% ../../nbs/size/15_cost.ipynb #19d6ddfe
 def _merged_rows(rows, most):
     "At most `most` rows of a layer table, made by cutting names short"
     merged, depth = rows, 9
@@ -245,7 +250,7 @@ def _merged_rows(rows, most):
         merged = rows.groupby(parts, sort=False).agg(dict(params='sum', macs='sum', ram='max'))
     return merged
 
-# %% ../../nbs/size/15_cost.ipynb #01546dc0
+# %% ../../nbs/size/15_cost.ipynb #54c604cf
 def _draw_bars(ax, values, label, colors):
     ax.barh(range(len(values)), values, color=colors)
     ax.set_xlabel(label, fontsize=8)
@@ -269,11 +274,11 @@ def plot_cost(c,           # what `complexity` returned
     right.invert_yaxis()
     return fig
 
-# %% ../../nbs/size/15_cost.ipynb #9d50f0d7
+# %% ../../nbs/size/15_cost.ipynb #55b2fbf4
 @patch
 def plot(self:Complexity): return plot_cost(self)
 
-# %% ../../nbs/size/15_cost.ipynb #8767c5b5
+# %% ../../nbs/size/15_cost.ipynb #88c4e5c6
 def _device_row(cost, year):
     verdict = cost.verdict(year)
     return dict(params=cost.params, macs=cost.macs, bytes=int(verdict.checks.loc['bytes', 'found']),
@@ -288,7 +293,7 @@ def _device_networks(models):
     raise InputError(f'models: found {type(models).__name__}; '
                      'give device -> network, or a module with base_model and device_models')
 
-# %% ../../nbs/size/15_cost.ipynb #3e1d909b
+# %% ../../nbs/size/15_cost.ipynb #eb36119f
 def judge_devices(models,      # device -> network, or a module with `base_model` and `device_models`
                   input_shape, # (C, F, T) of one clip
                   year='2025', # see `asc.size.rules`

@@ -7,14 +7,13 @@ __all__ = ['Call', 'dataflow']
 
 # %% ../../nbs/size/22_dataflow.ipynb #12855579
 from collections import Counter
-from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .ops import untouched
+from .ops import leaf_hooks
 
 # %% ../../nbs/size/22_dataflow.ipynb #0b724ad9
 class Call(NamedTuple):
@@ -24,13 +23,13 @@ class Call(NamedTuple):
     ins: tuple        # its input tensors
     out: int          # its output tensor
 
-# %% ../../nbs/size/22_dataflow.ipynb #274f7be7
+# %% ../../nbs/size/22_dataflow.ipynb #acac3ec3
 def _tensor_arguments(args):
     "The tensors among the arguments of an operation, also those in a list"
     lists = [arg if isinstance(arg, (list, tuple)) else [arg] for arg in args]
     return [item for items in lists for item in items if isinstance(item, torch.Tensor)]
 
-# %% ../../nbs/size/22_dataflow.ipynb #d4d9fafb
+# %% ../../nbs/size/22_dataflow.ipynb #e0518fd3
 class _Readers(TorchDispatchMode):
     "Counts the operations that read each tensor"
     def __init__(self):
@@ -45,7 +44,7 @@ class _Readers(TorchDispatchMode):
         self.tensors += [inputs, out]
         return out
 
-# %% ../../nbs/size/22_dataflow.ipynb #9189ca38
+# %% ../../nbs/size/22_dataflow.ipynb #4b74788f
 def _observed_calls(net, x):
     "Calls of the leaf modules, (module, ids of its inputs, id of its output); and `_Readers.count`"
     calls, readers = [], _Readers()
@@ -54,14 +53,10 @@ def _observed_calls(net, x):
             readers.tensors += [inputs, output]
             ids = [id(tensor) for tensor in inputs if isinstance(tensor, torch.Tensor)]
             calls.append((module, ids, id(output)))
-    with untouched(net), ExitStack() as hooks:
-        for module in net.modules():
-            if not any(module.children()):
-                hooks.enter_context(module.register_forward_hook(note))
-        with readers: net(x)
+    with leaf_hooks(net, note), readers: net(x)
     return calls, readers.count
 
-# %% ../../nbs/size/22_dataflow.ipynb #c240b9bb
+# %% ../../nbs/size/22_dataflow.ipynb #214844fa
 def dataflow(net, # any nn.Module
              x,   # its input, such as (1, 1, F, T)
              ):   # ([Call, …] in order, {tensor: number of operations that read it})

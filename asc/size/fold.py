@@ -31,7 +31,7 @@ def _published_shape(net):
     raise InputError(f'{type(net).__name__}: give x, an example of its input '
                      '(1, 1, bands, frames)')
 
-# %% ../../nbs/size/25_fold.ipynb #51ad6114
+# %% ../../nbs/size/25_fold.ipynb #5e219623
 def example_of(net,    # a network of the zoo
                x=None, # an input to use instead
                ):      # (1, 1, F, T)
@@ -40,7 +40,7 @@ def example_of(net,    # a network of the zoo
     shape, weight = _published_shape(net), next(net.parameters())
     return torch.zeros(1, 1, *shape, dtype=weight.dtype, device=weight.device)
 
-# %% ../../nbs/size/25_fold.ipynb #73a5915d
+# %% ../../nbs/size/25_fold.ipynb #a61e2ea5
 def check_eval(net, what): # what is to be done, for the message
     "InputError for a network in training mode"
     training = [name or 'it' for name, module in net.named_modules() if module.training]
@@ -49,7 +49,7 @@ def check_eval(net, what): # what is to be done, for the message
         raise InputError(f'{what}: the network is in training mode ({names}); '
                          'call net.eval() first')
 
-# %% ../../nbs/size/25_fold.ipynb #da076880
+# %% ../../nbs/size/25_fold.ipynb #0f7d5c6a
 _BN = nn.modules.batchnorm._BatchNorm
 _LAYERS = nn.modules.conv._ConvNd, nn.Linear
 
@@ -67,7 +67,7 @@ def _why_not_into(norm,      # the module
     width = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     return f'{name} has {width} channels' if width != norm.num_features else ''
 
-# %% ../../nbs/size/25_fold.ipynb #8ce60cd9
+# %% ../../nbs/size/25_fold.ipynb #1604ad3b
 def _norm_row(name,    # of the norm
               norm,    # the module
               calls, readers): # as `dataflow` gives them
@@ -88,7 +88,7 @@ def _norm_row(name,    # of the norm
         why = _why_not_into(norm, before, runs[before.name], readers.get(before.out, 0))
     return dict(norm=name, into='' if why else before.name, why=why)
 
-# %% ../../nbs/size/25_fold.ipynb #cabdb590
+# %% ../../nbs/size/25_fold.ipynb #46ee8230
 def norms(net,               # in eval mode
           x=None,            # (1, 1, F, T), see `example_of`
           ) -> pd.DataFrame: # norm, into (the layer it folds into, or empty), why it stays
@@ -104,7 +104,7 @@ def _fused(layer, bn):
     if isinstance(layer, nn.Linear): return fuse_linear_bn_eval(layer, bn)
     return fuse_conv_bn_eval(layer, bn, transpose=getattr(layer, 'transposed', False))
 
-# %% ../../nbs/size/25_fold.ipynb #11afe0df
+# %% ../../nbs/size/25_fold.ipynb #4c7fabda
 def _fold_norm(net, norm, into, eps):
     "Fold the norm of one name into the layer of another, in place"
     bn, layer = net.get_submodule(norm), net.get_submodule(into)
@@ -116,7 +116,7 @@ def _fold_norm(net, norm, into, eps):
     swap(net, into, _fused(layer, bn))
     swap(net, norm, nn.Identity())
 
-# %% ../../nbs/size/25_fold.ipynb #6d0fb9e9
+# %% ../../nbs/size/25_fold.ipynb #f5b51860
 def _fold_network(net, x, eps):
     "Fold the norms of a bare network in place, computing in float32"
     if isinstance(net, Cnn6):
@@ -127,7 +127,7 @@ def _fold_network(net, x, eps):
         _fold_norm(net, norm, into, eps)
     return net.to(dtype)
 
-# %% ../../nbs/size/25_fold.ipynb #2f8f4f43
+# %% ../../nbs/size/25_fold.ipynb #b636cd22
 def _fold_parts(net, x, eps):
     "Fold the networks of a published classifier, in place"
     for part in ('network', 'base_model'):
@@ -137,12 +137,12 @@ def _fold_parts(net, x, eps):
         models = {device: fold(m, x, eps) for device, m in net.device_models.items()}
         net.device_models = nn.ModuleDict(models)
 
-# %% ../../nbs/size/25_fold.ipynb #bfac4f81
+# %% ../../nbs/size/25_fold.ipynb #385bef0d
 def _zeros_for(model):
     "An input for the network of a Classifier"
     return torch.zeros(model.input_shape(), device=next(model.backbone.parameters()).device)
 
-# %% ../../nbs/size/25_fold.ipynb #3b4fbe51
+# %% ../../nbs/size/25_fold.ipynb #3b024d56
 def fold(net,           # network, Classifier or PublishedClassifier in eval mode; left as it is
          x=None,        # example of a bare network's input, see `example_of`
          eps:bool=True, # False: without the norms' eps, as the published scores of sp4asc were made
@@ -158,9 +158,9 @@ def fold(net,           # network, Classifier or PublishedClassifier in eval mod
         net = _fold_network(net, x, eps)
     return net.eval()    # new layers begin in training mode
 
-# %% ../../nbs/size/25_fold.ipynb #f84ec40f
+# %% ../../nbs/size/25_fold.ipynb #5b6e1940
 def _logits(net, batches):
-    "Logits of all batches; these take the device and number format of the network"
+    "Logits of all batches, on the CPU"
     like = next((p for p in net.parameters() if p.is_floating_point()), batches[0])
     outputs = [net(batch.to(like.device, like.dtype)) for batch in batches]
     return torch.cat([output.float().cpu() for output in outputs])
@@ -170,7 +170,7 @@ def _agreement(logits, others):
     "Share of clips decided alike"
     return (logits.argmax(1) == others.argmax(1)).float().mean().item()
 
-# %% ../../nbs/size/25_fold.ipynb #379ac8b5
+# %% ../../nbs/size/25_fold.ipynb #9bee8591
 @torch.no_grad()
 def compare_networks(net, other, # modules that take the same input, in eval mode
                      batches,    # a batch, or a list of them
@@ -194,7 +194,7 @@ def _check_fits_half(name, tensor):
         raise InputError(f'{name} holds {most:.3g}; half precision ends at 65504, '
                          'keep the network in float32')
 
-# %% ../../nbs/size/25_fold.ipynb #cbc0cc87
+# %% ../../nbs/size/25_fold.ipynb #ad3673d7
 def half_weights(net, # fold it first: a variance rounded to sixteen bits can become 0
                  ):   # a copy in float32 whose every number is one of half precision
     "What is left of a network stored in half precision"

@@ -22,17 +22,19 @@ class Tape:
     @property
     def size(self): return self.c * self.f * self.t
 
-    def total(self):
-        "(parameters, MACs, most elements in use); all 0 where the input is pooled away"
-        return tuple(np.where(self.size > 0, v, 0) for v in (self.params, self.macs, self.peak))
+# %% ../../nbs/size/17_formulas.ipynb #a16c4977
+@patch
+def total(self:Tape):
+    "(parameters, MACs, most elements in use); all 0 where the input is pooled away"
+    return tuple(np.where(self.size > 0, v, 0) for v in (self.params, self.macs, self.peak))
 
-# %% ../../nbs/size/17_formulas.ipynb #eea47a4b
+# %% ../../nbs/size/17_formulas.ipynb #991cbcf9
 @patch
 def alive(self:Tape, n):
     "A moment at which `n` elements are in use"
     self.peak = np.maximum(self.peak, n)
 
-# %% ../../nbs/size/17_formulas.ipynb #f3f8ba15
+# %% ../../nbs/size/17_formulas.ipynb #17b59826
 @patch
 def weights(self:Tape,
             n,       # weights
@@ -45,7 +47,10 @@ def weights(self:Tape,
     self.params = self.params + n + vectors
     self.macs = self.macs + n * f * t + vectors
 
-# %% ../../nbs/size/17_formulas.ipynb #46a7c455
+# %% ../../nbs/size/17_formulas.ipynb #4af733de
+def _strided(n, stride): return (n - 1) // stride + 1
+
+# %% ../../nbs/size/17_formulas.ipynb #2431267b
 @patch
 def conv(self:Tape,
          co,             # channels of the output
@@ -56,12 +61,11 @@ def conv(self:Tape,
     before = self.size
     n = self.c // groups * co * k[0] * k[1]
     self.c = np.asarray(co)
-    self.f = (self.f - 1) // stride[0] + 1
-    self.t = (self.t - 1) // stride[1] + 1
+    self.f, self.t = _strided(self.f, stride[0]), _strided(self.t, stride[1])
     self.alive(held + before + self.size)
     self.weights(n, 2 * co if norm else 0)
 
-# %% ../../nbs/size/17_formulas.ipynb #76a92946
+# %% ../../nbs/size/17_formulas.ipynb #48dc82f9
 @patch
 def pool(self:Tape):
     "Half the bands and half the frames"
@@ -69,7 +73,7 @@ def pool(self:Tape):
     self.f, self.t = self.f // 2, self.t // 2
     self.alive(before + self.size)
 
-# %% ../../nbs/size/17_formulas.ipynb #88b5c8cb
+# %% ../../nbs/size/17_formulas.ipynb #a487aa89
 @patch
 def freq_norm(self:Tape):
     "ResNorm: in use are x, its scaled copy, mean and variance of each band"
@@ -90,7 +94,7 @@ def _check_base(base, step, family):
     fault = f'is not a positive multiple of {step}' if step > 1 else 'must be at least 1'
     raise InputError(f'{family}: base {bad[0]} {fault}')
 
-# %% ../../nbs/size/17_formulas.ipynb #04925f63
+# %% ../../nbs/size/17_formulas.ipynb #c77f0ad3
 def _mobile_block(net, co, expansion, stride, grn):
     "Add a block of CP-Mobile with `co` output channels to the tape `net`"
     f, t = (np.asarray(v) for v in stride)
@@ -105,7 +109,7 @@ def _mobile_block(net, co, expansion, stride, grn):
     net.params = net.params + np.where(grn, 2, 0)
     net.alive(np.where(grn, 2 * net.size + net.c, 0))
 
-# %% ../../nbs/size/17_formulas.ipynb #3bffcdcc
+# %% ../../nbs/size/17_formulas.ipynb #12bdba64
 def _block_options(blocks, strides):
     "[(number of the stage, stride), …] of the blocks of CP-Mobile"
     stages = [stage for stage, n in enumerate(blocks) for _ in range(n)]
@@ -114,7 +118,7 @@ def _block_options(blocks, strides):
         pick(names, name, 'option or block')
     return [(stage, strides.get(name, (1, 1))) for stage, name in zip(stages, names)]
 
-# %% ../../nbs/size/17_formulas.ipynb #79948744
+# %% ../../nbs/size/17_formulas.ipynb #413b2a01
 def cp_mobile_cost(mels, frames,                     # size of the input; numbers or arrays
                    base=32, mult=1.8, expansion=2.1, # as in CPMobile; numbers or arrays
                    grn=False,                        # as in CPMobile; bool or array
@@ -142,7 +146,7 @@ def _sep_block(net, co):
     net.weights(half * half, 2 * half, t=1)
     net.alive(2 * size + size // 2)                 # both halves, their join, and the input
 
-# %% ../../nbs/size/17_formulas.ipynb #274b4764
+# %% ../../nbs/size/17_formulas.ipynb #d827819c
 def _broadcast_block(net, co):
     "BC-ResNet: a plane filtered along frequency, and its mean along time, added back"
     shortcut = np.array_equal(net.c, co)
@@ -161,7 +165,7 @@ def _add_head(net, n_classes):
     net.params = net.params + weights
     net.macs = net.macs + weights * plane
 
-# %% ../../nbs/size/17_formulas.ipynb #af4ec775
+# %% ../../nbs/size/17_formulas.ipynb #7085ffda
 def _layout_cost(net, base, block, depth, n_classes=10):
     "The cost of a network whose stem is on the tape `net` already"
     for code in LAYOUTS[depth].split():
@@ -182,7 +186,7 @@ def _check_depth(depth):
         raise InputError(f'depth={depth!r}: give one of {depths}, the same for all candidates')
     pick(LAYOUTS, depth, 'depth')
 
-# %% ../../nbs/size/17_formulas.ipynb #11f30533
+# %% ../../nbs/size/17_formulas.ipynb #f0401fa4
 def tf_sepnet_cost(mels, frames, base=64,
                    depth=17): # the same for all candidates
     "(parameters, official MACs, most elements in use) of TF-SepNet"
@@ -193,7 +197,7 @@ def tf_sepnet_cost(mels, frames, base=64,
     net.conv(2 * base, (3, 3), (2, 2), groups=base // 2)
     return _layout_cost(net, base, _sep_block, depth)
 
-# %% ../../nbs/size/17_formulas.ipynb #9cb8f0eb
+# %% ../../nbs/size/17_formulas.ipynb #b0420c59
 def bc_resnet_cost(mels, frames, base=40):
     "(parameters, official MACs, most elements in use) of BC-ResNet"
     base = _check_base(base, 1, 'BC-ResNet')

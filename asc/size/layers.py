@@ -7,7 +7,6 @@ __all__ = ['example', 'layer_table']
 
 # %% ../../nbs/size/12_layers.ipynb #430aa60b
 import inspect
-from contextlib import ExitStack
 from math import prod
 
 import pandas as pd
@@ -15,16 +14,16 @@ import torch
 from torch import nn
 
 from ..core import InputError
-from .ops import untouched
+from .ops import leaf_hooks
 
-# %% ../../nbs/size/12_layers.ipynb #5a49d5a8
+# %% ../../nbs/size/12_layers.ipynb #935ae872
 def _check_has_forward(model):
     "Refuse what is no network"
     if not isinstance(model, nn.Module) or getattr(model.forward, '__func__', None) is nn.Module.forward:
         raise InputError(f'model: {type(model).__name__} is no network with a forward of its own; '
                          'give the nn.Module that takes the spectrogram')
 
-# %% ../../nbs/size/12_layers.ipynb #b9bad12a
+# %% ../../nbs/size/12_layers.ipynb #f3b4d11f
 def _check_one_argument(model):
     "Refuse what cannot be called with a spectrogram alone"
     signature = inspect.signature(model.forward)
@@ -35,7 +34,7 @@ def _check_one_argument(model):
         raise InputError(f'model: {call} cannot take one spectrogram alone ({e}); '
                          'wrap it in a module that supplies the rest') from None
 
-# %% ../../nbs/size/12_layers.ipynb #f0cdad75
+# %% ../../nbs/size/12_layers.ipynb #cb96355e
 def _clip_shape(input_shape):
     "(C, F, T) of an input shape, or InputError"
     shape = tuple(input_shape) if isinstance(input_shape, (tuple, list)) else (input_shape,)
@@ -64,14 +63,14 @@ def _official_parameter(module, name, parameter):
     if stem == name or mask is None: return parameter.numel(), name
     return int(mask.sum()), stem
 
-# %% ../../nbs/size/12_layers.ipynb #ed102705
+# %% ../../nbs/size/12_layers.ipynb #f696b77b
 def _official_uses(module, name, output):
     "How often a parameter is used for an output of a shape"
     if name in ('weight', 'bias'):
         return prod(output[:1] + output[2:]) if 'Conv' in type(module).__name__ else output[0]
     return prod(output[:2]) if 'weight' in name or 'bias' in name else 0
 
-# %% ../../nbs/size/12_layers.ipynb #4364738e
+# %% ../../nbs/size/12_layers.ipynb #d1ddb62d
 def _official_macs(module, output):
     "MACs of one call of a leaf module whose output has the shape `output`"
     if not output: return 0
@@ -81,26 +80,22 @@ def _official_macs(module, output):
         macs += elements * _official_uses(module, name, output)
     return macs
 
-# %% ../../nbs/size/12_layers.ipynb #aee3f5f3
+# %% ../../nbs/size/12_layers.ipynb #f7c4dc96
 def _shape(nested):
     "The shape of the first tensor in nested tuples and lists"
     while isinstance(nested, (tuple, list)) and nested:
         nested = nested[0]
     return tuple(nested.shape) if isinstance(nested, torch.Tensor) else ()
 
-# %% ../../nbs/size/12_layers.ipynb #e8190cfc
+# %% ../../nbs/size/12_layers.ipynb #25f8c25c
 def _leaf_calls(model, x):
     "[(module, input shape, output shape), …] of the calls of modules without children"
     calls = []
     def note(module, inputs, output): calls.append((module, _shape(inputs), _shape(output)))
-    with untouched(model), ExitStack() as hooks:
-        for module in model.modules():
-            if not any(module.children()):
-                hooks.enter_context(module.register_forward_hook(note))
-        model(x)
+    with leaf_hooks(model, note): model(x)
     return calls
 
-# %% ../../nbs/size/12_layers.ipynb #bc41eba2
+# %% ../../nbs/size/12_layers.ipynb #8a9383d9
 def _new_parameters(module, counted):
     "Official number of a module's own parameters whose ids are not in `counted` yet"
     own = dict(module.named_parameters(recurse=False))
@@ -108,25 +103,25 @@ def _new_parameters(module, counted):
     counted.update(map(id, new.values()))
     return sum(_official_parameter(module, name, p)[0] for name, p in new.items())
 
-# %% ../../nbs/size/12_layers.ipynb #1470f430
+# %% ../../nbs/size/12_layers.ipynb #71eb200c
 def _unit(name, units):
     "The outermost unit (convolution, norm, activation) of a layer, or the layer itself"
     parts = name.split('.')
     prefixes = ['.'.join(parts[:i + 1]) for i in range(len(parts))]
     return next((prefix for prefix in prefixes if prefix in units), name)
 
-# %% ../../nbs/size/12_layers.ipynb #8315d07e
+# %% ../../nbs/size/12_layers.ipynb #a38f1cb1
 def _shape_text(shape):
     return '×'.join(map(str, shape[1:])) or '–'
 
 # %% ../../nbs/size/12_layers.ipynb #dcf683f5
 def _layer_row(name, module, counted, inputs=(), output=()):
-    "A row of the table; `counted`: ids of the parameters that other rows have"
+    "A row of the table"
     return dict(name=name, type=type(module).__name__,
                 input=_shape_text(inputs), output=_shape_text(output),
                 params=_new_parameters(module, counted), macs=_official_macs(module, output))
 
-# %% ../../nbs/size/12_layers.ipynb #d4c702c2
+# %% ../../nbs/size/12_layers.ipynb #5ad96f31
 def _layer_rows(model, x):
     "Leaf modules in the order of their calls, then modules with parameters that are left"
     names = {module: name for name, module in model.named_modules()}
@@ -138,7 +133,7 @@ def _layer_rows(model, x):
             rows.append(_layer_row(name, module, counted))
     return rows
 
-# %% ../../nbs/size/12_layers.ipynb #73b4ebe9
+# %% ../../nbs/size/12_layers.ipynb #0fdecdeb
 def layer_table(model,             # the network alone, any nn.Module
                 input_shape,       # (C, F, T) of one clip
                 ) -> pd.DataFrame: # name, type, input and output (without batch), params, macs, unit

@@ -22,7 +22,7 @@ def layer_names(net, x=None) -> list: # x: example of the input, see `example_of
     calls, _ = dataflow(net, example_of(net, x))
     return list(dict.fromkeys(call.name for call in calls if isinstance(call.module, LAYERS)))
 
-# %% ../../nbs/size/28_places.ipynb #3a2b9392
+# %% ../../nbs/size/28_places.ipynb #a4a1c5b4
 def _written(calls, readers, layer):
     "The tensor a layer gives to others: behind its ReLU, if nobody else reads it before"
     tensor = layer.out
@@ -31,7 +31,7 @@ def _written(calls, readers, layer):
             if call.out == tensor or readers.get(tensor) == 1: tensor = call.out
     return tensor
 
-# %% ../../nbs/size/28_places.ipynb #0cc00c2f
+# %% ../../nbs/size/28_places.ipynb #8eccfc83
 def _last_maker(calls, tensor):
     "The last call that hands a tensor on before it is read, or None"
     maker = None
@@ -42,7 +42,7 @@ def _last_maker(calls, tensor):
             break
     return maker
 
-# %% ../../nbs/size/28_places.ipynb #733ab130
+# %% ../../nbs/size/28_places.ipynb #ed6a9443
 def _maker(calls, tensor):
     "The call at whose output a tensor is quantised, or None"
     maker = _last_maker(calls, tensor)
@@ -50,7 +50,7 @@ def _maker(calls, tensor):
     runs = sum(call.module is maker.module for call in calls)
     return maker if runs == 1 else None
 
-# %% ../../nbs/size/28_places.ipynb #c82417c9
+# %% ../../nbs/size/28_places.ipynb #9628c895
 class _Flow:
     "The data flow of a network as its 8-bit part sees it"
     def __init__(self,
@@ -63,7 +63,7 @@ class _Flow:
         self.raw = {call.ins[0] for call in self.layers if call.name in skip}    # read by float layers
         self.written = {call.name: _written(calls, readers, call) for call in self.layers}
 
-# %% ../../nbs/size/28_places.ipynb #a557bcc4
+# %% ../../nbs/size/28_places.ipynb #6ca213f8
 @patch
 def tensors(self:_Flow, logits):
     "The tensors to be quantised; `logits`: also what the last layer gives"
@@ -73,24 +73,24 @@ def tensors(self:_Flow, logits):
     written = [self.written[call.name] for call in writers]
     return list(dict.fromkeys([*read, *(t for t in written if t not in self.raw)]))
 
-# %% ../../nbs/size/28_places.ipynb #40635529
+# %% ../../nbs/size/28_places.ipynb #596d46f5
 @patch
 def neighbours(self:_Flow, tensor):
-    "Names of the 8-bit layers beside a tensor; without any those of the sums that read it"
-    layers = [call.name for call in self.layers
-              if call in self.narrow and tensor in (*call.ins, self.written[call.name])]
-    return layers or [call.name for call in self.narrow if tensor in call.ins]
+    "Names of the 8-bit layers beside a tensor, or else of the sums that read it"
+    layers = [c.name for c in self.layers
+              if c in self.narrow and tensor in (*c.ins, self.written[c.name])]
+    return layers or [c.name for c in self.narrow if tensor in c.ins]
 
-# %% ../../nbs/size/28_places.ipynb #8eedbd28
+# %% ../../nbs/size/28_places.ipynb #8779ef2e
 @patch
 def places(self:_Flow, tensor):
     "[(module, None for its output or the number of an argument), …]"
     maker = None if tensor in self.raw else _maker(self.calls, tensor)
     if maker: return [(maker.module, None)]
-    return [(call.module, i) for call in self.narrow
-            for i, read in enumerate(call.ins) if read == tensor]
+    return [(c.module, i) for c in self.narrow
+            for i, read in enumerate(c.ins) if read == tensor]
 
-# %% ../../nbs/size/28_places.ipynb #8aee581c
+# %% ../../nbs/size/28_places.ipynb #f51c730a
 def quantiser_places(net,          # network in eval mode, its norms folded
                      x,            # example of its input
                      skip=(),      # names of the layers that stay in float

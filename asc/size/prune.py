@@ -7,9 +7,8 @@ __all__ = ['FINE', 'need_pruning', 'silent_channels', 'remove_channels', 'offici
 
 # %% ../../nbs/size/40_prune.ipynb #f50f51c0
 import warnings
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial
 
 import pandas as pd
 import torch
@@ -20,8 +19,9 @@ from ..core import InputError, check_range
 from .dataflow import dataflow
 from .fold import check_eval, example_of
 from .layers import layer_table
+from .ops import output_hooks
 
-# %% ../../nbs/size/40_prune.ipynb #38aa9494
+# %% ../../nbs/size/40_prune.ipynb #54d696e3
 @contextmanager
 def _quiet():
     "Inside, no warning is shown"
@@ -29,7 +29,7 @@ def _quiet():
         warnings.simplefilter('ignore')
         yield
 
-# %% ../../nbs/size/40_prune.ipynb #7a5a26c8
+# %% ../../nbs/size/40_prune.ipynb #8de4938e
 def need_pruning(): # -> the package
     "torch-pruning, or a sentence that says how to get it"
     try:
@@ -38,7 +38,7 @@ def need_pruning(): # -> the package
     except ImportError as e:
         raise InputError("pruning needs the package torch-pruning: pip install 'asc[prune]'") from e
 
-# %% ../../nbs/size/40_prune.ipynb #c6aaf633
+# %% ../../nbs/size/40_prune.ipynb #70115002
 @contextmanager
 def _readable_failure(net):
     "Inside, no warning is shown, and an error of torch-pruning becomes an InputError"
@@ -49,17 +49,17 @@ def _readable_failure(net):
                          '(a shuffle, a split) in a way that cannot be followed; '
                          'choose another network') from e
 
-# %% ../../nbs/size/40_prune.ipynb #057fd34b
+# %% ../../nbs/size/40_prune.ipynb #6790f3eb
 @torch.no_grad()
 def _check_runs(net, x):
     "Run a pruned network once"
     with _readable_failure(net): net(x)
 
-# %% ../../nbs/size/40_prune.ipynb #501b5878
+# %% ../../nbs/size/40_prune.ipynb #fab7c0b1
 def _reads_all_channels(module):
     return isinstance(module, nn.Linear) or isinstance(module, nn.Conv2d) and module.groups == 1
 
-# %% ../../nbs/size/40_prune.ipynb #45275e82
+# %% ../../nbs/size/40_prune.ipynb #6c094c59
 def _convolution_behind(calls):
     "Tensor -> name of the convolution whose channels it has, as a norm hands them on"
     source = {call.out: call.name for call in calls if isinstance(call.module, nn.Conv2d)}
@@ -68,7 +68,7 @@ def _convolution_behind(calls):
         if is_norm and call.ins and call.ins[0] in source: source[call.out] = source[call.ins[0]]
     return source
 
-# %% ../../nbs/size/40_prune.ipynb #abbe9f2e
+# %% ../../nbs/size/40_prune.ipynb #40ec3674
 def _removable_outputs(calls, readers):
     "Convolution -> the ReLU behind it whose output is read by one dense layer alone"
     dense_inputs = {call.ins[0] for call in calls if _reads_all_channels(call.module)}
@@ -79,16 +79,13 @@ def _removable_outputs(calls, readers):
         if is_removable and call.ins[0] in source: relus[source[call.ins[0]]] = call.module
     return relus
 
-# %% ../../nbs/size/40_prune.ipynb #821e1a69
+# %% ../../nbs/size/40_prune.ipynb #fb4177d5
 def _greatest_outputs(net, modules, batches):
-    "Name -> greatest value of each channel of a module's output; `modules`: name -> module"
+    "Name of a module -> greatest value of each channel of its output"
     maxima = {name: [] for name in modules}    # a tensor a batch
-    def note(module, args, out, name): maxima[name].append(out.amax((0, 2, 3)))
-    with ExitStack() as hooks:
-        for name, module in modules.items():
-            hooks.enter_context(module.register_forward_hook(partial(note, name=name)))
-        for batch in batches:
-            net(batch)
+    def note(name, out): maxima[name].append(out.amax((0, 2, 3)))
+    with output_hooks(modules, note):
+        for batch in batches: net(batch)
     return {name: torch.stack(values).amax(0) for name, values in maxima.items()}
 
 # %% ../../nbs/size/40_prune.ipynb #84ad3f99
@@ -105,7 +102,7 @@ def silent_channels(net,       # in eval mode
     silent = {name: (values <= 0).nonzero().flatten().tolist() for name, values in greatest.items()}
     return {name: channels for name, channels in silent.items() if channels}
 
-# %% ../../nbs/size/40_prune.ipynb #db99bad5
+# %% ../../nbs/size/40_prune.ipynb #7626b0fe
 def _remove(net, layer, numbers, x):
     "Remove channels of a convolution, in place; one stays, so that the network hangs together"
     package = need_pruning()
@@ -115,7 +112,7 @@ def _remove(net, layer, numbers, x):
         graph = package.DependencyGraph().build_dependency(net, example_inputs=x)
     graph.get_pruning_group(layer, package.prune_conv_out_channels, idxs=list(numbers)).prune()
 
-# %% ../../nbs/size/40_prune.ipynb #eb1f776e
+# %% ../../nbs/size/40_prune.ipynb #41630869
 def remove_channels(net,           # in eval mode; left as it is
                     channels:dict, # convolution -> numbers of channels
                     x=None,        # example of the input, see `asc.size.fold.example_of`
@@ -129,27 +126,31 @@ def remove_channels(net,           # in eval mode; left as it is
     _check_runs(net, x)
     return net
 
-# %% ../../nbs/size/40_prune.ipynb #d06905e9
+# %% ../../nbs/size/40_prune.ipynb #3932ad35
 def official(net, x) -> dict: # params, macs
     "Parameters and multiply–accumulates by the official count"
     table = layer_table(net, x.shape[1:])
     return dict(params=int(table.params.sum()), macs=int(table.macs.sum()))
 
-# %% ../../nbs/size/40_prune.ipynb #51171b07
+# %% ../../nbs/size/40_prune.ipynb #6c6ede7e
+def _last_layer(net, x):
+    "[the layer that runs last], or []"
+    calls, _ = dataflow(net, x)
+    return [call.module for call in calls if isinstance(call.module, (nn.Conv2d, nn.Linear))][-1:]
+
+# %% ../../nbs/size/40_prune.ipynb #ef5071c0
 FINE = 100    # the pruner's own steps from nothing to the greatest share that may go
 
 def _pruner(net, x, most, round_to):
     "torch-pruning's pruner, which spares the last layer"
     package = need_pruning()
-    calls, _ = dataflow(net, x)
-    layers = [call.module for call in calls if isinstance(call.module, (nn.Conv2d, nn.Linear))]
     options = dict(global_pruning=True, pruning_ratio=most, max_pruning_ratio=most,
-                   iterative_steps=FINE, ignored_layers=layers[-1:], round_to=round_to)
+                   iterative_steps=FINE, ignored_layers=_last_layer(net, x), round_to=round_to)
     importance = package.importance.GroupMagnitudeImportance(p=2)
     with _readable_failure(net):
         return package.pruner.BasePruner(net, x, importance, **options)
 
-# %% ../../nbs/size/40_prune.ipynb #e217d3eb
+# %% ../../nbs/size/40_prune.ipynb #b65acae2
 def _check_not_spent(pruner, counts):
     "Refuse to go on when every layer has lost what it may"
     if pruner.current_step == FINE:
@@ -157,7 +158,7 @@ def _check_not_spent(pruner, counts):
                          f"{counts['macs']:,} MACs are left when every layer has lost "
                          'what it may: allow more bytes or MACs, or raise `most`')
 
-# %% ../../nbs/size/40_prune.ipynb #09822497
+# %% ../../nbs/size/40_prune.ipynb #90e25c56
 def _shrink(pruner, net, x, goal):
     "Remove channels in place until official figures are within `goal`"
     counts = official(net, x)
@@ -168,7 +169,7 @@ def _shrink(pruner, net, x, goal):
         counts = official(net, x)
     return counts
 
-# %% ../../nbs/size/40_prune.ipynb #b3e661e4
+# %% ../../nbs/size/40_prune.ipynb #02ad5522
 def _step_goals(counts, limits, steps):
     "Limits of every step on the way down, equal on a log scale"
     shares = {name: min(1, limit / counts[name]) for name, limit in limits.items()}
@@ -181,7 +182,7 @@ def _parameter_limits(max_bytes, max_macs, bits):
     limits = dict(params=max_bytes and max_bytes * 8 // bits, macs=max_macs)
     return {name: limit for name, limit in limits.items() if limit}
 
-# %% ../../nbs/size/40_prune.ipynb #7b38dcbb
+# %% ../../nbs/size/40_prune.ipynb #60cf2610
 def prune(net,               # in eval mode; left as it is
           x=None,            # example of the input, see `asc.size.fold.example_of`
           max_bytes=None,    # of the parameters at `bits`; None: no limit
@@ -208,7 +209,7 @@ def prune(net,               # in eval mode; left as it is
     table = pd.DataFrame(rows).rename_axis('step')
     return net, table.assign(bytes=-(-table['params'] * bits // 8))
 
-# %% ../../nbs/size/40_prune.ipynb #18615faa
+# %% ../../nbs/size/40_prune.ipynb #416d9867
 def _resized_convolution(layer, shape):
     "A new convolution whose weight has a shape"
     is_depthwise = layer.groups == layer.out_channels == layer.in_channels
@@ -216,7 +217,7 @@ def _resized_convolution(layer, shape):
     return nn.Conv2d(shape[1] * groups, shape[0], layer.kernel_size, layer.stride, layer.padding,
                      layer.dilation, groups, layer.bias is not None)
 
-# %% ../../nbs/size/40_prune.ipynb #a714547a
+# %% ../../nbs/size/40_prune.ipynb #9050cfcb
 def _resized(layer, shape):
     "A new layer of the same kind, or None for a kind that pruning does not know"
     if isinstance(layer, nn.Conv2d): return _resized_convolution(layer, shape)

@@ -17,17 +17,18 @@ from torch.nn.utils import parametrize
 
 from ..core import InputError, check_range
 from .fold import check_eval, compare_networks, fold
+from .ops import output_hooks
 from .places import layer_names
 from .qdq import calibrate, check_batches, is_calibrated, prepare, quant_bytes, quantisers
 
-# %% ../../nbs/size/35_ptq.ipynb #6ed48351
+# %% ../../nbs/size/35_ptq.ipynb #fed2e88d
 def _unfold_arguments(layer):
     "kernel_size, dilation, padding and stride of a convolution, for a plane"
     sizes = layer.kernel_size, layer.dilation, layer.padding, layer.stride
     if not isinstance(layer, nn.Conv1d): return sizes
     return [(height, *size) for height, size in zip((1, 1, 0, 1), sizes)]
 
-# %% ../../nbs/size/35_ptq.ipynb #d960e14e
+# %% ../../nbs/size/35_ptq.ipynb #f974ce84
 def patches(layer, x) -> torch.Tensor: # (groups, inputs of one filter, positions)
     "What each weight of a layer is multiplied with; x: the layer's input"
     if isinstance(layer, nn.Linear): return x.reshape(1, -1, x.shape[-1]).mT
@@ -35,14 +36,19 @@ def patches(layer, x) -> torch.Tensor: # (groups, inputs of one filter, position
     columns = F.unfold(x, *_unfold_arguments(layer))
     return columns.transpose(0, 1).reshape(layer.groups, -1, columns.shape[0] * columns.shape[2])
 
-# %% ../../nbs/size/35_ptq.ipynb #941cffff
+# %% ../../nbs/size/35_ptq.ipynb #99c06fdf
+def _damped(moment, damp):
+    "A second moment with a share of the mean power added to every input's"
+    power = moment.diagonal(dim1=1, dim2=2).mean(1)
+    eye = torch.eye(moment.shape[1], dtype=torch.double, device=moment.device)
+    return moment.double() + eye * (damp * power + 1e-8).view(-1, 1, 1)
+
+# %% ../../nbs/size/35_ptq.ipynb #2408506e
 def _absorption(moment, damp):
     "(order of the inputs, the most used first; Cholesky factor of the inverse moment)"
     power = moment.diagonal(dim1=1, dim2=2)
     order = power.mean(0).argsort(descending=True)
-    eye = torch.eye(moment.shape[1], dtype=torch.double, device=moment.device)
-    damped = moment.double() + eye * (damp * power.mean(1) + 1e-8).view(-1, 1, 1)
-    damped = damped[:, order][:, :, order]
+    damped = _damped(moment, damp)[:, order][:, :, order]
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     return order, torch.linalg.cholesky(inverse, upper=True)
 
@@ -65,31 +71,27 @@ def round_together(w,        # (filters, inputs of one filter)
         rounded[:, :, order[i]] = nearest
     return rounded.reshape(-1, n_inputs).float()
 
-# %% ../../nbs/size/35_ptq.ipynb #1a0593cf
+# %% ../../nbs/size/35_ptq.ipynb #2726f097
 def _channel_means(layer, out):
     "Mean of each channel of a layer's output"
     channels = -1 if isinstance(layer, nn.Linear) else 1
     return out.movedim(channels, 0).flatten(1).mean(1)
 
-# %% ../../nbs/size/35_ptq.ipynb #ebd7dd16
+# %% ../../nbs/size/35_ptq.ipynb #a518c608
 def _layer_means(net, names, x):
     "Layer -> means of its output's channels"
-    means = {}
-    def note(layer, args, out, name): means[name] = _channel_means(layer, out)
-    with ExitStack() as hooks:
-        for name in names:
-            layer = net.get_submodule(name)
-            hooks.enter_context(layer.register_forward_hook(partial(note, name=name)))
-        net(x)
+    layers, means = {name: net.get_submodule(name) for name in names}, {}
+    def note(name, out): means[name] = _channel_means(layers[name], out)
+    with output_hooks(layers, note): net(x)
     return means
 
-# %% ../../nbs/size/35_ptq.ipynb #f166d1d1
+# %% ../../nbs/size/35_ptq.ipynb #aa683cbc
 def _second_moment(layer, x):
     "Mean product of each pair of inputs of a filter"
     inputs = patches(layer, x)
     return inputs @ inputs.mT / inputs.shape[2]
 
-# %% ../../nbs/size/35_ptq.ipynb #a60d6eb9
+# %% ../../nbs/size/35_ptq.ipynb #acfbc94e
 def _round_weight(layer, args):
     "Hook before a layer: round its weight for the input that comes"
     weight, quantiser = layer.parametrizations.weight.original, layer.parametrizations.weight[0]
@@ -97,9 +99,9 @@ def _round_weight(layer, args):
     rounded = round_together(weight.flatten(1), quantiser.scale, moment)
     weight.copy_(rounded.reshape(weight.shape))
 
-# %% ../../nbs/size/35_ptq.ipynb #f5867fbf
+# %% ../../nbs/size/35_ptq.ipynb #9e65de3d
 def _correct_bias(wanted, layer, args, out):
-    "Hook behind a layer: move its bias so that the means of its output are as wanted"
+    "Hook behind a layer: shift its bias to the wanted means"
     shift = wanted - _channel_means(layer, out)
     layer.bias += shift
     if not isinstance(layer, nn.Linear):
@@ -115,7 +117,7 @@ def _refining_input(net, batches):
     n = max(8, MOST // x[0].numel())
     return x[:n].to(next(net.parameters()).device)
 
-# %% ../../nbs/size/35_ptq.ipynb #00b547c4
+# %% ../../nbs/size/35_ptq.ipynb #08a5540a
 def _remedy_hooks(layer, means, rounding, bias):
     "Put the hooks on a layer that round its weight and correct its bias"
     handles = []
@@ -126,7 +128,7 @@ def _remedy_hooks(layer, means, rounding, bias):
         handles.append(layer.register_forward_hook(correct, prepend=True))
     return handles
 
-# %% ../../nbs/size/35_ptq.ipynb #c03cdbcd
+# %% ../../nbs/size/35_ptq.ipynb #56bdae31
 @torch.no_grad()
 def refine(net,           # calibrated by `asc.size.qdq.calibrate`, is changed
            parent,        # the float network it was made of
@@ -148,19 +150,19 @@ def refine(net,           # calibrated by `asc.size.qdq.calibrate`, is changed
         net(x)
     return net
 
-# %% ../../nbs/size/35_ptq.ipynb #6a28701c
+# %% ../../nbs/size/35_ptq.ipynb #0d60e736
 @torch.no_grad()
 def _logits_in(net, batches, modes):
     "Logits with every quantiser in a mode of its own; `modes`: name -> mode"
     _set_modes(net, modes)
     return torch.cat([net(batch) for batch in batches])
 
-# %% ../../nbs/size/35_ptq.ipynb #9a97d511
+# %% ../../nbs/size/35_ptq.ipynb #b0ff5af4
 def _set_modes(net, modes):
     for name, q in quantisers(net).items():
         q.mode = modes[name]
 
-# %% ../../nbs/size/35_ptq.ipynb #c13af06b
+# %% ../../nbs/size/35_ptq.ipynb #97d82c88
 def _error_row(logits, float_logits):
     difference = (logits - float_logits).abs()
     return dict(mean_logit=difference.mean().item(), max_logit=difference.max().item(),
@@ -178,7 +180,7 @@ def _layer_errors(net, batches, modes):
         rows[layer] = dict(weights=weight.numel(), **errors)
     return rows
 
-# %% ../../nbs/size/35_ptq.ipynb #45da7668
+# %% ../../nbs/size/35_ptq.ipynb #3ae5c003
 def sensitivity(net,     # calibrated; best prepared with skip=(), so that the first layer counts
                 batches, # spectrograms of training clips
                 ) -> pd.DataFrame: # layer -> weights, mean_logit, max_logit, agreement
@@ -193,7 +195,7 @@ def sensitivity(net,     # calibrated; best prepared with skip=(), so that the f
     table = pd.DataFrame(rows).T.astype(dict(weights=int)).rename_axis('layer')
     return table.sort_values('mean_logit', ascending=False)
 
-# %% ../../nbs/size/35_ptq.ipynb #3bdb5ca8
+# %% ../../nbs/size/35_ptq.ipynb #ee5e8bac
 def ptq(net,                      # float network in eval mode
         batches,                  # training clips to calibrate on
         skip=None,                # layers in float, see `asc.size.qdq.prepare`
@@ -209,7 +211,7 @@ def ptq(net,                      # float network in eval mode
     if rounding or bias: refine(quantised, net, batches, rounding, bias)
     return quantised
 
-# %% ../../nbs/size/35_ptq.ipynb #f18887b0
+# %% ../../nbs/size/35_ptq.ipynb #98e5089d
 def _by_sensitivity(net, batches):
     "(name of the first layer, names of the others with the most sensitive first)"
     first, *others = layer_names(net, batches[0])
@@ -222,7 +224,7 @@ def _step_row(net, quantised, held):
     return dict(in_float=quantised.quantised['skip'][-1], agreement=difference['agreement'],
                 mean_logit=difference['mean_logit'], bytes=quant_bytes(quantised)['total'])
 
-# %% ../../nbs/size/35_ptq.ipynb #56d7edb1
+# %% ../../nbs/size/35_ptq.ipynb #84fba5fd
 def mixed_precision(net,         # float network in eval mode
                     batches,     # training clips to calibrate on
                     held,        # spectrograms of other clips, for the decision; never the test list

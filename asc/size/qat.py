@@ -51,7 +51,7 @@ class QuantisedTraining(Callback):
     def after_fit(self):
         for parameter in self.stretch: parameter.requires_grad_(False)
 
-# %% ../../nbs/size/45_qat.ipynb #36203eb4
+# %% ../../nbs/size/45_qat.ipynb #c3368b4f
 def range_groups(model): # -> [weights and biases, ranges]
     "Splitter of a Learner: the ranges apart"
     ranges = [q.stretch for q in quantisers(model).values()]
@@ -67,7 +67,7 @@ def _teacher_loss(teacher, temperature, hard_weight, loss_func):
                          'give the float model')
     return DistillLoss(temperature, hard_weight, reduction='batchmean', hard=loss_func)
 
-# %% ../../nbs/size/45_qat.ipynb #958a01de
+# %% ../../nbs/size/45_qat.ipynb #dac6fc34
 def create_qat_learner(dls, model,            # DataLoaders; calibrated quantised Classifier
                        teacher=None,          # float classifier that answers the same clips, or None
                        temperature:float=2.,  # of the soft labels
@@ -88,7 +88,7 @@ def create_qat_learner(dls, model,            # DataLoaders; calibrated quantise
     return create_learner(dls, model, wd=0., optimizer='adam', loss_func=loss_func,
                           history=history, cbs=callbacks, splitter=range_groups)
 
-# %% ../../nbs/size/45_qat.ipynb #420f9a52
+# %% ../../nbs/size/45_qat.ipynb #f87f0880
 def fit_qat(learn,
             epochs:int=20,      # published (cpjku23): 20, of which 4 with frozen ranges
             lr:float=3e-5,      # highest learning rate of the weights; 5e-5 with labels
@@ -107,17 +107,17 @@ def with_augmentation(model): # Classifier, as `load_model` gives it
     new.backbone = model.backbone
     return new.train(model.training)
 
-# %% ../../nbs/size/45_qat.ipynb #73c10230
+# %% ../../nbs/size/45_qat.ipynb #8c9a804c
 def _layer_name(quantiser_name):
     "Name of the layer whose weight a quantiser rounds"
     return quantiser_name.removesuffix('.parametrizations.weight.0')
 
-# %% ../../nbs/size/45_qat.ipynb #9ee30a90
+# %% ../../nbs/size/45_qat.ipynb #eb7dc9f8
 def _is_quantisers(key, found):
     "Whether an entry of a state_dict belongs to one of some quantisers"
     return key.rpartition('.')[0] in found
 
-# %% ../../nbs/size/45_qat.ipynb #db792f28
+# %% ../../nbs/size/45_qat.ipynb #35ac0901
 def _integer_weight(name, quantiser, tensors):
     "Entries of the file for a weight; its float values are taken out of `tensors`"
     layer = _layer_name(name)
@@ -125,13 +125,13 @@ def _integer_weight(name, quantiser, tensors):
     codes = quantiser.quantise(weight.to(quantiser.base.device))
     return {f'{layer}.weight': codes.cpu(), f'{layer}.weight_scale': quantiser.scale.detach().cpu()}
 
-# %% ../../nbs/size/45_qat.ipynb #cb124fd4
+# %% ../../nbs/size/45_qat.ipynb #422229da
 def _activation_range(name, quantiser):
     "Entries of the file for an activation"
     zero_point = quantiser.zero_point.to(quantiser.dtype)
     return {f'{name}.scale': quantiser.scale.detach().cpu(), f'{name}.zero_point': zero_point.cpu()}
 
-# %% ../../nbs/size/45_qat.ipynb #98b8ed53
+# %% ../../nbs/size/45_qat.ipynb #2bbe8230
 def _stored_tensors(net):
     "Name -> tensor of the file of a calibrated network"
     found = quantisers(net)
@@ -159,14 +159,14 @@ def save_quantised(model,    # calibrated quantised Classifier
     write_json(folder/'model.json', dict(format='asc-quantised-1', **spec,
                                          quantised=model.backbone.quantised, **facts))
 
-# %% ../../nbs/size/45_qat.ipynb #d9a40e35
+# %% ../../nbs/size/45_qat.ipynb #2811ec18
 def _check_spec(path, spec):
     "Refuse the description of something else"
     kind = spec.get('format') if isinstance(spec, dict) else spec
     if not isinstance(spec, dict) or kind != 'asc-quantised-1':
         raise InputError(f'{path}: format {kind!r}, expected asc-quantised-1')
 
-# %% ../../nbs/size/45_qat.ipynb #86306f02
+# %% ../../nbs/size/45_qat.ipynb #98729ee9
 def _read_quantised(folder):
     "(description, tensors) of a folder, or InputError"
     paths = folder/'model.json', folder/'model.safetensors'
@@ -180,22 +180,29 @@ def _read_quantised(folder):
     _check_spec(paths[0], spec)
     return spec, tensors
 
-# %% ../../nbs/size/45_qat.ipynb #90979a14
+# %% ../../nbs/size/45_qat.ipynb #8fd49475
 def _fill_activation(name, quantiser, tensors):
     "Set the quantiser of an activation from the tensors of a file, which are taken out"
     quantiser.set(tensors.pop(f'{name}.scale'), tensors.pop(f'{name}.zero_point').item())
 
-# %% ../../nbs/size/45_qat.ipynb #c0a78813
+# %% ../../nbs/size/45_qat.ipynb #66533328
+def _take_codes(layer, tensors):
+    "The integers of a weight, taken out of the tensors of a file"
+    codes = tensors.pop(f'{layer}.weight')
+    if codes.dtype != torch.int8:
+        raise RuntimeError(f'{layer}.weight is {codes.dtype}, not int8')
+    return codes
+
+# %% ../../nbs/size/45_qat.ipynb #cfbeb963
 def _fill_weight(name, quantiser, tensors):
     "Set the quantiser of a weight likewise; returns the entry of the state_dict"
     layer = _layer_name(name)
-    scale, codes = tensors.pop(f'{layer}.weight_scale'), tensors.pop(f'{layer}.weight')
-    if codes.dtype != torch.int8: raise RuntimeError(f'{layer}.weight is {codes.dtype}, not int8')
+    scale, codes = tensors.pop(f'{layer}.weight_scale'), _take_codes(layer, tensors)
     quantiser.set(scale)
     weight = codes.float() * scale.reshape(-1, *[1] * (codes.ndim - 1))
     return {f'{layer}.parametrizations.weight.original': weight}
 
-# %% ../../nbs/size/45_qat.ipynb #2faf006d
+# %% ../../nbs/size/45_qat.ipynb #d6e2a1d3
 def _fill(net, tensors):
     "Put the tensors of a file into a prepared network"
     found, tensors, weights = quantisers(net), dict(tensors), {}
@@ -207,7 +214,7 @@ def _fill(net, tensors):
     scales = {key: t for key, t in net.state_dict().items() if _is_quantisers(key, found)}
     net.load_state_dict({**scales, **weights, **tensors})
 
-# %% ../../nbs/size/45_qat.ipynb #d3bc23d3
+# %% ../../nbs/size/45_qat.ipynb #2b7007ff
 def _rebuilt(spec, tensors):
     "A quantised Classifier of a description and its tensors"
     model = fold(create_classifier(**{key: spec[key] for key in SPEC}, augment=False).eval())
@@ -216,7 +223,7 @@ def _rebuilt(spec, tensors):
     _fill(model.backbone, tensors)
     return model.eval()
 
-# %% ../../nbs/size/45_qat.ipynb #15a6b0e4
+# %% ../../nbs/size/45_qat.ipynb #a32d0e2e
 def load_quantised(folder): # written by `save_quantised`; -> Classifier in eval mode, on the CPU
     "Rebuild a quantised classifier, equal to the last bit"
     folder = Path(folder)

@@ -21,24 +21,24 @@ from .fold import check_eval, example_of, fold
 from .places import LAYERS, layer_names, quantiser_places
 from .quantiser import Quantiser, affine, observers, weight_scale
 
-# %% ../../nbs/size/30_qdq.ipynb #4227985f
+# %% ../../nbs/size/30_qdq.ipynb #e4ea4e8b
 def quantisers(net) -> dict:
     "name -> Quantiser"
     return {name: module for name, module in net.named_modules() if isinstance(module, Quantiser)}
 
-# %% ../../nbs/size/30_qdq.ipynb #3ba80ff3
+# %% ../../nbs/size/30_qdq.ipynb #dfac85c8
 def is_calibrated(net) -> bool:
     "Whether a network has quantisers, all of them on"
     found = quantisers(net).values()
     return len(found) > 0 and all(q.mode == 'on' for q in found)
 
-# %% ../../nbs/size/30_qdq.ipynb #91f5c13c
+# %% ../../nbs/size/30_qdq.ipynb #f515a610
 def _weight(net, name):
     "The float weight that the quantiser of a name rounds"
     layer, _, _ = name.rpartition('.parametrizations.')
     return net.get_submodule(layer).parametrizations.weight.original
 
-# %% ../../nbs/size/30_qdq.ipynb #b34460e3
+# %% ../../nbs/size/30_qdq.ipynb #5b1f71cb
 def _float_layers(names, skip):
     "Names of the layers that stay in float: the first one, or those given"
     if skip is None: return names[:1]
@@ -47,10 +47,10 @@ def _float_layers(names, skip):
         pick(names, name, 'layer')
     return skip
 
-# %% ../../nbs/size/30_qdq.ipynb #27bfa8f9
+# %% ../../nbs/size/30_qdq.ipynb #b9fa18f8
 def _is_norm(module): return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
-# %% ../../nbs/size/30_qdq.ipynb #61be2183
+# %% ../../nbs/size/30_qdq.ipynb #bb40e3a3
 def _check_norms_folded(calls, names):
     "Refuse a norm behind a layer that is to be quantised"
     norms = {call.ins[0]: call.name for call in calls if _is_norm(call.module)}
@@ -59,7 +59,7 @@ def _check_norms_folded(calls, names):
             raise InputError(f'quantising: the norm {norms[call.out]} could not be folded '
                              '(see asc.size.fold.norms); put the layer before it into skip')
 
-# %% ../../nbs/size/30_qdq.ipynb #abab557f
+# %% ../../nbs/size/30_qdq.ipynb #8d425039
 def _attach(module, arg, quantiser):
     "Put a quantiser on the output of a module (None), or on an argument"
     if arg is None:
@@ -80,7 +80,7 @@ def _add_quantisers(net, names, places):
     for (module, arg), layers in places.items():
         _attach(module, arg, Quantiser(layers=layers))
 
-# %% ../../nbs/size/30_qdq.ipynb #277794e7
+# %% ../../nbs/size/30_qdq.ipynb #1f407509
 def prepare(net,          # network in eval mode, norms folded or not; left as it is
             x=None,       # example of its input (1, 1, F, T), see `asc.size.fold.example_of`
             skip=None,    # names of the layers that stay in float; None: the first one
@@ -103,27 +103,31 @@ def prepare(net,          # network in eval mode, norms folded or not; left as i
     net.quantised = dict(skip=list(skip), logits=bool(logits), shape=list(x.shape[1:]))
     return net.to(device=x.device).eval()
 
-# %% ../../nbs/size/30_qdq.ipynb #72b34c5c
-def _check_batch(i, batch, prepared):
-    "Refuse a batch of another shape than the one prepared for, or with NaN"
+# %% ../../nbs/size/30_qdq.ipynb #b1651903
+def _check_shape(i, batch, prepared):
+    "Refuse a batch of another shape than the one prepared for"
     shape = tuple(batch.shape[1:])
     if shape != prepared:
         raise InputError(f'calibration: batch {i} is of shape {shape}, but the network was prepared '
                          f'for {prepared} (channels, bands, frames); '
                          'take clips of the same length, rate and frontend')
+
+# %% ../../nbs/size/30_qdq.ipynb #d4f45b78
+def _check_finite(i, batch):
     if not batch.isfinite().all():
         raise InputError(f'calibration: batch {i} holds NaN or infinite values')
 
-# %% ../../nbs/size/30_qdq.ipynb #062d9d68
+# %% ../../nbs/size/30_qdq.ipynb #0b1cc8d7
 def check_batches(net, batches):
     "The batches as a list, or InputError where they are not what the network was prepared for"
     batches = [batches] if isinstance(batches, torch.Tensor) else list(batches)
     if not batches: raise InputError('calibration: no batch given')
     for i, batch in enumerate(batches):
-        _check_batch(i, batch, tuple(net.quantised['shape']))
+        _check_shape(i, batch, tuple(net.quantised['shape']))
+        _check_finite(i, batch)
     return batches
 
-# %% ../../nbs/size/30_qdq.ipynb #beafaa8e
+# %% ../../nbs/size/30_qdq.ipynb #1b30fd04
 def _watch(net, batches):
     "Let the quantisers of activations measure what passes"
     for q in quantisers(net).values():
@@ -144,7 +148,7 @@ def _settle(net, name, quantiser, measured_range, weights):
     else:
         raise InputError(f'calibration: nothing passed {name}')
 
-# %% ../../nbs/size/30_qdq.ipynb #2636c937
+# %% ../../nbs/size/30_qdq.ipynb #c9673a9a
 @torch.no_grad()
 def calibrate(net,                   # what `prepare` gave
               batches,               # spectrograms (B, 1, F, T) of training clips; some 32 of 8 clips
@@ -161,7 +165,7 @@ def calibrate(net,                   # what `prepare` gave
         _settle(net, name, quantiser, measured_range, weights)
     return net
 
-# %% ../../nbs/size/30_qdq.ipynb #331448bb
+# %% ../../nbs/size/30_qdq.ipynb #345708f9
 def _layer_bytes(layer):
     "A row of `quant_table`; an activation's scale and zero point take 5 bytes"
     weights, weight_bytes, scales = layer.weight.numel(), 4, 0
@@ -180,20 +184,20 @@ def quant_table(net) -> pd.DataFrame: # layer -> type, bits, weights, bytes, bia
     rows = {name: _layer_bytes(layer) for name, layer in layers.items()}
     return pd.DataFrame(rows).T.rename_axis('layer')
 
-# %% ../../nbs/size/30_qdq.ipynb #5e11dde4
+# %% ../../nbs/size/30_qdq.ipynb #6dc04b11
 def _parameters_outside(net):
     "Number of parameters that are no layer's and no quantiser's"
     owners = [m for m in net.modules() if isinstance(m, (*LAYERS, Quantiser))]
     owned = {id(p) for owner in owners for p in owner.parameters()}
     return sum(p.numel() for p in net.parameters() if id(p) not in owned)
 
-# %% ../../nbs/size/30_qdq.ipynb #dee7d06d
+# %% ../../nbs/size/30_qdq.ipynb #3bbfb201
 def _activations_outside(net, layers):
     "Number of activations whose quantiser is no layer's"
     return sum(q.axis is None and name.rpartition('.')[0] not in layers
                for name, q in quantisers(net).items())
 
-# %% ../../nbs/size/30_qdq.ipynb #3d90b057
+# %% ../../nbs/size/30_qdq.ipynb #741ccc10
 def quant_bytes(net) -> dict: # int8, float, biases, scales and total
     "Bytes of integer and float weights, of biases and other parameters, of scales and zero points"
     table = quant_table(net)
@@ -220,7 +224,7 @@ def emitting(net,  # a calibrated network
         for q in quantisers(net).values():
             q.withdraw()
 
-# %% ../../nbs/size/30_qdq.ipynb #642a04e7
+# %% ../../nbs/size/30_qdq.ipynb #c594ba24
 def _spread(rows, n, seed):
     "Numbers of `n` clips, spread over devices and scenes"
     rows = rows.sample(frac=1, random_state=seed)
@@ -236,7 +240,7 @@ def _check_clips(model, data):
                          'pack the corpus the model was trained on')
     if not len(data): raise InputError('calibration: the list of clips is empty')
 
-# %% ../../nbs/size/30_qdq.ipynb #98b4cb91
+# %% ../../nbs/size/30_qdq.ipynb #d35c8f1d
 @torch.no_grad()
 def calibration_batches(model,     # Classifier
                         data,      # asc.train.learner.ClipData of the training list
@@ -255,7 +259,7 @@ def calibration_batches(model,     # Classifier
         batches.append(model.pipeline(waves.to(device)))
     return batches
 
-# %% ../../nbs/size/30_qdq.ipynb #2cad80db
+# %% ../../nbs/size/30_qdq.ipynb #35773ebb
 def quantised_classifier(model,        # Classifier in eval mode; left as it is
                          skip=None,    # see `prepare`
                          logits=False, # see `prepare`

@@ -18,12 +18,12 @@ from ..core import InputError, pick
 class Rules(NamedTuple):
     "The limits of one year"
     size: int = 128_000         # bytes of parameters
-    macs: int = 30_000_000      # for one second of sound; None: no limit
+    macs: int = 30_000_000      # a second of sound; None: no limit
     nonzero: bool = False       # zeros are not counted
-    bits: int = None            # the precision every parameter must have; None: free
-    per_device: bool = False    # the limits hold for the network of each device by itself
+    bits: int = None            # precision of every parameter; None: free
+    per_device: bool = False    # the limits hold for each device's network
 
-# %% ../../nbs/size/10_rules.ipynb #e8209cc3
+# %% ../../nbs/size/10_rules.ipynb #1c04165d
 RULES = {
     '2021': Rules(macs=None, nonzero=True),
     '2022': Rules(bits=8),
@@ -34,17 +34,17 @@ RULES = {
 # %% ../../nbs/size/10_rules.ipynb #209ffe09
 @dataclass(repr=False)
 class Verdict:
-    "`passed`, `reason` in words, and `checks`: a DataFrame with found, limit, margin and passed for each limit"
+    "`passed`, `reason` in words, and `checks`: found, limit, margin and passed for each limit"
     year: str
     checks: pd.DataFrame
-    notes: tuple = ()           # sentences for the reason
+    notes: tuple = ()    # sentences
 
     @property
     def passed(self) -> bool: return bool(self.checks['passed'].all())
 
     def __bool__(self): return self.passed
 
-# %% ../../nbs/size/10_rules.ipynb #fe2d0eef
+# %% ../../nbs/size/10_rules.ipynb #2fcc783a
 def _check_text(name, check):
     "A row of `Verdict.checks` in words"
     if name == 'bits' and check.found == check.limit:
@@ -52,33 +52,33 @@ def _check_text(name, check):
     verb, rest = ('of', 'left') if check.passed else ('exceed', 'too many')
     return f'{name} {check.found:,} {verb} {check.limit:,} ({abs(check.margin):,} {rest})'
 
-# %% ../../nbs/size/10_rules.ipynb #88dfa83e
+# %% ../../nbs/size/10_rules.ipynb #4e40cf59
 @patch(as_prop=True)
 def reason(self:Verdict) -> str:
     "Every check in words, then the notes"
     texts = [_check_text(name, check) for name, check in self.checks.iterrows()]
     return '; '.join([*texts, *self.notes])
 
-# %% ../../nbs/size/10_rules.ipynb #68e3927a
+# %% ../../nbs/size/10_rules.ipynb #f3fd58eb
 @patch
 def __repr__(self:Verdict):
     word = 'pass' if self.passed else 'FAIL'
     return f'DCASE {self.year}: {word}. {self.reason}.'
 
-# %% ../../nbs/size/10_rules.ipynb #89e8450a
+# %% ../../nbs/size/10_rules.ipynb #c5676ad3
 def _check_row(found, limit):
     return dict(found=found, limit=limit, margin=limit - found, passed=found <= limit)
 
 # %% ../../nbs/size/10_rules.ipynb #d03c38fb
 def _counted_parameters(params, nonzero, year):
-    "How many parameters the rules of a year count"
+    "Parameters that the rules count"
     if not RULES[year].nonzero: return params
     if nonzero is None:
         raise InputError(f'nonzero: the rules of {year} count the parameters that are not zero; '
                          'give their number')
     return nonzero
 
-# %% ../../nbs/size/10_rules.ipynb #764d361f
+# %% ../../nbs/size/10_rules.ipynb #fe7c0650
 def judge(params:int,   # parameters, all of them
           macs:int,     # official MACs for one second
           year='2024',  # a key of RULES

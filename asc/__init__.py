@@ -60,11 +60,15 @@ _API = {
     'entry.package': 'write_bundle',
     'backbone.zoo': 'create_backbone list_backbones',
 }
+
+# %% ../nbs/95_api.ipynb #a1b2c3d0
 _WHERE = {name: module for module, names in _API.items() for name in names.split()}
 
+# %% ../nbs/95_api.ipynb #a1b2c3d1
 def __getattr__(name):
     if name not in _WHERE: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     value = globals()[name] = getattr(import_module(f'asc.{_WHERE[name]}'), name)
     return value
 
+# %% ../nbs/95_api.ipynb #a1b2c3d2
 def __dir__(): return sorted([*globals(), *_WHERE])

@@ -11,10 +11,7 @@ from nbdev.test import test_nb as run_nb
 
 from air import is_exported, measure, notebooks, sources
 from conftest import ROOT
-
-# The rooms of the package in the order of imports: a room knows those above it. Numbers order the notebooks inside a room.
-ROOMS = ['core', 'run', 'data', 'frontend', 'augment', 'backbone', 'model', 'score', 'train', 'teach', 'size', 'export',
-         'load', 'experiment', 'use', 'entry', 'bench', 'cli', '__init__']
+from rooms import ROOMS
 
 NBS = notebooks(ROOT/'nbs')
 RUNS = [p for p in NBS if p.parent.name == 'nbs' and not p.name[0].isdigit() and p.stem != 'index']

@@ -16,7 +16,8 @@ from asc.score.differences import intervals_table
 from asc.score.stats import crossed
 from asc.score.temperature import apply_temperature, fit_temperature
 from asc.score.stats import bootstrap
-from asc.score.tables import (city_table, class_device_table, class_table, compare, confusion, device_table,
+from asc.score.stats import compare
+from asc.score.tables import (city_table, class_device_table, class_table, confusion, device_table,
                               summary_table, to_markdown)
 from asc.score.metrics import metrics, read_predictions, vote
 from asc.score.plots import plot_class_device, plot_confusion, plot_history, plot_reliability

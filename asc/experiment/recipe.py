@@ -96,7 +96,8 @@ def data_of_run(record,      # of a run of train.ipynb, see `asc.score.runs.read
     if data_dir: parameters['data_dir'] = data_dir
     data = read_training_data(TrainingOptions.of(parameters))
     if data.facts['lists'] != record['data']['lists']:
-        raise InputError(f"{data.corpus.dir}: its lists are not those of {record['dir']}; give the corpus the run was trained on")
+        raise InputError(f"{data.corpus.dir}: its lists are not those of {record['dir']}; "
+                         'give the corpus the run was trained on')
     return data
 
 # %% ../../nbs/experiment/05_recipe.ipynb #cac8e3e8
@@ -142,7 +143,8 @@ def create_training(data,         # TrainingData
     callbacks = create_callbacks(dls, options, distillation.temperature)
     callbacks += distillation.callbacks(model, data.devices, seconds, options.cache)
     if options.compile: callbacks.append(Compiled())
-    learn, rates = _learner(dls, model, options, distillation.loss(create_loss(options.loss)), history, [*callbacks, *cbs])
+    loss = distillation.loss(create_loss(options.loss))
+    learn, rates = _learner(dls, model, options, loss, history, [*callbacks, *cbs])
     learn.start = start                                    # what `start_from` did
     return learn, partial(fit, learn, options.epochs, rates, schedule=options.schedule)
 

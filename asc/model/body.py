@@ -19,7 +19,8 @@ def body_of(model):
 # %% ../../nbs/model/03_body.ipynb #924f86f0
 def head_of(model) -> str:
     "Name, inside the network, of its last part with trainable parameters"
-    trainable = [name for name, part in body_of(model).named_children() if any(p.requires_grad for p in part.parameters())]
+    is_trainable = lambda part: any(parameter.requires_grad for parameter in part.parameters())
+    trainable = [name for name, part in body_of(model).named_children() if is_trainable(part)]
     return trainable[-1]
 
 # %% ../../nbs/model/03_body.ipynb #0b1216cf
@@ -32,7 +33,8 @@ class DeviceWise(nn.Module):
     ):
         super().__init__()
         if unknown := set(networks) - set(devices):
-            raise InputError(f"networks for {', '.join(sorted(unknown))}, which are not among the devices {', '.join(devices)}")
+            raise InputError(f"networks for {', '.join(sorted(unknown))}, which are not among the devices "
+                             f"{', '.join(devices)}")
         self.base_model = base
         self.device_models = nn.ModuleDict(networks)
         self.devices = list(devices)

@@ -52,7 +52,7 @@ def input_shape(self:Classifier, seconds:float=1.0) -> tuple: # (1, 1, F, T) of 
     return tuple(shape)
 
 # %% ../../nbs/model/05_classifier.ipynb #b97257c5
-def create_classifier(backbone='cp_mobile_24', # name in `list_backbones()`, timm:NAME, torchvision:NAME, or file.py:Class
+def create_classifier(backbone='cp_mobile_24', # of `list_backbones()`, timm:NAME, torchvision:NAME, or file.py:Class
                       frontend=None,           # name in `list_frontends()`; default: the pipeline's own
                       pipeline='dcase24',      # name of a preset, or a list of steps
                       rate:int=44100,          # Hz of the waves it will be given
@@ -86,7 +86,7 @@ def save_network(network, spec, folder, **facts):
     "Write a network and the specification of its classifier"
     if _is_pruned(network, spec): spec = spec | dict(pruned=True)
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    content = save(tensors, metadata=dict(format='pt', asc='classifier'))      # save_file would hide the file from other users
+    content = save(tensors, metadata=dict(format='pt', asc='classifier')) # save_file would hide it from others
     with atomic(Path(folder)/'model.safetensors') as tmp:
         tmp.write_bytes(content)
     write_json(Path(folder)/'model.json', dict(format='asc-classifier-1', **spec, **facts))

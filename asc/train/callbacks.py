@@ -35,8 +35,8 @@ class LoneClip(Callback):
     def check(self, norm, args):
         if not norm.training or args[0].numel() > args[0].shape[1]: return
         clips, bs = self.dls.train.n, self.dls.train.bs
-        raise InputError(f'{clips} training clips in batches of {bs} leave one clip alone, and a BatchNorm of this network then '
-                         f'sees a single value: choose another bs, such as {bs + 1}')
+        raise InputError(f'{clips} training clips in batches of {bs} leave one clip alone, and a BatchNorm of this '
+                         f'network then sees a single value: choose another bs, such as {bs + 1}')
 
     def after_fit(self):
         for hook in self.hooks: hook.remove()
@@ -71,8 +71,8 @@ def check_callbacks(options,        # TrainingOptions
     options.check()
     check_precision(options.precision, device)
     if not validates and (options.patience or options.keep == 'best'):
-        raise InputError(f'patience={options.patience}, keep={options.keep!r} need a validation list: set valid above 0 '
-                         '(the test list is never used)')
+        raise InputError(f'patience={options.patience}, keep={options.keep!r} need a validation list: '
+                         'set valid above 0 (the test list is never used)')
 
 # %% ../../nbs/train/75_callbacks.ipynb #cbc980f0
 def create_callbacks(dls,              # the learner's DataLoaders

@@ -103,10 +103,12 @@ def check_start(model, start, source):
     "InputError unless two classifiers have one network behind one frontend"
     theirs, ours = start.spec['backbone'], model.spec['backbone']
     if theirs != ours:
-        raise InputError(f'{source} holds the network {theirs}, this run trains {ours}: choose backbone={theirs!r} or another run')
+        raise InputError(f'{source} holds the network {theirs}, this run trains {ours}: '
+                         f'choose backbone={theirs!r} or another run')
     theirs, ours = repr(start.pipeline.frontend), repr(model.pipeline.frontend)
     if theirs != ours:
-        raise InputError(f'{source} was trained on other spectrograms ({theirs}, here {ours}): choose its frontend, or another run')
+        raise InputError(f'{source} was trained on other spectrograms ({theirs}, here {ours}): '
+                         'choose its frontend, or another run')
 
 # %% ../../nbs/train/65_finetune.ipynb #c3827958
 def start_from(model,      # a classifier, freshly created

@@ -42,7 +42,8 @@ def make_dls(train, valid,      # ClipData each; `valid` may be empty
              device=None,       # torch device; default: the accelerator if there is one
              ) -> DataLoaders:
     "fastai DataLoaders: training shuffled, validation in order"
-    if not len(train): raise InputError('the training list is empty: choose a larger subset or a smaller validation share')
+    if not len(train):
+        raise InputError('the training list is empty: choose a larger subset or a smaller validation share')
     if bs < 1: raise InputError(f'bs={bs}: a batch needs at least one clip')
     load = partial(ClipLoader, bs=bs, num_workers=0)
     return DataLoaders(load(train, shuffle=True), load(valid), device=device or default_device())
@@ -83,7 +84,7 @@ def _epoch_words(record):
 
 # %% ../../nbs/train/40_learner.ipynb #329c8830
 class Learner(FastaiLearner):
-    "fastai's, which may begin at a later epoch (`first_epoch`); after an error, callbacks `undo` what they did to the model"
+    "fastai's, which may begin at a later epoch (`first_epoch`) and lets callbacks `undo` their work after an error"
     first_epoch = 0
     def _with_events(self, f, event_type, ex, final=noop):
         try:
@@ -96,7 +97,7 @@ class Learner(FastaiLearner):
         try:
             super()._call_one(event_name)
         except InputError as e:
-            e.args = (str(e).rpartition(':\n\t')[2],)     # the sentence alone, without fastai's words about the callback
+            e.args = (str(e).rpartition(':\n\t')[2],)     # the sentence alone, without fastai's words
             raise
 
     def _do_fit(self):

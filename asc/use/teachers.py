@@ -49,7 +49,8 @@ def without_test(rows,       # of the list
         remark = f'**{tested.sum():,} of them are on the test list, and marked: nothing may be learnt from them.**'
         return rows, remark if tested.any() else ''
     if tested.all():
-        raise InputError(f'clips={clips!r} are the test list: nothing may be learnt from it. To look at them, set allow_test=True')
+        raise InputError(f'clips={clips!r} are the test list: nothing may be learnt from it. '
+                         'To look at them, set allow_test=True')
     remark = f'{tested.sum():,} clips of the test list are left out.' if tested.any() else ''
     return rows[~tested].reset_index(drop=True), remark
 

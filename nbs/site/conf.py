@@ -34,8 +34,8 @@ templates_path = []
 pygments_style = 'friendly'
 pygments_dark_style = 'github-dark'
 
-# the order of the sidebar: rooms and modules in the order of imports (as in tests/test_house.py), run notebooks by use
+# the order of the sidebar: rooms and modules in the order of imports (as in tests/rooms.py), run notebooks by use
 rooms = ['core', 'run', 'data', 'frontend', 'augment', 'backbone', 'model', 'score', 'train', 'teach', 'size', 'export',
-         'load', 'experiment', 'use', 'entry', 'bench', 'console', 'cli', '__init__']
+         'load', 'experiment', 'use', 'entry', 'bench', 'cli', '__init__']
 runs = ['train', 'sweep', 'search', 'report', 'explore', 'logits', 'distill', 'devices', 'quantize', 'submit', 'demo',
         'benchmark', 'zoo']

@@ -166,10 +166,7 @@ def halve(folder):
 # %% ../../nbs/entry/15_package.ipynb #a517ab2a
 def open_source(source):
     "The model of a run, of device models or of a published device-wise checkpoint"
-    path = resolve(source)
-    if (path/'devices.safetensors').is_file(): return load_devices(path)
-    if path.is_dir(): return load_model(path)
-    return from_published(path if path.is_file() else source)
+    return open_model(source, 44100).classifier('the inference package', ('float', 'device-wise'))
 
 # %% ../../nbs/entry/15_package.ipynb #a493cd58
 def _copy_library(root):

@@ -1,0 +1,221 @@
+"""One opener: whatever a model was saved as, everybody who is given it answers one clip of one device alike, or refuses it by name."""
+from copy import deepcopy
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import soundfile as sf
+import torch
+
+from asc import predict
+from asc.backbone.weights import weights_fingerprint
+from asc.backbone.zoo import create_backbone
+from asc.core import InputError, seed_everything
+from asc.data.splits import read_split
+from asc.entry.package import open_source
+from asc.entry.weights import load_entrant
+from asc.experiment.distillation import Distillation
+from asc.experiment.recipe import open_start
+from asc.load import KINDS, Hearing, open_model
+from asc.model.body import body_of
+from asc.model.classifier import create_classifier, save_model
+from asc.model.per_device import DeviceAware, save_devices
+from asc.size.prune import prune
+from asc.size.qat import save_quantised
+from asc.size.qdq import calibrate, quantised_classifier
+from asc.train.clips import ClipData
+from asc.train.finetune import start_from
+from asc.train.learner import predictions
+from asc.use.answers import predict_teacher
+from asc.use.microphones import probabilities_over_time
+
+SMALL = dict(backbone_args=dict(base=8), pipeline='none', augment=False)
+DEVICE = 'b'
+
+
+def small_classifier(corpus, rate, **options):
+    "A small untrained classifier for the scenes of a corpus"
+    return create_classifier('cp_mobile_24', 'dcase24', rate=rate, scenes=corpus.scenes, **SMALL | options).eval()
+
+
+def save_kinds(folder, corpus, store):
+    "A model of every kind under its name; the path of each"
+    seed_everything(0)
+    general = small_classifier(corpus, store.rate)
+    x = torch.randn(general.input_shape())
+    save_model(general, folder/'float')
+
+    narrow = deepcopy(general)
+    narrow.backbone, _ = prune(general.backbone, x, max_macs=1_500_000, steps=1)
+    save_model(narrow, folder/'pruned')
+
+    integer = quantised_classifier(general)
+    calibrate(integer.backbone, [torch.randn(8, *x.shape[1:])])
+    save_quantised(integer, folder/'quantised')
+
+    other = deepcopy(general.backbone)
+    with torch.no_grad(): other.feed_forward[0].weight.mul_(-1)
+    save_devices(DeviceAware(general, {DEVICE: other}, corpus.devices), folder/'device-wise')
+
+    torch.save(create_backbone('cp_mobile_24').state_dict(), folder/'published.ckpt')
+    paths = {kind: folder/kind for kind in ('float', 'pruned', 'quantised', 'device-wise')}
+    return paths | dict(published=folder/'published.ckpt') | export(general, folder)
+
+
+def export(model, folder):
+    "The same model as an ONNX file, where the extra is installed"
+    try:
+        from asc.export.onnx import export_model
+        return dict(exported=export_model(model, folder/'exported.onnx'))
+    except InputError:
+        return {}
+
+
+@pytest.fixture(scope='module')
+def paths(packed, tmp_path_factory):
+    "The path of a model of every kind"
+    return save_kinds(tmp_path_factory.mktemp('kinds'), *packed)
+
+
+@pytest.fixture(scope='module')
+def rows(packed):
+    "Clips of one device, which has a network of its own in the device-wise model"
+    corpus, _ = packed
+    return corpus.meta[corpus.meta.device == DEVICE].head(3).reset_index(drop=True)
+
+
+@pytest.fixture(scope='module')
+def sounds(packed, rows, tmp_path_factory):
+    "The same clips as files"
+    corpus, _ = packed
+    return [str(corpus.dir/name) for name in rows.filename]
+
+
+class Consumers:
+    "What each consumer says of the clips: probabilities (3, classes)"
+
+    def __init__(self, packed, rows, sounds):
+        self.corpus, self.store = packed
+        self.rows, self.sounds = rows, sounds
+        self.data = ClipData(self.store, rows, self.corpus.scenes, self.corpus.devices)
+        self.wave, self.device, _ = self.data.batch(range(len(rows)))
+
+    def reference(self, path):
+        "The opened model itself"
+        hearing = Hearing(open_model(path), self.store.rate, self.corpus.devices)
+        with torch.no_grad(): return hearing(self.wave, self.device).float().softmax(1)
+
+    def classifier(self, path, consumer, kinds):
+        "What a notebook that needs the PyTorch classifier says"
+        model = open_model(path, self.store.rate).classifier(consumer, kinds)
+        return torch.tensor(predictions(model, self.data)[self.corpus.scenes].to_numpy())
+
+    def asc_predict(self, path):
+        return torch.tensor(predict(path, self.sounds, device=DEVICE)[self.corpus.scenes].to_numpy())
+
+    def demo(self, path):
+        "Windows of a sound; a demo does not tell the device, so a general network answers"
+        tables = [probabilities_over_time(path, wave[None], self.store.rate) for wave in self.wave]
+        return torch.tensor(pd.concat(tables)[self.corpus.scenes].to_numpy())
+
+    def logits(self, path):
+        teacher = predict_teacher(path, self.store, self.rows, self.corpus.scenes, self.corpus.devices)
+        return torch.as_tensor(teacher.logits).float().softmax(1)
+
+    def live_teacher(self, path):
+        student = small_classifier(self.corpus, self.store.rate)
+        live = Distillation(str(path), dict(sees='clean')).callbacks(student, self.corpus.devices)[0]
+        loaders = SimpleNamespace(train_ds=SimpleNamespace(cache=None))
+        live.learn = SimpleNamespace(model=student, dls=loaders, xb=(self.wave, self.device), yb=())
+        live.before_fit()
+        live.after_pred()
+        return live.learn.yb[-1].softmax(1)
+
+    def init_from(self, path):
+        start = open_start(str(path))
+        options = {} if path.suffix == '.ckpt' else dict(backbone_args=dict(base=8))
+        student = create_classifier('cp_mobile_24', 'dcase24', 'none', self.store.rate, self.corpus.scenes, **options)
+        start_from(student, start, path)
+        return torch.tensor(predictions(student.eval(), self.data)[self.corpus.scenes].to_numpy())
+
+    def quantize(self, path): return self.classifier(path, 'quantize.ipynb', ('float', 'pruned', 'published'))
+    def devices(self, path): return self.classifier(path, 'devices.ipynb', ('float', 'pruned'))
+
+    def submit(self, path):
+        model, _ = load_entrant(path)
+        return torch.tensor(predictions(model, self.data)[self.corpus.scenes].to_numpy())
+
+    def package(self, path):
+        return torch.tensor(predictions(open_source(path), self.data)[self.corpus.scenes].to_numpy())
+
+
+@pytest.fixture(scope='module')
+def consumers(packed, rows, sounds):
+    return Consumers(packed, rows, sounds)
+
+
+# consumer -> the kinds it cannot use, and how far its numbers may be from the model's own: logits of a file and weights of an
+# entry are stored in 16 bits
+CANNOT = {
+    'asc_predict': ([], 1e-6),
+    'demo': ([], 1e-6),
+    'logits': ([], 2e-3),
+    'live_teacher': (['exported'], 1e-6),
+    'init_from': (['pruned', 'quantised', 'device-wise', 'exported'], 1e-6),
+    'quantize': (['quantised', 'device-wise', 'exported'], 1e-6),
+    'devices': (['quantised', 'device-wise', 'published', 'exported'], 1e-6),
+    'submit': (['published', 'exported'], 5e-3),
+    'package': (['pruned', 'quantised', 'published', 'exported'], 1e-6),
+}
+MADE = [kind for kind in KINDS if kind != 'module']
+
+
+@pytest.mark.parametrize('kind', MADE)
+@pytest.mark.parametrize('name', CANNOT)
+def test_one_clip_one_answer(name, kind, paths, consumers):
+    "Every kind of model through every consumer: the same probabilities for the same clips and device, or a refusal by name"
+    if kind not in paths: pytest.skip("needs the extra 'export'")
+    path, consume = paths[kind], getattr(consumers, name)
+    cannot, tolerance = CANNOT[name]
+    if kind in cannot:
+        with pytest.raises(InputError, match=kind): consume(path)
+        return
+    expected = consumers.reference(path)
+    if name == 'demo' and kind == 'device-wise':
+        expected = consumers.reference(paths['float'])
+    if kind == 'quantised': tolerance = max(tolerance, 5e-3)   # the last bit of a float moves a code
+    assert (consume(path) - expected).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize('kind', MADE)
+def test_kinds_are_told_apart(kind, paths):
+    if kind not in paths: pytest.skip("needs the extra 'export'")
+    assert open_model(paths[kind]).kind == kind
+
+
+def test_a_device_has_its_own_network(consumers, paths):
+    "The device-wise model differs from the general one for this device, so that the table means something"
+    gap = (consumers.reference(paths['device-wise']) - consumers.reference(paths['float'])).abs().max()
+    assert gap > 1e-3
+
+
+def test_one_fingerprint(consumers, paths, packed, rows, tmp_path):
+    "Card, file of logits, opened run and exported file name a network by the same digits"
+    corpus, store = packed
+    model = open_model(paths['float'])
+    digits = weights_fingerprint(body_of(model.network))
+    assert model.fingerprint == digits
+    assert predict_teacher(paths['float'], store, rows, corpus.scenes, corpus.devices).facts['fingerprint'] == digits
+    facts = Distillation(str(paths['float'])).check(read_split(corpus, 100), corpus.scenes)
+    assert facts['teachers'][0]['fingerprint'] == digits
+    if 'exported' in paths: assert open_model(paths['exported']).fingerprint == digits
+
+
+def test_a_sound_at_another_rate(packed, paths, tmp_path):
+    "A file at 48 kHz in stereo is brought to the rate of every kind of model"
+    corpus, _ = packed
+    tone = torch.sin(torch.arange(48000) / 20)[:, None].repeat(1, 2).numpy()
+    sf.write(tmp_path/'tone.wav', tone, 48000)
+    for path in paths.values():
+        table = predict(path, tmp_path/'tone.wav')
+        assert table[corpus.scenes].sum(axis=1).tolist() == pytest.approx([1.])

@@ -33,6 +33,10 @@ _API = {
     'train.learner': 'create_learner fit make_dls predict_logits predictions',
     'model.published': 'load_published',
     'size.cost': 'complexity judge_devices',
+}
+
+# %% ../nbs/95_api.ipynb #a1b2c3e9
+_API |= {
     'score.metrics': 'metrics read_predictions',
     'score.tables': 'class_table device_table',
     'run.folder': 'Run',

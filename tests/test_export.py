@@ -26,8 +26,8 @@ from networks import SMALL_BEATS
 onnx = pytest.importorskip('onnx')
 ort = pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
-from asc.export import graph  # noqa: E402
-from asc.export.graph import network_graph, pools_as_convolutions  # noqa: E402
+from asc.export import onnx_graph  # noqa: E402
+from asc.export.onnx_graph import network_graph, pools_as_convolutions  # noqa: E402
 from asc.export.onnx import executed_ops, export_model, load_exported  # noqa: E402
 from asc.export.onnx import session, stored_tensors  # noqa: E402
 

@@ -6,7 +6,7 @@ import soundfile as sf
 import torch
 from scipy import stats
 
-from asc.augment.steps import Choice, parse_step
+from asc.augment.sequence import Choice, parse_step
 from asc.augment.pipeline import create_pipeline, Pipeline, pipelines
 from asc.core import InputError
 from asc.frontend.logmel import create_frontend

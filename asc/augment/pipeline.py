@@ -12,7 +12,7 @@ import os
 from fastcore.basics import patch
 from torch import nn
 
-from .steps import parse_step, place_augment, place_choice, place_steps
+from .sequence import parse_step, place_augment, place_choice, place_steps
 from ..core import InputError, pick
 from ..frontend.logmel import create_frontend
 from ..frontend.mel import Resample

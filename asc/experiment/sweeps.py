@@ -241,6 +241,28 @@ def _draw(self:Board, table):
     if self.handle: self.handle.update(html)
     else: self.handle = display(html, display_id=True)
 
+# %% ../../nbs/experiment/20_sweeps.ipynb #52b48532
+@patch
+def check_finished(self:Sweep):
+    "RuntimeError that names the first runs that were given up"
+    if not self.errors: return
+    reasons = '; '.join(f'{name}: {error}' for name, error in list(self.errors.items())[:5])
+    raise RuntimeError(f'{len(self.errors)} of {len(self.cells)} runs have not finished, '
+                       f'the same call tries them again. {reasons}')
+
+# %% ../../nbs/experiment/20_sweeps.ipynb #7cdb8b0a
+def _swept_parameters(record):
+    "Split, seed and whatever the sweep has varied"
+    parameters = {name: record['parameters'][name] for name in ('subset', 'seed')}
+    return parameters | record['cell'].swept
+
+# %% ../../nbs/experiment/20_sweeps.ipynb #8b304910
+@patch
+def trainings(self:Sweep) -> list:
+    "The records of the finished runs of train.ipynb, reduced to the parameters that were swept"
+    records = [record for record in self.records() if record['notebook'] == 'train']
+    return [dict(record, parameters=_swept_parameters(record)) for record in records]
+
 # %% ../../nbs/experiment/20_sweeps.ipynb #d99692e6
 def _mean_and_std(mean, std, digits):
     "A figure of a table; one without a spread rests on one seed"

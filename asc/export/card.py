@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..core import InputError, write_json, write_text
-from .graph import need_onnx
+from .onnx_graph import need_onnx
 from .onnx import executed_ops, load_exported, parts_of, session, stored_tensors
 from ..frontend.mel import Resample
 from ..size.cost import complexity

@@ -23,7 +23,7 @@ from torch import nn
 
 from ..backbone.weights import weights_fingerprint
 from ..core import InputError, atomic, check_range
-from .graph import need_onnx, network_graph, to_graph
+from .onnx_graph import need_onnx, network_graph, to_graph
 from ..frontend.logmel import LogMel
 from ..frontend.matmul import graph_frontend
 from ..frontend.mel import Resample

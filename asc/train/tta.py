@@ -17,7 +17,7 @@ from ..model.classifier import Classifier
 from ..core import InputError, check_range
 from .learner import predictions
 from .melcache import frozen
-from ..augment.steps import parse_step
+from ..augment.sequence import parse_step
 from ..augment.spec import Mask
 
 # %% ../../nbs/train/90_tta.ipynb #9133a43f

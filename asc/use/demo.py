@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'NOTHING', 'WAITING', 'need_gradio', 'short_names', 'fault_html', 'verdict_html', 'build_page',
-           'practice_models', 'serve']
+           'practice_models', 'practice_sound', 'serve']
 
 # %% ../../nbs/use/20_demo.ipynb #a9957adf
 import os
@@ -18,14 +18,16 @@ from fastcore.basics import patch
 from ..experiment.recipe import train_and_save
 from ..core import InputError
 from ..train.options import TrainingOptions
-from .devices import RECORDED, device_names, read_start, through_device
+from .devices import RECORDED, check_devices, device_names, read_start
 from .microphones import coloured, compare_devices, explain
 from ..load import OpenModel, open_model, opened
 from ..model.classifier import Classifier
 from ..size.ptq import ptq
 from ..size.qdq import calibration_batches
+from ..data.choose import find_corpus
 from ..data.sound import to_int16
-
+from ..data.splits import read_test
+from ..data.store import pack
 
 # %% ../../nbs/use/20_demo.ipynb #bea8cecf
 def need_gradio():
@@ -86,8 +88,7 @@ class _Ear:
         self.models = {name: open_model(model) for name, model in models.items()}
         self.folder, self.longest = folder, longest
         self.devices = device_names(folder)
-        for device in self.devices[1:]: # bad responses are refused now, not in the browser
-            through_device(torch.ones(1, 4410), 44100, device, folder)
+        check_devices(folder) # now, not in the browser
 
     def read(self, path):
         if not path: raise InputError('No sound yet: drop or record one')
@@ -210,6 +211,21 @@ def practice_models(
         data_dir=data_dir, valid=0., epochs=epochs, bs=32, seed=seed, pipeline='none', backbone_args=small))
     kinds = dict(float=model, int8=_quantised(model, data.clips(data.train), seed))
     return {f'practice, {kind}': opened(network, kind) for kind, network in kinds.items()}
+
+# %% ../../nbs/use/20_demo.ipynb #680c9206
+def practice_sound(
+    corpus=None,       # asc.data.corpus.Corpus; default the synthetic one
+    longest:float=60., # seconds
+) -> tuple:            # wave float32 (1, N), rate in Hz, seconds of the whole, what it is
+    "The beginning of the first recording in the test list"
+    corpus = corpus or find_corpus()
+    store, test = pack(corpus), read_test(corpus)
+    first = test[test.recording == test.recording.iloc[0]].sort_values('snippet')
+    pcm = store.batch(store.index(first.filename)).reshape(1, -1)
+    wave = torch.from_numpy(pcm).float()[:, :round(longest*store.rate)]/32768
+    source = 'synthetic' if corpus.synthetic else corpus.name
+    title = f'a {source} recording of {first.scene.iloc[0]} by device {first.device.iloc[0]}'
+    return wave, store.rate, pcm.shape[1]/store.rate, title
 
 # %% ../../nbs/use/20_demo.ipynb #1263f4df
 def _launch(page, host, port, browser):

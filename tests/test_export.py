@@ -142,7 +142,7 @@ def test_pools_as_convolutions(quantised, monkeypatch, tmp_path):
     answers = []
     for k in (25, 0):
         monkeypatch.setattr(
-            graph, 'pools_as_convolutions', partial(pools_as_convolutions, most=k)
+            onnx_graph, 'pools_as_convolutions', partial(pools_as_convolutions, most=k)
         )
         export_model(quantised, None, 'int8', network=tmp_path/f'{k}.onnx')
         run = session(tmp_path/f'{k}.onnx')
@@ -379,7 +379,7 @@ def test_an_index_that_is_also_a_shape_stays_64_bits():
             [h.make_tensor(k, kind.INT64, [2], v) for k, v in names.items()],
         )
     )
-    onnx.checker.check_model(graph.shorten(m, 'n/'), full_check=True)
+    onnx.checker.check_model(onnx_graph.shorten(m, 'n/'), full_check=True)
     assert {t.name: t.data_type for t in m.graph.initializer} == {
         'n/both': kind.INT64, 'n/only': kind.INT32
     }

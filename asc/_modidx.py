@@ -840,6 +840,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/asc', 'doc_host': '', 'git
                                                                                           'asc/experiment/distillation.py'),
                                              'asc.experiment.distillation._refuse_idle_keys': ( 'experiment/distillation.html#_refuse_idle_keys',
                                                                                                 'asc/experiment/distillation.py'),
+                                             'asc.experiment.distillation.is_model': ( 'experiment/distillation.html#is_model',
+                                                                                       'asc/experiment/distillation.py'),
                                              'asc.experiment.distillation.kind_of_teacher': ( 'experiment/distillation.html#kind_of_teacher',
                                                                                               'asc/experiment/distillation.py'),
                                              'asc.experiment.distillation.read_distill': ( 'experiment/distillation.html#read_distill',

@@ -13,6 +13,7 @@ from asc.train.options import TrainingOptions
 from asc.augment.mixup import mix_teacher
 from asc.core import InputError, seed_everything
 from asc.data.splits import read_split
+from asc.load import opened
 from asc.experiment.recipe import TrainingData, check_training, create_training
 from asc.model.classifier import create_classifier, load_model, save_model
 from asc.teach.distill import soft_loss
@@ -141,7 +142,7 @@ def test_dragonsearch_teacher_sees_the_batch_before_mixstyle():
         for b in (r['backbone'], 'tf_sepnet_dragon_80')
     )
     kd = Distillation('self', r['distill'])
-    kd.kind, kd.network = 'run', big
+    kd.kind, kd.model = 'run', opened(big)
     live, = kd.callbacks(student)
     assert live.sees == 'freq_mixstyle'
     assert sum(p.numel() for p in live.teacher.backbone.parameters()) == 194_770

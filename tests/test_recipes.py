@@ -201,7 +201,7 @@ def test_what_shapes_a_training_is_in_one_place():
     cell = next(c for c in notebook['cells'] if 'parameters' in c['metadata'].get('tags', []))
     lines = {}
     for line in ''.join(cell['source']).splitlines():
-        name, meaning = line.split(':')[0], line.split('  # ')[-1]
+        name, meaning = line.split(':')[0], line.split(' # ')[-1]
         lines[name] = meaning
     declared = declared_parameters(find_notebook('train'))
     for entry in fields(TrainingOptions):

@@ -262,9 +262,9 @@ class Killed(BaseException): "Stands for the end of the process"
 def test_runs_go_on_where_each_was(synthetic, tmp_path, monkeypatch):
     "Killed while checkpoints are written: seeds equally far go on together, to the last digit; others from their own"
     monkeypatch.setattr(
-        'asc.experiment.seeds.pack', partial(pack, store_dir=tmp_path/'store', progress=False)
+        'asc.experiment.recipe.pack', partial(pack, store_dir=tmp_path/'store', progress=False)
     )
-    monkeypatch.setattr('asc.experiment.seeds.read_split', lambda *args: read_split(*args)[::6])
+    monkeypatch.setattr('asc.experiment.recipe.read_split', lambda *args: read_split(*args)[::6])
     light = dict(
         data_dir=str(synthetic), subset=5, epochs=3, bs=9, backbone='cnn3', frontend='cnn3',
         pipeline='none',

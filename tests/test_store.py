@@ -19,6 +19,8 @@ import torchaudio
 
 import asc.data.pcm
 import asc.data.packing
+import asc.data.packing
+import asc.data.packing
 import asc.data.store
 from asc.core import InputError, project_root
 from asc.data.check import check_corpus
@@ -46,7 +48,7 @@ def store(corpus, tmp_path):
 
 def small_chunks(monkeypatch, clips=4):
     "Pack a few clips at a time"
-    monkeypatch.setattr(asc.data.store, 'CHUNK', clips*RATE)
+    monkeypatch.setattr(asc.data.packing, 'CHUNK', clips*RATE)
 
 
 # ---------------------------------------------------------------- samples
@@ -297,7 +299,7 @@ def tree(folder):
 
 SCRIPT = '''
     import sys, time
-    import asc.data.store, asc.data.sound
+    import asc.data.packing, asc.data.store
     from asc.data.corpus import load_corpus
     asc.data.packing.CHUNK = 4*800
     read = asc.data.packing.read_int16

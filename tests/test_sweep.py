@@ -138,7 +138,7 @@ def stack_of(folder, parameters):
 
 def start_worker(sweep):
     "A process that trains both cells, as the worker of an engine does"
-    code = f'from asc.experiment.sweeps import attempt; attempt({sweep.task(*sweep.cells)})'
+    code = f'from asc.experiment.engines import attempt; attempt({sweep.task(*sweep.cells)})'
     return launch.start(sys.executable, '-c', code)
 
 

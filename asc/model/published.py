@@ -161,13 +161,14 @@ def load_published(path,           # of a checkpoint, or a public name in `asc.b
     "Recognise a checkpoint, load it strictly and put its frontend before it"
     state = _scene_state(path)
     base = {k.removeprefix('base_model.'): v for k, v in state.items() if k.startswith('base_model.')}
+    devices = _own_devices(state, path)
     name, outputs = recognise(base or state, path)
     if name == 'passt_s' and outputs == 527: _refuse_encoder(path, 'the AudioSet PaSST (527 classes)', name)
     classes = list(classes or SCENES)
     if len(classes) != outputs:
         raise InputError(f'{path}: {outputs} outputs for {len(classes)} class names; '
                          'give classes=[…] in the order of the outputs')
-    network = device_wise_cp_mobile(_own_devices(state, path), outputs) if base else _empty(name, outputs, state)
+    network = device_wise_cp_mobile(devices, outputs) if base else _empty(name, outputs, state)
     load_weights(network, state, what=path)
     if all(v.dtype == torch.float16 for v in state.values() if v.is_floating_point()):
         network.half()

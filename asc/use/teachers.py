@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..core import InputError, fingerprint, resolve
 from ..data.corpus import load_corpus, read_list
+from ..experiment.distillation import is_model
 from ..data.splits import carve_valid, match, read_split, read_test
 from ..load import open_model
 from ..teach.ensemble import score_table
@@ -108,7 +109,7 @@ def teacher_file(source, # file of logits, or a model for `asc.open_model`
                  folder, # where logits are kept
                  **facts) -> TeacherFile:
     "The logits of one teacher, computed unless they are there"
-    if Path(source).suffix == '.safetensors':
+    if not is_model(source):
         teacher = read_teacher(source)
         knows = test.filename.isin(teacher.filenames).all()
         return TeacherFile(str(source), teacher.only(test.filename) if knows else None)

@@ -13,7 +13,7 @@ from asc.cli import main
 from asc.core import InputError
 from asc.data.corpus import load_corpus
 from asc.model.classifier import create_classifier, save_model
-from asc.use.demo import build_page, practice_models, serve, short_names
+from asc.use.demo import build_page, practice_models, serve_page, short_names
 from asc.use.microphones import compare_devices, explain
 from asc.use.devices import read_start, through_device
 from asc.load import OpenModel, open_model
@@ -128,7 +128,7 @@ def served(files):
         'upside down': OpenModel('upside', 'module', ['<b>low', 'middle', 'high'], RATE, [], upside_down),
     }
     page = build_page(models, str(files/'devices'), longest=2)
-    url = serve(page, free_port(), wait=False)
+    url = serve_page(page, free_port(), wait=False)
     with sync_playwright() as pw:
         browser = pw.chromium.launch(
             executable_path=chromium,
@@ -236,7 +236,7 @@ def test_page_records(page):
 def test_port_is_taken(served):
     url, _, models = served
     with pytest.raises(InputError, match='is taken'):
-        serve(build_page(models), int(url.strip('/').rsplit(':')[-1]), wait=False)
+        serve_page(build_page(models), int(url.strip('/').rsplit(':')[-1]), wait=False)
 
 
 def test_models_are_refused_before_the_page(files):

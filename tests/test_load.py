@@ -12,7 +12,7 @@ from asc.backbone.weights import weights_fingerprint
 from asc.backbone.zoo import create_backbone
 from asc.core import InputError, seed_everything
 from asc.data.splits import read_split
-from asc.entry.package import open_source
+from asc.entry.package import open_system
 from asc.entry.weights import load_entrant
 from asc.experiment.distillation import Distillation
 from asc.experiment.recipe import open_start
@@ -146,7 +146,7 @@ class Consumers:
         return torch.tensor(predictions(model, self.data)[self.corpus.scenes].to_numpy())
 
     def package(self, path):
-        return torch.tensor(predictions(open_source(path), self.data)[self.corpus.scenes].to_numpy())
+        return torch.tensor(predictions(open_system(path), self.data)[self.corpus.scenes].to_numpy())
 
 
 @pytest.fixture(scope='module')

@@ -15,7 +15,7 @@ from asc.size.fold import compare_networks, fold, half_weights, norms
 from asc.size.dataflow import dataflow
 from asc.size.ptq import mixed_precision, ptq, sensitivity
 from asc.size.qat import load_quantised, save_quantised, with_augmentation
-from asc.size.places import LAYERS
+from asc.size.places import WEIGHTED_LAYERS
 from asc.size.qdq import calibrate, calibration_batches, emitting, prepare
 from asc.size.qdq import quant_bytes, quantised_classifier, quantisers
 
@@ -125,7 +125,7 @@ def test_quantised(name):
     q = ptq(net, x.split(4))
     stem = q.quantised['skip']
     for n, m in q.named_modules():
-        if not isinstance(m, LAYERS): continue
+        if not isinstance(m, WEIGHTED_LAYERS): continue
         if n in stem:
             assert torch.equal(m.weight, fold(net, x).get_submodule(n).weight)
             continue

@@ -17,7 +17,7 @@ from asc.data.splits import carve_valid, read_split
 from asc.experiment.recipe import TrainingData, create_training
 from asc.experiment.search import best_recipe, open_study, Prune, run_trial
 from asc.experiment.space import read_space
-from asc.experiment.search import run_trials, settled, trials_table, write_recipe
+from asc.experiment.search import run_trials, settled_trials, trials_table, write_recipe
 from asc.run.parameters import full_parameters
 import launch
 
@@ -115,8 +115,8 @@ def test_more_trials_and_trials_that_fail(parts, tmp_path):
     study = search(parts, tmp_path/'s.db', 3, run='b', space=space, epochs=1)
     table = trials_table(study)
     assert len(table) == 5
-    assert len(settled(study, 'a')) == 2
-    assert len(settled(study, 'b')) == 3
+    assert len(settled_trials(study, 'a')) == 2
+    assert len(settled_trials(study, 'b')) == 3
     failed = table[table.frontend == 'dcase24']
     trained = table[table.frontend == 'cnn3']
     assert len(failed)

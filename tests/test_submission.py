@@ -12,7 +12,7 @@ import yaml
 from asc.core import InputError, write_json
 from asc.data.choose import data_facts
 from asc.data.splits import read_test
-from asc.entry.files import AUTHOR
+from asc.entry.files import AUTHOR_TEMPLATE
 from asc.entry.folder import check_package, write_package
 from asc.model.classifier import create_classifier, load_model, save_model
 from asc.score.metrics import metrics
@@ -23,7 +23,7 @@ from asc.train.learner import predictions
 
 LABEL = 'Curie_UP_task1_1'
 ME = dict(
-    AUTHOR,
+    AUTHOR_TEMPLATE,
     lastname='Curie',
     firstname='Marie',
     email='marie@example.org',

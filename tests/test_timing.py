@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from asc.backbone.zoo import create_backbone
-from asc.bench.rivals import make_prediction, settings, torchaudio_frontend
-from asc.bench.timing import against, Elsewhere, take_turns
+from asc.bench.rivals import make_prediction, frontend_settings, torchaudio_frontend
+from asc.bench.timing import against, FreshProcess, time_in_turn
 from asc.bench.floor import forward_needs, kept_bytes, Machine, training_needs
 from asc.core import InputError
 from asc.frontend.logmel import create_frontend
@@ -19,7 +19,7 @@ from asc.train.memory import keep_memory
 def test_turns_are_fair():
     "Every rival once a round, the first one last in every other round, and one call of each that is not counted"
     calls = []
-    turns = take_turns(
+    turns = time_in_turn(
         dict(a=lambda: calls.append('a'), b=lambda: calls.append('b'), c=lambda: calls.append('c')),
         3,
     )
@@ -44,7 +44,7 @@ def test_ratios_are_formed_within_a_round():
 
 def test_the_other_process():
     "It is another process, survives an error, uses as many threads as are asked for, and its end becomes one sentence"
-    with Elsewhere() as e:
+    with FreshProcess() as e:
         with pytest.raises(RuntimeError, match='FileNotFoundError'):
             e.make(os.listdir, 'no such folder')
         with pytest.raises(RuntimeError, match='unknown backbone'):
@@ -67,7 +67,7 @@ def test_the_rival_computes_the_same(name):
 def test_settings_are_those_of_the_frontend():
     "Read off without building it"
     for name in ('cp', 'cnn3', 'beats'):
-        assert settings(name) | dict(fmax=None) == create_frontend(name).kw | dict(fmax=None)
+        assert frontend_settings(name) | dict(fmax=None) == create_frontend(name).kw | dict(fmax=None)
 
 
 def test_kept_maps_grow_with_the_batch():
@@ -101,6 +101,6 @@ def test_keeping_memory_is_ours_alone():
     "`keep_memory` acts on the allocator of this process alone: in the other one a large tensor faults at every call"
     if not keep_memory(): pytest.skip('no glibc')
     _filling(10, 4)()
-    with Elsewhere() as e:
+    with FreshProcess() as e:
         with pytest.raises(RuntimeError, match='AssertionError'):
             e.make(_filling, 10, 2).clock()

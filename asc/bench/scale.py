@@ -19,7 +19,7 @@ from ..core import InputError, check_range, write_text
 from ..data.corpus import META, ClipName, load_corpus
 from ..data.splits import carve_valid, read_split, read_test
 from ..data.store import pack
-from .timing import Elsewhere
+from .timing import FreshProcess
 from ..experiment.recipe import TrainingData, create_training
 from ..train.learner import predictions
 from ..train.options import TrainingOptions
@@ -113,7 +113,7 @@ def end(self:_Stages, name, clips):
 def make_pack_and_train(folder,    # of a corpus
                         store_dir, # where it is packed
                         options,   # of the training, a dict, see `TrainingOptions`
-                        ):         # for `asc.bench.timing.Elsewhere.make`, whose process is fresh
+                        ):         # for `asc.bench.timing.FreshProcess.make`, whose process is fresh
     "A function that packs, trains and predicts; returns stage -> clips, seconds, peak of resident memory in bytes"
     training = TrainingOptions(**options)
 
@@ -141,7 +141,7 @@ def measure_memory(corpus,       # `Corpus` of which the long one is made
                    options,      # of the training, a dict
                    ) -> pd.DataFrame: # start, packing, training, prediction -> clips, seconds, peak in bytes
     "What packing, training on and predicting a corpus of `n` clips takes, in a process of its own"
-    with tempfile.TemporaryDirectory(dir=folder) as home, Elsewhere() as process:
+    with tempfile.TemporaryDirectory(dir=folder) as home, FreshProcess() as process:
         long = repeat_corpus(corpus, n, f'{home}/long')
         process.make(make_pack_and_train, str(long), home, options)
         return pd.DataFrame(process.value()).T

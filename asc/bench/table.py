@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from IPython.display import Markdown, display
 
 from .floor import Machine
-from .timing import Elsewhere, against, take_turns
+from .timing import FreshProcess, against, time_in_turn
 
 # %% ../../nbs/bench/18_table.ipynb #3d9977df
 def core_count() -> int:
@@ -65,7 +65,7 @@ class Benchmark:
                  repeats:int=3): # rounds of timing
         self.machine, self.repeats = machine, repeats
         self.threads = sorted(machine)
-        self.elsewhere = Elsewhere()    # the process of rivals that must not share our memory
+        self.elsewhere = FreshProcess()    # the process of rivals that must not share our memory
         self.tables = []
 
 # %% ../../nbs/bench/18_table.ipynb #69e19c72
@@ -73,7 +73,7 @@ class Benchmark:
 def _time_with(self:Benchmark, threads, stage, rivals, n, needs):
     "The rows of one number of threads"
     torch.set_num_threads(threads)
-    rows = against(take_turns(rivals, self.repeats), n)
+    rows = against(time_in_turn(rivals, self.repeats), n)
     rows.insert(0, 'stage', stage)
     rows.insert(1, 'threads', threads)
     rows.insert(2, 'ours', next(iter(rivals)))
@@ -85,7 +85,7 @@ def _time_with(self:Benchmark, threads, stage, rivals, n, needs):
 @patch
 def time(self:Benchmark,
          stage:str,    # what is done
-         rivals:dict,  # name -> function without arguments, or an `Elsewhere`; ours first
+         rivals:dict,  # name -> function without arguments, or an `FreshProcess`; ours first
          n:int,        # clips a call
          needs=None,   # bytes and MACs a clip, for the floor
          ) -> pd.DataFrame: # a row for each other rival and number of threads

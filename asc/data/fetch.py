@@ -17,7 +17,7 @@ import requests
 from fastcore.basics import patch
 
 from ..core import InputError, pick, resolve
-from .sound import bar
+from .sound import with_bar
 
 with warnings.catch_warnings():
     warnings.simplefilter('ignore')     # pooch warns where there are no widgets
@@ -82,7 +82,7 @@ def _save(self:Resume, response, mode):
     "Write what a server sends to `part`"
     size, block = int(response.headers.get('Content-Length', 0)), 1 << 16
     with open(self.part, mode) as f:
-        for data in bar(response.iter_content(block), -(-size//block), self.progress and size > 0):
+        for data in with_bar(response.iter_content(block), -(-size//block), self.progress and size > 0):
             f.write(data)
 
 # %% ../../nbs/data/10_fetch.ipynb #cdb727c0
@@ -163,7 +163,7 @@ def unpack(archive,       # zip file
     with _open_zip(archive) as zf:
         members = [m for m in zf.infolist() if not m.is_dir()]
         _check_inside([m.filename for m in members], out, archive)
-        for member in bar(members, len(members), progress): _unpack_member(zf, member, out)
+        for member in with_bar(members, len(members), progress): _unpack_member(zf, member, out)
 
 # %% ../../nbs/data/10_fetch.ipynb #b776a9fb
 def _record(url):

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from ..core import InputError, project_root, resolve, write_text
 from .check import scan_audio
-from .packing import STORE_FORMAT, Packing, crc_of, digest, store_layout
+from .packing import STORE_FORMAT, Packing, crc_of, sha256_of, store_layout
 from .pcm import Samples
 from .sound import wav_info
 
@@ -65,7 +65,7 @@ def _read_texts(folder):
 def _check_manifest(folder, manifest):
     "InputError unless the manifest is what was written"
     content = {k: v for k, v in manifest.items() if k != 'digest'}
-    if manifest.get('digest') != digest(json.dumps(content, sort_keys=True)):
+    if manifest.get('digest') != sha256_of(json.dumps(content, sort_keys=True)):
         raise _unsound(folder, 'manifest.json was changed')
 
 # %% ../../nbs/data/30_store.ipynb #3f94c823
@@ -94,7 +94,7 @@ def _verified(folder, verify):
     if not folder.is_dir(): raise InputError(f'no store at {folder}: make one with asc.data.store.pack')
     manifest, rows = _read_texts(folder)
     _check_manifest(folder, manifest)
-    if digest(rows) != manifest['rows']:
+    if sha256_of(rows) != manifest['rows']:
         raise _unsound(folder, 'rows.csv belongs to another corpus or was changed')
     _check_size(folder, manifest)
     _check_chunks(folder, manifest, verify == 'full')

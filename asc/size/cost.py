@@ -15,8 +15,8 @@ from fastcore.basics import patch
 from matplotlib import pyplot as plt
 
 from ..core import InputError, pick
-from .layers import example, layer_table
-from .ops import trace, untouched
+from .layers import zero_input, layer_table
+from .ops import trace, inspecting
 from .rules import RULES, judge
 
 # %% ../../nbs/size/15_cost.ipynb #69badfa3
@@ -203,7 +203,7 @@ def _frontend_wave(frontend, seconds, shape):
     "Silence of some seconds, of which the frontend must make a shape"
     device = next((buffer.device for buffer in frontend.buffers()), 'cpu')
     wave = torch.zeros(1, round(frontend.sample_rate * seconds), device=device)
-    with untouched(frontend):
+    with inspecting(frontend):
         output = tuple(frontend(wave).shape)
     if output != shape:
         raise InputError(f'input_shape={shape[1:]}, '
@@ -230,7 +230,7 @@ def complexity(model,         # the network alone, any nn.Module; comes back unt
     if type(bits) is not int or bits < 1:
         raise InputError(f'bits={bits!r}: give the whole number of bits a parameter has, '
                          'such as 8, 16 or 32')
-    layers, x = layer_table(model, input_shape), example(model, input_shape)
+    layers, x = layer_table(model, input_shape), zero_input(model, input_shape)
     ops, size = trace(model, x), _size(model, bits)
     alive, place = _peak(ops, x)
     honest = dict(size, macs=int(ops['macs'].sum()), elements=int(ops['elements'].sum()),

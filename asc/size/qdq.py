@@ -17,8 +17,8 @@ from torch.nn.utils import parametrize
 
 from ..core import InputError, check_range, pick
 from .dataflow import dataflow
-from .fold import check_eval, example_of, fold
-from .places import LAYERS, layer_names, quantiser_places
+from .fold import check_eval, network_input, fold
+from .places import WEIGHTED_LAYERS, layer_names, quantiser_places
 from .quantiser import Quantiser, affine, observers, weight_scale
 
 # %% ../../nbs/size/30_qdq.ipynb #e4ea4e8b
@@ -91,7 +91,7 @@ def prepare(net,          # network in eval mode, norms folded or not; left as i
     if quantisers(net):
         raise InputError('quantising: this network has quantisers already; '
                          'start from the float network')
-    x = example_of(net, x)
+    x = network_input(net, x)
     net = fold(net, x)
     names = layer_names(net, x)
     if not names:
@@ -180,14 +180,14 @@ def _layer_bytes(layer):
 # %% ../../nbs/size/30_qdq.ipynb #9675be72
 def quant_table(net) -> pd.DataFrame: # layer -> type, bits, weights, bytes, biases and scales
     "Every layer of a quantised network and what it takes in a file"
-    layers = {name: m for name, m in net.named_modules() if isinstance(m, LAYERS)}
+    layers = {name: m for name, m in net.named_modules() if isinstance(m, WEIGHTED_LAYERS)}
     rows = {name: _layer_bytes(layer) for name, layer in layers.items()}
     return pd.DataFrame(rows).T.rename_axis('layer')
 
 # %% ../../nbs/size/30_qdq.ipynb #6dc04b11
 def _parameters_outside(net):
     "Number of parameters that are no layer's and no quantiser's"
-    owners = [m for m in net.modules() if isinstance(m, (*LAYERS, Quantiser))]
+    owners = [m for m in net.modules() if isinstance(m, (*WEIGHTED_LAYERS, Quantiser))]
     owned = {id(p) for owner in owners for p in owner.parameters()}
     return sum(p.numel() for p in net.parameters() if id(p) not in owned)
 

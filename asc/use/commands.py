@@ -129,8 +129,8 @@ def demo_command(
     browser:Param('open it in a browser', bool)=False,
 ):
     "A page to drop or record sounds on, heard by any model through any device"
-    from asc.use.demo import build_page, need_gradio, serve, short_names
+    from asc.use.demo import build_page, need_gradio, serve_page, short_names
     need_gradio()
     check_range(port=(port, 1, 65535))
     named = short_names(models) if models else _trained_models()
-    serve(build_page(named, devices), port, host, browser)
+    serve_page(build_page(named, devices), port, host, browser)

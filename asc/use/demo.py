@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'NOTHING', 'WAITING', 'need_gradio', 'short_names', 'fault_html', 'verdict_html', 'build_page',
-           'practice_models', 'practice_sound', 'serve']
+           'practice_models', 'practice_sound', 'serve_page']
 
 # %% ../../nbs/use/20_demo.ipynb #a9957adf
 import os
@@ -19,7 +19,7 @@ from ..experiment.recipe import train_and_save
 from ..core import InputError
 from ..train.options import TrainingOptions
 from .devices import RECORDED, check_devices, device_names, read_start
-from .microphones import coloured, compare_devices, explain
+from .microphones import style_comparison, compare_devices, explain
 from ..load import OpenModel, open_model, opened
 from ..model.classifier import Classifier
 from ..size.ptq import ptq
@@ -124,7 +124,7 @@ def compare(self:_Ear, path):
     "The table of every model on every device"
     try:
         wave, rate, _ = self.read(path)
-        return coloured(compare_devices(self.models, wave, rate, self.folder)).to_html()
+        return style_comparison(compare_devices(self.models, wave, rate, self.folder)).to_html()
     except InputError as fault: return fault_html(fault)
 
 # %% ../../nbs/use/20_demo.ipynb #3ecba3c0
@@ -237,7 +237,7 @@ def _launch(page, host, port, browser):
     return url
 
 # %% ../../nbs/use/20_demo.ipynb #a5918e94
-def serve(
+def serve_page(
     page,               # of `build_page`
     port:int=7860,      # where it is served
     host='127.0.0.1',   # 0.0.0.0: to the whole network

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['probabilities_over_time', 'Decision', 'decide', 'spectrogram', 'plot_decision', 'Explanation', 'explain',
-           'compare_devices', 'coloured']
+           'compare_devices', 'style_comparison']
 
 # %% ../../nbs/use/15_microphones.ipynb #1c93a72d
 from dataclasses import dataclass
@@ -266,7 +266,7 @@ def _by_model(compared, column):
     return wide.rename_axis(index=None, columns=None)
 
 # %% ../../nbs/use/15_microphones.ipynb #806d7f43
-def coloured(compared): # of `compare_devices`; -> pandas Styler, a column a model
+def style_comparison(compared): # of `compare_devices`; -> pandas Styler, a column a model
     "The comparison as a table in which broken decisions stand out"
     scenes = _by_model(compared, 'scene').map(lambda scene: escape(_spaced(scene)))
     percents = (100*_by_model(compared, 'p')).map(', {:.0f} %'.format)

@@ -2844,11 +2844,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/asc', 'doc_host': '', 'git
                                  'asc.use.devices.device_names': ('use/devices.html#device_names', 'asc/use/devices.py'),
                                  'asc.use.devices.read_start': ('use/devices.html#read_start', 'asc/use/devices.py'),
                                  'asc.use.devices.through_device': ('use/devices.html#through_device', 'asc/use/devices.py')},
-            'asc.use.heard': { 'asc.use.heard.answers_in_words': ('use/heard.html#answers_in_words', 'asc/use/heard.py'),
-                               'asc.use.heard.count_right': ('use/heard.html#count_right', 'asc/use/heard.py'),
-                               'asc.use.heard.heard_table': ('use/heard.html#heard_table', 'asc/use/heard.py'),
-                               'asc.use.heard.predict_whole': ('use/heard.html#predict_whole', 'asc/use/heard.py'),
-                               'asc.use.heard.scene_and_device': ('use/heard.html#scene_and_device', 'asc/use/heard.py')},
             'asc.use.microphones': { 'asc.use.microphones.Decision': ('use/microphones.html#decision', 'asc/use/microphones.py'),
                                      'asc.use.microphones.Decision._agreement': ( 'use/microphones.html#decision._agreement',
                                                                                   'asc/use/microphones.py'),
@@ -2912,4 +2907,9 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/asc', 'doc_host': '', 'git
                                   'asc.use.teachers.open_teachers': ('use/teachers.html#open_teachers', 'asc/use/teachers.py'),
                                   'asc.use.teachers.teacher_file': ('use/teachers.html#teacher_file', 'asc/use/teachers.py'),
                                   'asc.use.teachers.unseen_scores': ('use/teachers.html#unseen_scores', 'asc/use/teachers.py'),
-                                  'asc.use.teachers.without_test': ('use/teachers.html#without_test', 'asc/use/teachers.py')}}}
+                                  'asc.use.teachers.without_test': ('use/teachers.html#without_test', 'asc/use/teachers.py')},
+            'asc.use.verdicts': { 'asc.use.verdicts.answers_in_words': ('use/verdicts.html#answers_in_words', 'asc/use/verdicts.py'),
+                                  'asc.use.verdicts.count_right': ('use/verdicts.html#count_right', 'asc/use/verdicts.py'),
+                                  'asc.use.verdicts.heard_table': ('use/verdicts.html#heard_table', 'asc/use/verdicts.py'),
+                                  'asc.use.verdicts.predict_whole': ('use/verdicts.html#predict_whole', 'asc/use/verdicts.py'),
+                                  'asc.use.verdicts.scene_and_device': ('use/verdicts.html#scene_and_device', 'asc/use/verdicts.py')}}}

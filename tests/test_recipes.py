@@ -196,7 +196,7 @@ def test_broken_recipe_is_refused(text, sentence, tmp_path):
 
 
 def test_what_shapes_a_training_is_in_one_place():
-    "The parameters of train.ipynb are those of TrainingOptions: type, default and meaning; the rest is named in this file"
+    "The parameters of train.ipynb are those of TrainingOptions, with type, default and meaning; OUTSIDE names the rest"
     notebook = json.loads(find_notebook('train').read_text(encoding='utf-8'))
     cell = next(c for c in notebook['cells'] if 'parameters' in c['metadata'].get('tags', []))
     lines = {}

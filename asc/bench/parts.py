@@ -61,7 +61,7 @@ def time_step(bench, name, n): # network; clips a batch
     "A training step in float32, against bf16 and against the published way; each has a process of its own"
     network = create_backbone(name).to(memory_format=torch.channels_last)
     needs = training_needs(network, torch.randn(1, 1, *backbones[name].shape), n)
-    with FreshProcess() as one, FreshProcess() as other:    # fresh: no network works in what another has left of the memory
+    with FreshProcess() as one, FreshProcess() as other:   # no network works in the memory another has left
         rivals = {'asc': one.make(make_our_step, name, n),
                   'asc in bf16': other.make(make_our_step, name, n, 'bfloat16'),
                   'as published': bench.elsewhere.make(make_step, name, n)}

@@ -95,15 +95,14 @@ def device_number(self:OpenModel, name) -> int:
 # %% ../nbs/50_load.ipynb #6097c083
 @patch
 def classifier(self:OpenModel,
-               consumer:str,   # who asks, for the message
+               consumer:str, # who asks, for the message
                kinds=('float', 'pruned', 'quantised', 'device-wise', 'published'), # that it can use
                ) -> Classifier: # in eval mode
     "The PyTorch classifier, for a consumer that needs one; InputError for other kinds"
-    if self.kind not in kinds:
-        usable = ', '.join(kinds)
-        raise InputError(f'{consumer} cannot use {self.source}, which is {KINDS[self.kind]} ({self.kind}): '
-                         f'give one of {usable}')
-    return self.network
+    if self.kind in kinds: return self.network
+    usable = ', '.join(kinds)
+    raise InputError(f'{consumer} cannot use {self.source}, which is {KINDS[self.kind]} ({self.kind}): '
+                     f'give one of {usable}')
 
 # %% ../nbs/50_load.ipynb #da24a844
 def open_model(source,    # run folder, exported .onnx, published checkpoint or its public name; see also `opened`
@@ -111,15 +110,20 @@ def open_model(source,    # run folder, exported .onnx, published checkpoint or 
                ) -> OpenModel: # in eval mode, on the CPU
     "A model by what it was saved as"
     if not isinstance(source, (str, Path)): return opened(source, rate=rate)
-    path = resolve(source)
-    if path.name == 'model.json': path = path.parent
+    path = _model_path(source)
     if path.is_dir(): return opened(_read_folder(path), source)
     if path.suffix == '.onnx': return _open_export(path, source)
     return opened(load_published(path if path.is_file() else source), source, rate)
 
+# %% ../nbs/50_load.ipynb #7b553280
+def _model_path(source):
+    "A folder or a file; the folder for its model.json"
+    path = resolve(source)
+    return path.parent if path.name == 'model.json' else path
+
 # %% ../nbs/50_load.ipynb #8bd1f016
-def opened(model,          # Classifier, PublishedClassifier, another module with `scenes`, keywords of
-                           # `create_classifier`, or an OpenModel
+def opened(model,          # OpenModel, Classifier, PublishedClassifier, another module with `scenes`, or keywords
+                           # of `create_classifier`
            source='',      # where it came from
            rate=None,      # see `open_model`
            ) -> OpenModel: # in eval mode
@@ -136,7 +140,8 @@ def opened(model,          # Classifier, PublishedClassifier, another module wit
 def _from_published(published, source, rate):
     "A published system behind our own pipeline"
     model = as_classifier(published, rate)
-    body, source = model.backbone, source or published.name
+    body = model.backbone
+    source = source or published.name
     if not isinstance(body, DeviceWise): return _from_classifier(model, source, 'published')
     model.backbone = body.base_model
     return _from_classifier(DeviceAware(model, dict(body.device_models), body.devices), source, 'device-wise')
@@ -158,16 +163,20 @@ def _from_classifier(model, source, kind):
 def _from_keywords(keywords):
     "A classifier by name, with weights of its own: `create_classifier`'s keywords"
     options = dict(pipeline='none', scenes=SCENES, augment=False) | keywords
-    if 'rate' not in options:
-        frontend = options.get('frontend') or backbones[options['backbone']].frontend
-        options |= dict(frontend=frontend, rate=create_frontend(frontend).sample_rate)
+    if 'rate' not in options: options |= _own_rate(options)
     model = create_classifier(**options)
     weights = options.get('backbone_args', {}).get('weights', model.spec['backbone'])
     return _from_classifier(model, weights, 'float')
 
+# %% ../nbs/50_load.ipynb #6f65e6ad
+def _own_rate(options):
+    "The frontend of a classifier's keywords, or that of its network, and its rate"
+    frontend = options.get('frontend') or backbones[options['backbone']].frontend
+    return dict(frontend=frontend, rate=create_frontend(frontend).sample_rate)
+
 # %% ../nbs/50_load.ipynb #e4d0594a
 class _WaveOnly(nn.Module):
-    "A module of the user's that hears waves alone, and may answer with a tuple whose first part are the logits"
+    "A user's module that may hear waves alone, and may answer with a tuple that begins with the logits"
     def __init__(self, module):
         super().__init__()
         self.module = module
@@ -179,14 +188,19 @@ class _WaveOnly(nn.Module):
 
 # %% ../nbs/50_load.ipynb #2e7eb2ab
 def _from_module(module, source):
-    "A module of the user's: it needs `scenes` (names of its outputs) and `sample_rate` (Hz)"
-    for name, meaning in (('scenes', 'the names of its outputs, in order'), ('sample_rate', 'the Hz of its waves')):
-        if not getattr(module, name, None):
-            raise InputError(f'{type(module).__name__} cannot be opened without names for its outputs and its rate: '
-                             f'give it an attribute `{name}`, {meaning}')
+    "A user's module: it needs `scenes` (names of its outputs) and `sample_rate` (Hz)"
+    _require(module, 'scenes', 'the names of its outputs, in order')
+    _require(module, 'sample_rate', 'the Hz of its waves')
     source = source or getattr(module, 'label', type(module).__name__)
     network = _WaveOnly(module).eval()
     return OpenModel(str(source), 'module', list(module.scenes), module.sample_rate, list(DEVICES), network)
+
+# %% ../nbs/50_load.ipynb #56fd2c8b
+def _require(module, name, meaning):
+    "InputError unless a user's module has an attribute"
+    if getattr(module, name, None): return
+    raise InputError(f'{type(module).__name__} cannot be opened without names for its outputs and its rate: '
+                     f'give it an attribute `{name}`, {meaning}')
 
 # %% ../nbs/50_load.ipynb #d9e84b9b
 def _read_folder(folder):
@@ -225,16 +239,21 @@ class Hearing(nn.Module):
                  devices=(),  # names behind the device numbers it will be given
                  ):
         super().__init__()
-        self.model, self.rate = model, rate
+        self.model = model
+        self.rate = rate
         self.scenes = list(model.classes)
         self.network = model.network                       # a submodule, so that it moves to a GPU with this one
         self.resample = nn.Identity() if rate == model.rate else Resample(rate, model.rate)
-        numbers = torch.tensor([*map(model.device_number, devices), -1])               # the last is for -1, unknown
-        self.register_buffer('numbers', numbers, persistent=False)
+        self.register_buffer('numbers', _device_numbers(model, devices), persistent=False)
         self.eval()                                        # a model answers; it is never trained in here
 
     def forward(self, wave, device=None):
         return self.model.logits(self.resample(wave), self.translate(device))
+
+# %% ../nbs/50_load.ipynb #14365e68
+def _device_numbers(model, devices):
+    "The model's number of each device; the last is for -1, unknown"
+    return torch.tensor([model.device_number(name) for name in devices] + [-1])
 
 # %% ../nbs/50_load.ipynb #398279ea
 @patch

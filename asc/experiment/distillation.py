@@ -41,39 +41,61 @@ def read_distill(distill,     # the keys of `DISTILL` that are not at their defa
                  ) -> dict:   # all that this kind of teacher has
     "How to teach, complete and checked"
     _refuse_idle_keys(distill, kind)
-    options = {}
-    for key in KEYS[kind]:
-        options[key] = check_type(f'distill {key}', distill.get(key, DISTILL[key]), type(DISTILL[key]))
-    if options: DistillLoss(options['temperature'], options['hard_weight'], options['reduction'])
+    options = {key: _read_key(distill, key) for key in KEYS[kind]}
+    if options: _distill_loss(options)                     # refuses what is out of its range
     if 'features' in options: options['features'] = read_layer_pairs(options['features'])
     if 'decay' in options: check_range(decay=(options['decay'], 0, 1))
     return options
 
+# %% ../../nbs/experiment/03_distillation.ipynb #a8279285
+def _read_key(distill, key):
+    "The value of a key or its default, of the right type"
+    default = DISTILL[key]
+    return check_type(f'distill {key}', distill.get(key, default), type(default))
+
+# %% ../../nbs/experiment/03_distillation.ipynb #fe33c063
+def _distill_loss(options, *hard):
+    "The loss of distillation; `hard` is the loss with the labels"
+    return DistillLoss(options['temperature'], options['hard_weight'], options['reduction'], *hard)
+
 # %% ../../nbs/experiment/03_distillation.ipynb #0809803a
+_KEYS_NEED = {                                             # kind of teacher: what its idle keys would need
+    'none': 'a teacher: give teacher=FILE or RUN, or distill={}',
+    'files': 'a live teacher, which is the folder of a run',
+    'run': "teacher='self'",
+}
+
 def _refuse_idle_keys(distill, kind):
     "InputError for keys that there are not, or that would do nothing with this kind of teacher"
     for key in distill: pick(DISTILL, key, 'key of distill')
     idle = [key for key in distill if key not in KEYS[kind]]
-    if not idle: return
-    needed = {'none': 'a teacher: give teacher=FILE or RUN, or distill={}',
-              'files': 'a live teacher, which is the folder of a run', 'run': "teacher='self'"}[kind]
-    raise InputError(f"distill: {', '.join(idle)} would do nothing without {needed}")
+    if idle: raise InputError(f"distill: {', '.join(idle)} would do nothing without {_KEYS_NEED[kind]}")
 
 # %% ../../nbs/experiment/03_distillation.ipynb #f19f549a
 class Distillation:
     "What `teacher` and `distill` of a run mean; without a teacher, nothing"
-    def __init__(self, teacher='',      # '', file or files of logits, a model for `asc.open_model`, or 'self'
-                 distill=None,          # see `read_distill`
+    def __init__(self, teacher='', # '', file or files of logits, a model for `asc.open_model`, or 'self'
+                 distill=None,     # see `read_distill`
                  ):
-        self.paths = [path for path in ([teacher] if isinstance(teacher, str) else teacher) if path]
+        self.paths = _paths(teacher)
         self.kind = kind_of_teacher(self.paths)
         self.options = read_distill(distill or {}, self.kind)
         self.temperature = self.options.get('temperature', 1.)
         self.files = MeanTeacher(self.paths) if self.kind == 'files' else None                     # for ClipData
-        self.model = None
-        if self.kind == 'run':
-            self.model = open_model(self.paths[0])
-            self.model.classifier('a live teacher')        # refuses what has no PyTorch network
+        self.model = _open_live(self.paths[0]) if self.kind == 'run' else None
+
+# %% ../../nbs/experiment/03_distillation.ipynb #6f359ffe
+def _paths(teacher):
+    "The word or words of a run's `teacher`, empty ones left out"
+    words = [teacher] if isinstance(teacher, str) else teacher
+    return [path for path in words if path]
+
+# %% ../../nbs/experiment/03_distillation.ipynb #5a328811
+def _open_live(path):
+    "A model that can answer live, which has a PyTorch network"
+    model = open_model(path)
+    model.classifier('a live teacher')
+    return model
 
 # %% ../../nbs/experiment/03_distillation.ipynb #4c1d9e02
 def is_model(path) -> bool:
@@ -85,8 +107,7 @@ def is_model(path) -> bool:
 def kind_of_teacher(paths) -> str: # key of `KEYS`
     "What the word or words of a run's `teacher` mean"
     if not paths: return 'none'
-    live = [path for path in paths if path == 'self' or is_model(path)]
-    if not live: return 'files'
+    if not any(path == 'self' or is_model(path) for path in paths): return 'files'
     if len(paths) > 1:
         raise InputError(f"teacher: {', '.join(paths)} holds a live one; only files can be several "
                          '(logits.ipynb writes the logits of a run to a file)')
@@ -96,8 +117,7 @@ def kind_of_teacher(paths) -> str: # key of `KEYS`
 @patch
 def loss(self:Distillation, hard): # the loss with the labels
     "The loss of the training"
-    if not self.options: return hard
-    return DistillLoss(self.options['temperature'], self.options['hard_weight'], self.options['reduction'], hard)
+    return _distill_loss(self.options, hard) if self.options else hard
 
 # %% ../../nbs/experiment/03_distillation.ipynb #2abee2be
 @patch
@@ -108,12 +128,19 @@ def callbacks(self:Distillation, model, # the student, a classifier
               ) -> list:
     "What asks a live teacher, and `FeatureLoss` where features are compared"
     if self.kind not in ('run', 'self'): return []
-    sees, features = self.options['sees'], self.options['features']
-    if self.kind == 'self': live = SelfTeacher(model, self.options['decay'], sees)
-    else: live = LiveTeacher(Hearing(self.model, model.pipeline.rate, devices), sees)
+    live = self._live_teacher(model, devices)
     columns(live.teacher, model.scenes)                    # refuses now, not in the first step
-    view(model, live.teacher, sees, cached)
+    view(model, live.teacher, self.options['sees'], cached)
+    features = self.options['features']
     return [live, FeatureLoss(model, live, features, seconds)] if features else [live]
+
+# %% ../../nbs/experiment/03_distillation.ipynb #ebfb7a54
+@patch
+def _live_teacher(self:Distillation, model, devices):
+    "The callback that asks the teacher for every batch"
+    sees = self.options['sees']
+    if self.kind == 'self': return SelfTeacher(model, self.options['decay'], sees)
+    return LiveTeacher(Hearing(self.model, model.pipeline.rate, devices), sees)
 
 # %% ../../nbs/experiment/03_distillation.ipynb #3f4cdc47
 @patch
@@ -122,8 +149,8 @@ def check(self:Distillation, train, # rows of the training list
           ) -> dict:                # what taught, for params.json
     "InputError unless the teacher has learnt these classes and answers for these clips"
     facts = dict(kind=self.kind, **self.options)
-    if self.kind == 'files': return facts | dict(teachers=_file_facts(self, train, scenes))
-    if self.kind == 'run': return facts | dict(teachers=[_live_facts(self.model, scenes)])
+    if self.kind == 'files': facts['teachers'] = _file_facts(self, train, scenes)
+    if self.kind == 'run': facts['teachers'] = [_live_facts(self.model, scenes)]
     return facts
 
 # %% ../../nbs/experiment/03_distillation.ipynb #615e826f
@@ -139,8 +166,13 @@ def _file_facts(distillation, train, scenes):
 def _live_facts(model, scenes):
     "What is known of a live teacher"
     columns(Hearing(model, model.rate), scenes)
-    saved = resolve(model.source)/'model.json'
-    data = json.loads(saved.read_text(encoding='utf-8')).get('data') if saved.is_file() else None
     spec = model.network.spec
     return dict(run=model.source, kind=model.kind, fingerprint=model.fingerprint, backbone=spec['backbone'],
-                frontend=spec['frontend'], data=data)
+                frontend=spec['frontend'], data=_data_of_model(model.source))
+
+# %% ../../nbs/experiment/03_distillation.ipynb #0e86fbf0
+def _data_of_model(source):
+    "What a saved model was trained on; None where that is not recorded"
+    saved = resolve(source)/'model.json'
+    if not saved.is_file(): return None
+    return json.loads(saved.read_text(encoding='utf-8')).get('data')

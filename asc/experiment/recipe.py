@@ -56,36 +56,52 @@ class TrainingData:
     taught: dict = None      # what is known of the teacher
 
 # %% ../../nbs/experiment/05_recipe.ipynb #79b76e81
-def read_training_data(options,         # TrainingOptions
-                       test:bool=True,  # whether the test list is read
+def read_training_data(options,        # TrainingOptions
+                       test:bool=True, # whether the test list is read
                        ) -> TrainingData:
     "The corpus, the lists and the packed sound that a run's options name"
     corpus = find_corpus(options.data, options.data_dir)
     lists = read_lists(corpus, options, test)
     check_disjoint(**lists)
     train, valid = lists['train'], lists['valid']
-    names = dict(scene=corpus.scenes, device=corpus.devices, city=corpus.cities)[options.target]
-    if train[options.target].nunique() < 2:
-        raise InputError(f'{corpus.dir}: the training list of subset {options.subset} has one {options.target} only: '
-                         'choose a larger subset')
+    _check_classes(train, options, corpus)
     check_training(options, len(valid), len(train))
+    names = _output_names(corpus, options.target)
     taught = Distillation(options.teacher, options.distill).check(train, names)
     store = join_store(pack(corpus), options.join)
     facts = data_facts(corpus, store, **lists)
     return TrainingData(store, train, valid, names, corpus.devices, lists.get('test'), corpus, facts, taught)
 
+# %% ../../nbs/experiment/05_recipe.ipynb #1a20ff95
+def _check_classes(train, options, corpus):
+    "InputError unless the training list has two classes at least"
+    if train[options.target].nunique() > 1: return
+    raise InputError(f'{corpus.dir}: the training list of subset {options.subset} has one {options.target} only: '
+                     'choose a larger subset')
+
+# %% ../../nbs/experiment/05_recipe.ipynb #c1712a6e
+def _output_names(corpus, target):
+    "The classes of a target, in index order"
+    return dict(scene=corpus.scenes, device=corpus.devices, city=corpus.cities)[target]
+
 # %% ../../nbs/experiment/05_recipe.ipynb #b296234c
-def read_lists(corpus,          # asc.data.corpus.Corpus
-               options,         # TrainingOptions: subset, join, valid
-               test:bool=True,  # whether the test list is read
-               ) -> dict:       # train, valid and test: rows of `Corpus.meta`
+def read_lists(corpus,         # asc.data.corpus.Corpus
+               options,        # TrainingOptions: subset, join, valid
+               test:bool=True, # whether the test list is read
+               ) -> dict:      # train, valid and test: rows of `Corpus.meta`
     "The lists of a training, snippets joined; `valid` is cut out of the training list by location"
-    snippets = corpus.meta.snippet
-    longest = snippets.max() + 1 if snippets.notna().any() else 1
-    joined = lambda rows, name: join_snippets(rows, options.join, longest, f'the {name} list')
+    joined = partial(_joined, corpus, options.join)
     train, valid = carve_valid(joined(read_split(corpus, options.subset), 'training'), options.valid)
     lists = dict(train=train, valid=valid)
-    return lists | dict(test=joined(read_test(corpus), 'test')) if test else lists
+    if test: lists['test'] = joined(read_test(corpus), 'test')
+    return lists
+
+# %% ../../nbs/experiment/05_recipe.ipynb #bb726611
+def _joined(corpus, join, rows, name):
+    "A list with its snippets joined to clips"
+    snippets = corpus.meta.snippet
+    longest = snippets.max() + 1 if snippets.notna().any() else 1
+    return join_snippets(rows, join, longest, f'the {name} list')
 
 # %% ../../nbs/experiment/05_recipe.ipynb #7e1eb9f2
 def data_of_run(record,      # of a run of train.ipynb, see `asc.score.runs.read_run`
@@ -95,10 +111,9 @@ def data_of_run(record,      # of a run of train.ipynb, see `asc.score.runs.read
     parameters = record['parameters'] | dict(teacher='', distill={}, init_from='')
     if data_dir: parameters['data_dir'] = data_dir
     data = read_training_data(TrainingOptions.of(parameters))
-    if data.facts['lists'] != record['data']['lists']:
-        raise InputError(f"{data.corpus.dir}: its lists are not those of {record['dir']}; "
-                         'give the corpus the run was trained on')
-    return data
+    if data.facts['lists'] == record['data']['lists']: return data
+    raise InputError(f"{data.corpus.dir}: its lists are not those of {record['dir']}; "
+                     'give the corpus the run was trained on')
 
 # %% ../../nbs/experiment/05_recipe.ipynb #cac8e3e8
 @patch(as_prop=True)
@@ -134,19 +149,30 @@ def create_training(data,         # TrainingData
     options = options or TrainingOptions()
     seed_everything(options.seed)
     keep_memory(large_pages=options.epochs * len(data.train) > 20_000)
-    model = create_classifier(options.backbone, options.frontend, options.steps or options.pipeline, data.store.rate,
-                              data.names, options.backbone_args, options.frontend_args)
+    model = _model_of(options, data)
     start = start_from(model, open_start(options.init_from), options.init_from) if options.init_from else None
     distillation = Distillation(options.teacher, options.distill)
     dls = _loaders(data, options, model, distillation)
-    seconds = data.store.clip_len / data.store.rate
-    callbacks = create_callbacks(dls, options, distillation.temperature)
-    callbacks += distillation.callbacks(model, data.devices, seconds, options.cache)
-    if options.compile: callbacks.append(Compiled())
+    callbacks = _callbacks(data, options, model, distillation, dls)
     loss = distillation.loss(create_loss(options.loss))
     learn, rates = _learner(dls, model, options, loss, history, [*callbacks, *cbs])
     learn.start = start                                    # what `start_from` did
     return learn, partial(fit, learn, options.epochs, rates, schedule=options.schedule)
+
+# %% ../../nbs/experiment/05_recipe.ipynb #524939fc
+def _model_of(options, data):
+    "The classifier of a recipe"
+    return create_classifier(options.backbone, options.frontend, options.steps or options.pipeline, data.store.rate,
+                             data.names, options.backbone_args, options.frontend_args)
+
+# %% ../../nbs/experiment/05_recipe.ipynb #3de6414c
+def _callbacks(data, options, model, distillation, dls):
+    "The callbacks of the options, and those of a live teacher"
+    seconds = data.store.clip_len / data.store.rate
+    callbacks = create_callbacks(dls, options, distillation.temperature)
+    callbacks += distillation.callbacks(model, data.devices, seconds, options.cache)
+    if options.compile: callbacks.append(Compiled())
+    return callbacks
 
 # %% ../../nbs/experiment/05_recipe.ipynb #87d9379a
 def _loaders(data, options, model, distillation):
@@ -160,25 +186,27 @@ def _loaders(data, options, model, distillation):
 # %% ../../nbs/experiment/05_recipe.ipynb #d5c7805a
 def _learner(dls, model, options, loss, history, cbs):
     "The learner, and its learning rate or rates"
+    create = partial(create_learner, dls, model, options.wd, options.optimizer, loss, history, cbs)
     splitter, shares = layer_groups(model, options.lr_decay)
-    if options.lr_decay == 1:
-        return create_learner(dls, model, options.wd, options.optimizer, loss, history, cbs), options.lr
-    learn = create_learner(dls, model, options.wd, options.optimizer, loss, history, cbs, splitter=splitter)
-    return learn, [options.lr * share for share in shares]
+    if options.lr_decay == 1: return create(), options.lr
+    return create(splitter=splitter), [options.lr * share for share in shares]
 
 # %% ../../nbs/experiment/05_recipe.ipynb #78c27103
 def open_start(source): # run folder, published checkpoint, or the file or public name of an encoder
     "The classifier to begin with, or an encoder's state (name -> tensor)"
-    path = resolve(source)
-    if path.is_dir() and not (path/'model.json').is_file():
-        raise InputError(f'init_from={source} holds no finished training (model.json is missing)')
-    if not path.exists(): weights_file(source)             # fetches what is known by name
+    check_start_file(source)                               # fetches what is known by name
     try:
         model = open_model(source)
     except InputError:
-        if path.is_dir() or path.suffix == '.onnx': raise
+        if not _may_be_encoder(source): raise
         return state_of(read_weights(source), f'init_from={source}')
     return model.classifier('init_from', ('float', 'published'))
+
+# %% ../../nbs/experiment/05_recipe.ipynb #916ba0ab
+def _may_be_encoder(source):
+    "Whether a source that is no model may be a file of weights"
+    path = resolve(source)
+    return not path.is_dir() and path.suffix != '.onnx'
 
 # %% ../../nbs/experiment/05_recipe.ipynb #006b33c1
 def check_training(options=None,     # TrainingOptions
@@ -186,17 +214,28 @@ def check_training(options=None,     # TrainingOptions
                    train_clips=None, # of the training list, where it is known
                    ):
     "InputError for what cannot be trained, whatever the sound"
-    o = options or TrainingOptions()
-    check_crop(o.crop, o.cache, Distillation(o.teacher, o.distill).files)
-    if o.init_from: check_start_file(o.init_from)
-    frontend = create_frontend(o.frontend, **o.frontend_args)
-    create_pipeline(o.steps or o.pipeline, frontend.sample_rate, o.frontend, o.frontend_args)
-    create_loss(o.loss)
-    batches = 10**6 if train_clips is None else -(-train_clips // o.bs)
-    create_schedule(o.schedule, o.lr, o.epochs, batches)
-    if o.compile: check_compile(default_device())
-    check_network(o.backbone, dict(o.backbone_args))
-    check_callbacks(o, default_device(), validates=clips is None or clips > 0)
+    options = options or TrainingOptions()
+    check_crop(options.crop, options.cache, Distillation(options.teacher, options.distill).files)
+    if options.init_from: check_start_file(options.init_from)
+    _check_frontend(options)
+    create_loss(options.loss)
+    _check_schedule(options, train_clips)
+    if options.compile: check_compile(default_device())
+    check_network(options.backbone, dict(options.backbone_args))
+    check_callbacks(options, default_device(), validates=clips is None or clips > 0)
+
+# %% ../../nbs/experiment/05_recipe.ipynb #76bb1fdd
+def _check_frontend(options):
+    "InputError unless frontend and pipeline can be made"
+    frontend = create_frontend(options.frontend, **options.frontend_args)
+    steps = options.steps or options.pipeline
+    create_pipeline(steps, frontend.sample_rate, options.frontend, options.frontend_args)
+
+# %% ../../nbs/experiment/05_recipe.ipynb #f99073f5
+def _check_schedule(options, clips):
+    "InputError unless the schedule goes with the number of batches, which is unknown without `clips`"
+    batches = 10**6 if clips is None else -(-clips // options.bs)
+    create_schedule(options.schedule, options.lr, options.epochs, batches)
 
 # %% ../../nbs/experiment/05_recipe.ipynb #44bc8269
 def check_start_file(source):
@@ -212,7 +251,8 @@ def check_network(name, args): # a backbone and its keywords
     if is_own(name): return create_backbone(name, **args)
     if ':' in name: return                                 # timm:NAME and torchvision:NAME are looked up there
     pick(list_backbones(), name, 'backbone')
-    if weights := args.pop('weights', None): weights_file(weights)
+    weights = args.pop('weights', None)
+    if weights: weights_file(weights)
     with torch.device('meta'):
         create_backbone(name, **args)
 

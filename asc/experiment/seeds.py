@@ -42,20 +42,29 @@ def train_runs(runs): # [{out, notebook, parameters, resume}, …], begun, diffe
     parameters = runs[0]['parameters']
     check_stacked(**parameters)
     data = read_training_data(TrainingOptions.of(parameters))
-    for run in runs:
-        Run(run['out'], run['notebook'], run['parameters']).note(data=data.facts, taught=data.taught)
+    for run in runs: _note_data(run, data)
     for epoch, group in sorted(_by_epoch(runs).items()):
         if epoch < parameters['epochs']:
             train_stacked([partial(_begin_training, run, data) for run in group])
+
+# %% ../../nbs/experiment/15_seeds.ipynb #1d47746a
+def _note_data(run, data):
+    "The data of a run in its record"
+    Run(run['out'], run['notebook'], run['parameters']).note(data=data.facts, taught=data.taught)
 
 # %% ../../nbs/experiment/15_seeds.ipynb #507db50f
 def _by_epoch(runs): # epoch that has been reached -> runs
     "Runs that have come equally far"
     groups = {}
     for run in runs:
-        epoch = read_checkpoint(Path(run['out'])/'checkpoint.pt')['epoch'] if run['resume'] else 0
-        groups.setdefault(epoch, []).append(run)
+        groups.setdefault(_epochs_done(run), []).append(run)
     return groups
+
+# %% ../../nbs/experiment/15_seeds.ipynb #0772a238
+def _epochs_done(run):
+    "Epochs of a run's checkpoint, 0 where it begins anew"
+    if not run['resume']: return 0
+    return read_checkpoint(Path(run['out'])/'checkpoint.pt')['epoch']
 
 # %% ../../nbs/experiment/15_seeds.ipynb #26543f94
 def _begin_training(run, data):
@@ -72,10 +81,15 @@ def _child():
     try:
         train_runs(runs)
     except Exception as e:
-        for run in runs:
-            record_failure(run['out'], type(e).__name__, str(e))
-        traceback.print_exc()
-        os._exit(1)
+        _fail(runs, e)
+
+# %% ../../nbs/experiment/15_seeds.ipynb #1977ae5e
+def _fail(runs, error):
+    "End this process, the error noted in the folder of every run"
+    for run in runs:
+        record_failure(run['out'], type(error).__name__, str(error))
+    traceback.print_exc()
+    os._exit(1)
 
 # %% ../../nbs/experiment/15_seeds.ipynb #aa2c7b57
 def run_stack(runs:list, # for each run keywords of `run_notebook`: out, notebook, recipe
@@ -83,19 +97,24 @@ def run_stack(runs:list, # for each run keywords of `run_notebook`: out, noteboo
     "Train unfinished runs that differ in their seed at once, in a process of its own"
     with ExitStack() as stack:
         locks = [stack.enter_context(only_worker(resolve(run['out']))) for run in runs]
-        orders = [order for run in runs if (order := _order(run))]
-        if not orders: return
-        out = Path(orders[0]['out'])
-        status = run_child('asc.experiment.seeds', dict(runs=orders), out.with_name(out.name + '.log'), env, locks)
-        raise_failure(out)
-        if status:
-            raise RunFailed(f'the process that trained {len(orders)} runs ended with status {status} (see {out}.log)',
-                            killed=True)
+        orders = [order for order in map(_order, runs) if order]
+        if orders: _run_orders(orders, env, locks)
+
+# %% ../../nbs/experiment/15_seeds.ipynb #e44f3544
+def _run_orders(orders, env, locks):
+    "Train in a child process; RunFailed where it fails"
+    out = Path(orders[0]['out'])
+    status = run_child('asc.experiment.seeds', dict(runs=orders), out.with_name(out.name + '.log'), env, locks)
+    raise_failure(out)
+    if status:
+        raise RunFailed(f'the process that trained {len(orders)} runs ended with status {status} (see {out}.log)',
+                        killed=True)
 
 # %% ../../nbs/experiment/15_seeds.ipynb #a8fbe929
 def _order(run):
     "What the process is to do for a run; None where it has finished"
-    out, path = resolve(run['out']), find_notebook(run['notebook'])
+    out = resolve(run['out'])
+    path = find_notebook(run['notebook'])
     parameters = dict(full_parameters(path, run['recipe']), out=str(out), resume=False)
     defaults = {name: default for name, (_, default) in declared_parameters(path).items()}
     if job_state(out, path.stem, parameters, defaults) == 'finished': return None

@@ -19,22 +19,22 @@ def body_of(model):
 # %% ../../nbs/model/03_body.ipynb #924f86f0
 def head_of(model) -> str:
     "Name, inside the network, of its last part with trainable parameters"
-    is_trainable = lambda part: any(parameter.requires_grad for parameter in part.parameters())
-    trainable = [name for name, part in body_of(model).named_children() if is_trainable(part)]
-    return trainable[-1]
+    return [name for name, part in body_of(model).named_children() if _is_trainable(part)][-1]
+
+# %% ../../nbs/model/03_body.ipynb #624bca6e
+def _is_trainable(part):
+    return any(parameter.requires_grad for parameter in part.parameters())
 
 # %% ../../nbs/model/03_body.ipynb #0b1216cf
 class DeviceWise(nn.Module):
     "(B, 1, F, T), device int64 (B,) or None -> (B, classes): each clip through the network of its device"
     def __init__(self,
         base,            # network of unknown devices
-        networks:dict,   # name of a device -> its network, shaped like `base`
-        devices=DEVICES, # names of the devices in index order
+        networks:dict,   # device -> its network, shaped like `base`
+        devices=DEVICES, # names in index order
     ):
         super().__init__()
-        if unknown := set(networks) - set(devices):
-            raise InputError(f"networks for {', '.join(sorted(unknown))}, which are not among the devices "
-                             f"{', '.join(devices)}")
+        _check_names(networks, devices)
         self.base_model = base
         self.device_models = nn.ModuleDict(networks)
         self.devices = list(devices)
@@ -48,10 +48,18 @@ class DeviceWise(nn.Module):
                 logits = logits.index_copy(0, rows, network(x[rows]).to(logits.dtype))
         return logits
 
+# %% ../../nbs/model/03_body.ipynb #5c0451ca
+def _check_names(networks, devices):
+    "InputError for a network of a device that there is not"
+    if unknown := set(networks) - set(devices):
+        raise InputError(f"networks for {', '.join(sorted(unknown))}, which are not among the devices "
+                         f"{', '.join(devices)}")
+
 # %% ../../nbs/model/03_body.ipynb #75ffdc09
 def network_logits(network, # (B, 1, F, T) -> (B, classes), or `DeviceWise`
-                   x,       # spectrograms (B, 1, F, T)
+                   x,       # (B, 1, F, T)
                    device,  # int64 (B,) or None
                    ):       # (B, classes)
     "What a network answers; only a device-wise one looks at the device"
-    return network(x, device) if isinstance(network, DeviceWise) else network(x)
+    if isinstance(network, DeviceWise): return network(x, device)
+    return network(x)

@@ -25,8 +25,8 @@ from ..run.plugin import check_own, own_code
 # %% ../../nbs/model/05_classifier.ipynb #c35188b7
 class Classifier(nn.Module):
     "wave float (B, N) at `pipeline.rate`, device int (B,) or None -> logits (B, scenes)"
-    def __init__(self, pipeline, # asc.augment.pipeline.Pipeline: wave -> (B,1,F,T), augmenting while training
-                 backbone,       # network (B,1,F,T) -> (B, scenes), or an `asc.model.body.DeviceWise`
+    def __init__(self, pipeline, # wave -> (B, 1, F, T), augmenting while training
+                 backbone,       # (B, 1, F, T) -> (B, scenes), or an `asc.model.body.DeviceWise`
                  scenes,         # names of the outputs, in order
                  spec:dict,      # what `create_classifier` needs to build this again
                  ):
@@ -53,13 +53,13 @@ def input_shape(self:Classifier, seconds:float=1.0) -> tuple: # (1, 1, F, T) of 
 
 # %% ../../nbs/model/05_classifier.ipynb #b97257c5
 def create_classifier(backbone='cp_mobile_24', # of `list_backbones()`, timm:NAME, torchvision:NAME, or file.py:Class
-                      frontend=None,           # name in `list_frontends()`; default: the pipeline's own
-                      pipeline='dcase24',      # name of a preset, or a list of steps
+                      frontend=None,           # of `list_frontends()`; default: the pipeline's own
+                      pipeline='dcase24',      # preset, or a list of steps
                       rate:int=44100,          # Hz of the waves it will be given
-                      scenes=SCENES,           # names of the outputs, in order
-                      backbone_args=None,      # keywords for the network, a dict
-                      frontend_args=None,      # keywords for the frontend, a dict
-                      augment:bool=True,       # False: for prediction only, needs no folder of impulse responses
+                      scenes=SCENES,           # outputs, in order
+                      backbone_args=None,      # keywords of the network (dict)
+                      frontend_args=None,      # keywords of the frontend (dict)
+                      augment:bool=True,       # False needs no folder of impulse responses
                       ) -> Classifier:
     "Build a classifier from names and numbers"
     pipe = create_pipeline(pipeline, rate, frontend=frontend, frontend_args=frontend_args, augment=augment)
@@ -69,12 +69,17 @@ def create_classifier(backbone='cp_mobile_24', # of `list_backbones()`, timm:NAM
 
 # %% ../../nbs/model/05_classifier.ipynb #a3c86218
 def _specification(backbone, frontend, pipeline, rate, scenes, backbone_args, frontend_args):
-    "What `create_classifier` needs to build the same again; a file of weights need not exist where the model is loaded"
-    kept = {k: v for k, v in backbone_args.items() if k != 'weights'}
+    "What `create_classifier` needs to build the same again"
     spec = dict(backbone=backbone, frontend=frontend, pipeline=pipeline, rate=rate, scenes=list(scenes),
-                backbone_args=kept, frontend_args=frontend_args)
+                backbone_args=_without_weights(backbone_args), frontend_args=frontend_args)
     code = own_code([backbone, frontend])
-    return spec | ({'own': code} if code else {})
+    if code: spec['own'] = code
+    return spec
+
+# %% ../../nbs/model/05_classifier.ipynb #7b73c976
+def _without_weights(keywords):
+    "A file of weights need not exist where the model is loaded"
+    return {name: value for name, value in keywords.items() if name != 'weights'}
 
 # %% ../../nbs/model/05_classifier.ipynb #aa7916a8
 def save_model(model, folder, **facts):
@@ -85,11 +90,15 @@ def save_model(model, folder, **facts):
 def save_network(network, spec, folder, **facts):
     "Write a network and the specification of its classifier"
     if _is_pruned(network, spec): spec = spec | dict(pruned=True)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    content = save(tensors, metadata=dict(format='pt', asc='classifier')) # save_file would hide it from others
     with atomic(Path(folder)/'model.safetensors') as tmp:
-        tmp.write_bytes(content)
+        tmp.write_bytes(_tensor_bytes(network))
     write_json(Path(folder)/'model.json', dict(format='asc-classifier-1', **spec, **facts))
+
+# %% ../../nbs/model/05_classifier.ipynb #b1e7eee8
+def _tensor_bytes(network):
+    "Content of a safetensors file; `save_file` would make it unreadable for other users"
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    return save(tensors, metadata=dict(format='pt', asc='classifier'))
 
 # %% ../../nbs/model/05_classifier.ipynb #fbd94f3a
 def _is_pruned(network, spec):
@@ -97,41 +106,59 @@ def _is_pruned(network, spec):
     if spec['backbone'] not in backbones: return False     # networks of other libraries and of the user are not pruned
     with torch.device('meta'):
         whole = create_backbone(spec['backbone'], len(spec['scenes']), **spec['backbone_args'])
-    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    return shapes != {name: tensor.shape for name, tensor in whole.state_dict().items()}
+    return _shapes(network) != _shapes(whole)
+
+# %% ../../nbs/model/05_classifier.ipynb #3a98dea7
+def _shapes(network):
+    return {name: tensor.shape for name, tensor in network.state_dict().items()}
 
 # %% ../../nbs/model/05_classifier.ipynb #c24b5a11
-def read_saved(folder,              # a run folder
-               format:str,          # that its model.json must have
-               ) -> tuple:          # (dict of model.json, name -> tensor)
+def read_saved(folder,     # a run folder
+               format:str, # that its model.json must have
+               ) -> tuple: # (dict of model.json, name -> tensor)
     "The two files of a saved model"
     folder = Path(folder)
-    for name in ('model.json', 'model.safetensors'):
-        if not (folder/name).is_file():
-            raise InputError(f'{folder/name} is missing: give a run folder that holds a finished training')
-    try:
-        spec = json.loads((folder/'model.json').read_text(encoding='utf-8'))
-        tensors = load_file(folder/'model.safetensors')
-    except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as e:
-        raise InputError(f'{folder}: not a saved model, or damaged ({e})') from e
+    _check_files(folder)
+    spec, tensors = _read_files(folder)
     kind = spec.get('format') if isinstance(spec, dict) else type(spec).__name__
     if kind != format: raise InputError(f"{folder/'model.json'}: format {kind!r}, expected {format}")
     return spec, tensors
 
-# %% ../../nbs/model/05_classifier.ipynb #21423036
-_BUILT_FROM = 'backbone', 'frontend', 'pipeline', 'rate', 'scenes', 'backbone_args', 'frontend_args'
+# %% ../../nbs/model/05_classifier.ipynb #fea67425
+def _check_files(folder):
+    "InputError unless both files of a model are there"
+    for name in ('model.json', 'model.safetensors'):
+        if not (folder/name).is_file():
+            raise InputError(f'{folder/name} is missing: give a run folder that holds a finished training')
 
-def load_model(folder,           # a run folder, or the path of its model.json
-               reshape=None,     # function (network, tensors) that gives a network the widths of a pruned one
-               ) -> Classifier:  # in eval mode, on the CPU
+# %% ../../nbs/model/05_classifier.ipynb #da3f17ae
+def _read_files(folder):
+    "Content of model.json and model.safetensors"
+    try:
+        spec = json.loads((folder/'model.json').read_text(encoding='utf-8'))
+        return spec, load_file(folder/'model.safetensors')
+    except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as e:
+        raise InputError(f'{folder}: not a saved model, or damaged ({e})') from e
+
+# %% ../../nbs/model/05_classifier.ipynb #21423036
+def load_model(folder,          # a run folder, or the path of its model.json
+               reshape=None,    # function (network, tensors): gives a network the widths of a pruned one
+               ) -> Classifier: # in eval mode, on the CPU
     "Rebuild a saved float classifier; `asc.open_model` opens every kind of model"
     folder = Path(folder)
     if folder.name == 'model.json': folder = folder.parent
     spec, tensors = read_saved(folder, 'asc-classifier-1')
     check_own([spec['backbone'], spec['frontend']], spec.get('own', {}), folder)
-    model = create_classifier(**{k: spec[k] for k in _BUILT_FROM}, augment=False)
+    model = _untrained(spec)
     if reshape and spec.get('pruned'):
         reshape(model.backbone, tensors)
         model.spec['pruned'] = True
     load_weights(model.backbone, tensors, what=folder/'model.safetensors')
     return model.eval()
+
+# %% ../../nbs/model/05_classifier.ipynb #73f2c59e
+_BUILT_FROM = 'backbone', 'frontend', 'pipeline', 'rate', 'scenes', 'backbone_args', 'frontend_args'
+
+def _untrained(spec):
+    "The classifier that a model.json describes, with random weights"
+    return create_classifier(**{name: spec[name] for name in _BUILT_FROM}, augment=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -22,30 +23,39 @@ from .classifier import Classifier, load_model, save_network
 # %% ../../nbs/model/20_per_device.ipynb #4bcfa203
 class DeviceAware(Classifier):
     "wave float (B, N), device int (B,) or None -> logits (B, scenes) of the network of each clip's device"
-    def __init__(self, general, # asc.model.classifier.Classifier
+    def __init__(self, general, # Classifier
                  networks:dict, # device -> its network, shaped like the general one
                  devices,       # names in index order, see `Corpus.devices`
                  ):
         body = DeviceWise(general.backbone, networks, devices)
         super().__init__(general.pipeline, body, general.scenes, general.spec)
 
-    @property
-    def devices(self): return self.backbone.devices
+# %% ../../nbs/model/20_per_device.ipynb #57d514e0
+@patch(as_prop=True)
+def devices(self:DeviceAware):
+    "Names in index order"
+    return self.backbone.devices
 
-    @property
-    def base_model(self): return self.backbone.base_model
+# %% ../../nbs/model/20_per_device.ipynb #4fa682ca
+@patch(as_prop=True)
+def base_model(self:DeviceAware):
+    "The general network"
+    return self.backbone.base_model
 
-    @property
-    def device_models(self): return self.backbone.device_models
+# %% ../../nbs/model/20_per_device.ipynb #6e5863ce
+@patch(as_prop=True)
+def device_models(self:DeviceAware):
+    "Device -> its network"
+    return self.backbone.device_models
 
 # %% ../../nbs/model/20_per_device.ipynb #a55bf959
 def _own_tensors(model) -> dict: # 'device/name' -> tensor
     "The tensors in which the device networks differ from the general one"
-    base = model.base_model.state_dict()
+    general = model.base_model.state_dict()
     own = {}
     for device, network in model.device_models.items():
         for name, tensor in network.state_dict().items():
-            if not torch.equal(tensor.cpu(), base[name].cpu()):
+            if not torch.equal(tensor.cpu(), general[name].cpu()):
                 own[f'{device}/{name}'] = tensor.detach().cpu().contiguous()
     return own
 
@@ -62,28 +72,36 @@ def load_devices(folder, reshape=None) -> DeviceAware: # in eval mode, on the CP
     "Rebuild what `save_devices` wrote"
     path = Path(folder)/'devices.safetensors'
     general = load_model(folder, reshape)
+    devices, names, tensors = _read_devices(path)
+    networks = {name: _device_network(general.backbone, name, tensors, path) for name in names}
+    return DeviceAware(general, networks, devices).eval()
+
+# %% ../../nbs/model/20_per_device.ipynb #c1bf7404
+def _read_devices(path):
+    "All devices in index order, those with a network of their own, and the tensors of these"
     try:
         with safe_open(path, 'pt') as f:
             metadata = f.metadata()
-        tensors = load_file(path)
-        devices = json.loads(metadata['devices'])
-        names = json.loads(metadata['known'])
+        return json.loads(metadata['devices']), json.loads(metadata['known']), load_file(path)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
         raise InputError(f'{path}: no saved device models ({e})') from e
-    networks = {name: _device_network(general.backbone, name, tensors, path) for name in names}
-    return DeviceAware(general, networks, devices).eval()
 
 # %% ../../nbs/model/20_per_device.ipynb #965ec0d7
 def _device_network(general, device, tensors, path):
     "A copy of the general network with the tensors of one device"
     network = deepcopy(general)
-    state = {k.removeprefix(f'{device}/'): v for k, v in tensors.items() if k.startswith(f'{device}/')}
     try:
-        extra = network.load_state_dict(state, strict=False).unexpected_keys
+        extra = network.load_state_dict(_tensors_of(device, tensors), strict=False).unexpected_keys
     except RuntimeError as e:
         raise InputError(f'{path}: device {device} does not fit the general model: {e}') from e
     if extra: raise InputError(f"{path}: device {device} has tensors the general model lacks: {', '.join(extra[:3])}")
     return network
+
+# %% ../../nbs/model/20_per_device.ipynb #f1f56e5d
+def _tensors_of(device, tensors):
+    "name -> tensor of one device"
+    prefix = f'{device}/'
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 # %% ../../nbs/model/20_per_device.ipynb #f16eed91
 def device_sizes(model) -> pd.Series: # device -> numbers that differ from the general model

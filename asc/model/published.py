@@ -38,27 +38,36 @@ def _outputs(state):
 def _empty(name, outputs, state):
     "A registered network without weights; Cnn6 with its norms folded where the file has them so"
     network = create_backbone(name, outputs)
-    folded = isinstance(network, Cnn6) and 'conv1.sp_conv2.bias' in state
-    return fold_cnn6(network) if folded else network
+    if isinstance(network, Cnn6) and 'conv1.sp_conv2.bias' in state: return fold_cnn6(network)
+    return network
 
 # %% ../../nbs/model/15_published.ipynb #619e9d80
-def recognise(state:dict,        # name -> tensor, see `state_of`
-              what='this file',  # its name, for the message
-              ) -> tuple:        # name of the network, number of outputs
+def recognise(state:dict,       # name -> tensor, see `state_of`
+              what='this file', # its name, for the message
+              ) -> tuple:       # name of the network, number of outputs
     "The registered network whose tensors these are"
     shapes = {name: tensor.shape for name, tensor in state.items()}
     outputs = _outputs(state)
-    is_transformer = any(name.startswith('blocks.') for name in shapes)
     similar = []
-    for name in backbones:
-        if (name == 'passt_s') != is_transformer: continue
-        with torch.device('meta'):
-            network = _empty(name, outputs, shapes)
-        expected = {k: v.shape for k, v in network.state_dict().items()}
+    for name in _candidates(shapes):
+        network, expected = _laid_out(name, outputs, shapes)
         if expected == shapes: return name, outputs
         if form := merged_form(shapes, expected): raise InputError(f'{what} looks like {name}, but {form}')
         similar.append((len(expected.items() & shapes.items()), name, network))
     _refuse_stranger(state, similar, what)
+
+# %% ../../nbs/model/15_published.ipynb #e9a01749
+def _candidates(state):
+    "Registered networks that a file may hold: PaSST where it has the blocks of a transformer, else all others"
+    is_transformer = any(name.startswith('blocks.') for name in state)
+    return [name for name in backbones if (name == 'passt_s') == is_transformer]
+
+# %% ../../nbs/model/15_published.ipynb #40644632
+def _laid_out(name, outputs, state):
+    "A registered network without memory, and the shapes of its tensors"
+    with torch.device('meta'):
+        network = _empty(name, outputs, state)
+    return network, {key: tensor.shape for key, tensor in network.state_dict().items()}
 
 # %% ../../nbs/model/15_published.ipynb #1cf804b3
 def _refuse_stranger(state, similar, what):
@@ -66,6 +75,11 @@ def _refuse_stranger(state, similar, what):
     shared, name, network = max(similar, key=lambda row: row[0], default=(0, '', None))
     if 2 * shared > len(state):                            # lists what is missing or unexpected
         load_weights(network, state, what=f'{what} looks like {name} but')
+    _refuse_unlike(state, what)
+
+# %% ../../nbs/model/15_published.ipynb #ae80b07e
+def _refuse_unlike(state, what):
+    "InputError for tensors that resemble no registered network"
     first = ', '.join(list(state)[:3])
     raise InputError(f'{what}: its {len(state)} tensors ({first} …) are no published configuration; '
                      'create_backbone(name, weights=path, **options) loads any other one')
@@ -82,15 +96,19 @@ def as_wave(sound,      # path of a sound file, or (samples, rate); samples (N,)
             what='',    # its name, for the message
             ) -> tuple: # float32 (1, N), rate in Hz
     "One mono waveform in [-1, 1), from floats or integers"
-    if isinstance(sound, (str, Path)):
-        wave, rate = load_sound(sound)
-    elif isinstance(sound, (tuple, list)) and len(sound) == 2:
-        wave, rate = _mono(np.asarray(sound[0])), int(sound[1])
-    else:
-        raise InputError(f'{what}: found {type(sound).__name__}; give the path of a sound file, or (samples, rate)')
+    wave, rate = _read_sound(sound, what)
     if not wave.numel(): raise InputError(f'{what}: holds no samples')
     if not wave.isfinite().all(): raise InputError(f'{what}: holds NaN or infinite samples')
     return wave, rate
+
+# %% ../../nbs/model/15_published.ipynb #94d0bb04
+def _read_sound(sound, what):
+    "Wave and rate, unchecked"
+    if isinstance(sound, (str, Path)): return load_sound(sound)
+    if isinstance(sound, (tuple, list)) and len(sound) == 2:
+        samples, rate = sound
+        return _mono(np.asarray(samples)), int(rate)
+    raise InputError(f'{what}: found {type(sound).__name__}; give the path of a sound file, or (samples, rate)')
 
 # %% ../../nbs/model/15_published.ipynb #33e4a37a
 def _mono(samples):
@@ -105,8 +123,8 @@ def _mono(samples):
 class PublishedClassifier(nn.Module):
     "Frontend and network of a published system: wave (B, N) at `sample_rate` -> (B, classes) logits"
     def __init__(self, name, # of the network
-                 frontend,   # module: wave -> spectrogram
-                 network,    # module: spectrogram -> logits
+                 frontend,   # wave -> spectrogram
+                 network,    # spectrogram -> logits
                  classes,    # output names in order
                  ):
         super().__init__()
@@ -124,39 +142,54 @@ class PublishedClassifier(nn.Module):
 @patch
 @torch.no_grad()
 def predict(self:PublishedClassifier,
-            wavs,               # sounds, see `as_wave`; any rate, channels and length
-            devices=None,       # name of each sound's device, or one for all; others are answered by the base model
-            ) -> pd.DataFrame:  # one row a sound: file, scene, and the probability of every class
+            wavs,              # sounds, see `as_wave`; any rate, channels and length
+            devices=None,      # name of each sound's device, or one for all; others are answered by the base model
+            ) -> pd.DataFrame: # one row a sound: file, scene, and the probability of every class
     "What each sound is, each heard as a whole"
     wavs = [wavs] if isinstance(wavs, (str, Path)) else list(wavs)
-    devices = [devices] * len(wavs) if devices is None or isinstance(devices, str) else list(devices)
-    if len(devices) != len(wavs):
-        raise InputError(f'devices: {len(devices)} for {len(wavs)} sounds; give one for each, or one name for all')
-    names = [str(w) if isinstance(w, (str, Path)) else f'sound {i}' for i, w in enumerate(wavs)]
     self.eval()
-    rows = [self._answer(*item) for item in zip(wavs, names, devices)]
+    items = zip(wavs, _sound_names(wavs), _device_of_each(wavs, devices))
+    rows = [self._answer(*item) for item in items]
     return pd.DataFrame(rows, columns=['file', 'scene', *self.classes])
+
+# %% ../../nbs/model/15_published.ipynb #e35627af
+def _sound_names(sounds):
+    "Paths, and numbers for sounds that are samples"
+    return [str(sound) if isinstance(sound, (str, Path)) else f'sound {i}' for i, sound in enumerate(sounds)]
+
+# %% ../../nbs/model/15_published.ipynb #cebd1ffd
+def _device_of_each(sounds, devices):
+    "A device's name or None for each sound"
+    if devices is None or isinstance(devices, str): return [devices] * len(sounds)
+    devices = list(devices)
+    if len(devices) == len(sounds): return devices
+    raise InputError(f'devices: {len(devices)} for {len(sounds)} sounds; give one for each, or one name for all')
 
 # %% ../../nbs/model/15_published.ipynb #c4f5ee00
 @patch
 def _answer(self:PublishedClassifier, sound, name, device):
     "Name, scene and probabilities of one sound"
     wave, rate = as_wave(sound, name)
-    place = next(self.parameters()).device
     number = DEVICES.index(device) if device in DEVICES else -1
+    p = self._logits_of(wave, rate, name, number).softmax(1)[0].tolist()
+    return [name, self.classes[int(np.argmax(p))], *p]
+
+# %% ../../nbs/model/15_published.ipynb #10f00de2
+@patch
+def _logits_of(self:PublishedClassifier, wave, rate, name, number):
+    "Logits of a wave of any rate; errors name the sound"
+    place = next(self.parameters()).device
     try:
-        logits = self(Resample(rate, self.sample_rate)(wave).to(place), torch.tensor([number], device=place))
+        return self(Resample(rate, self.sample_rate)(wave).to(place), torch.tensor([number], device=place))
     except InputError as e:
         raise InputError(f'{name}: {e}') from e
     except RuntimeError as e:                              # pooled away to nothing
         if wave.shape[1] > .5 * rate: raise
         raise InputError(f'{name}: {wave.shape[1] / rate:.2f} s are too short for {self.name}; join clips') from e
-    p = logits.softmax(1)[0].tolist()
-    return [name, self.classes[int(np.argmax(p))], *p]
 
 # %% ../../nbs/model/15_published.ipynb #10dc3814
-def load_published(path,           # of a checkpoint, or a public name in `asc.backbone.weights.PUBLISHED_WEIGHTS`
-                   classes=None,   # names of the outputs in order; default the ten scenes
+def load_published(path,         # of a checkpoint, or a public name in `asc.backbone.weights.PUBLISHED_WEIGHTS`
+                   classes=None, # names of the outputs in order; default: the ten scenes
                    ) -> PublishedClassifier: # in eval mode, on the CPU
     "Recognise a checkpoint, load it strictly and put its frontend before it"
     state = _scene_state(path)
@@ -164,16 +197,30 @@ def load_published(path,           # of a checkpoint, or a public name in `asc.b
     devices = _own_devices(state, path)
     name, outputs = recognise(base or state, path)
     if name == 'passt_s' and outputs == 527: _refuse_encoder(path, 'the AudioSet PaSST (527 classes)', name)
-    classes = list(classes or SCENES)
-    if len(classes) != outputs:
-        raise InputError(f'{path}: {outputs} outputs for {len(classes)} class names; '
-                         'give classes=[…] in the order of the outputs')
+    classes = _output_names(classes, outputs, path)
     network = device_wise_cp_mobile(devices, outputs) if base else _empty(name, outputs, state)
     load_weights(network, state, what=path)
-    if all(v.dtype == torch.float16 for v in state.values() if v.is_floating_point()):
-        network.half()
+    if _is_half(state): network.half()
+    return PublishedClassifier(name, _frontend_of(name), network, classes).eval()
+
+# %% ../../nbs/model/15_published.ipynb #57290786
+def _output_names(classes, outputs, path):
+    "The given names or the ten scenes; InputError where a network has another number of outputs"
+    classes = list(classes or SCENES)
+    if len(classes) == outputs: return classes
+    raise InputError(f'{path}: {outputs} outputs for {len(classes)} class names; '
+                     'give classes=[…] in the order of the outputs')
+
+# %% ../../nbs/model/15_published.ipynb #ef1cb61b
+def _is_half(state):
+    "Whether all numbers of a file have half precision"
+    return all(tensor.dtype == torch.float16 for tensor in state.values() if tensor.is_floating_point())
+
+# %% ../../nbs/model/15_published.ipynb #1372e289
+def _frontend_of(name):
+    "The frontend a registered network was trained behind"
     entry = backbones[name]
-    return PublishedClassifier(name, create_frontend(entry.frontend, **entry.frontend_args), network, classes).eval()
+    return create_frontend(entry.frontend, **entry.frontend_args)
 
 # %% ../../nbs/model/15_published.ipynb #79f2dbfa
 def _scene_state(path):
@@ -267,7 +314,13 @@ def reference_logits(classifier, # PublishedClassifier
         return classifier(chirp(classifier.sample_rate, 10 if is_sp4asc else 1))[0]
     x = _grid(backbones[classifier.name].shape, is_sp4asc)
     if name == 'zeros': x = torch.zeros_like(x)
-    return classifier.network(x[None, None].to(next(classifier.network.parameters()))).float()[0]
+    return _picture_logits(classifier.network, x)
+
+# %% ../../nbs/model/15_published.ipynb #677b3053
+def _picture_logits(network, x):
+    "Logits (classes,) of a network for one spectrogram (F, T)"
+    x = x[None, None].to(next(network.parameters()))
+    return network(x).float()[0]
 
 # %% ../../nbs/model/15_published.ipynb #7426fc29
 def golden_logits(path,      # of a checkpoint

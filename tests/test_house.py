@@ -75,6 +75,13 @@ def test_rooms_agree():
     assert len(names) <= 20, sorted(names)
 
 
+@pytest.mark.parametrize('path', [p for p in NBS if module_of(p)], ids=name_of)
+def test_blurb_is_one_line(path):
+    "The line after the title begins with > and becomes the docstring of the module"
+    first = ''.join(json.loads(path.read_text(encoding='utf-8'))['cells'][0]['source'])
+    assert len([line for line in first.splitlines() if line.startswith('> ')]) == 1
+
+
 def test_package_holds_nothing_stale():
     "Every module of the package is what a notebook exports"
     modules = {m.replace('.', '/') for p in NBS if (m := module_of(p))}

@@ -197,7 +197,7 @@ def _from_module(module, source):
 
 # %% ../nbs/50_load.ipynb #56fd2c8b
 def _require(module, name, meaning):
-    "InputError unless a user's module has an attribute"
+    "Refuse a module without an attribute"
     if getattr(module, name, None): return
     raise InputError(f'{type(module).__name__} cannot be opened without names for its outputs and its rate: '
                      f'give it an attribute `{name}`, {meaning}')
@@ -219,17 +219,18 @@ def _saved_format(folder):
     "The format that a folder's model.json states; '' where it states none (the reader then says what is wrong)"
     try:
         content = json.loads((folder/'model.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+        return content.get('format', '')
+    except (OSError, ValueError, AttributeError):          # AttributeError: it is no table
         return ''
-    return content.get('format', '') if isinstance(content, dict) else ''
 
 # %% ../nbs/50_load.ipynb #726fc6e7
 def _open_export(path, source):
     "An exported file, run by ONNX Runtime"
     from asc.export.onnx import load_exported              # an extra: onnxruntime
     file = load_exported(path)
-    return OpenModel(str(source), 'exported', list(file.classes), file.rate, list(DEVICES), file=file,
-                     seconds=file.samples / file.rate, fixed=True)
+    seconds = file.samples / file.rate
+    return OpenModel(str(source), 'exported', list(file.classes), file.rate, list(DEVICES), file=file, seconds=seconds,
+                     fixed=True)
 
 # %% ../nbs/50_load.ipynb #1d99b7f9
 class Hearing(nn.Module):

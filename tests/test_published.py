@@ -15,7 +15,8 @@ from asc.core import SCENES, InputError
 from asc.frontend.logmel import create_frontend
 from asc.frontend.mel import Resample
 from asc.model.body import DeviceWise
-from asc.model.published import chirp, golden_logits, load_published, recognise, reference_logits
+from asc.model.golden import chirp, golden_logits, reference_logits
+from asc.model.published import load_published, recognise
 
 FILES = {
     'cpjku23_c0a7nzin.ckpt': 'cp_mobile_23',

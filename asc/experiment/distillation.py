@@ -137,7 +137,7 @@ def callbacks(self:Distillation, model, # the student, a classifier
 # %% ../../nbs/experiment/03_distillation.ipynb #ebfb7a54
 @patch
 def _live_teacher(self:Distillation, model, devices):
-    "The callback that asks the teacher for every batch"
+    "What asks the teacher for every batch"
     sees = self.options['sees']
     if self.kind == 'self': return SelfTeacher(model, self.options['decay'], sees)
     return LiveTeacher(Hearing(self.model, model.pipeline.rate, devices), sees)
@@ -156,11 +156,13 @@ def check(self:Distillation, train, # rows of the training list
 # %% ../../nbs/experiment/03_distillation.ipynb #615e826f
 def _file_facts(distillation, train, scenes):
     "What is known of each file of logits, and how it fits the labels"
-    facts = []
-    for path, teacher in zip(distillation.paths, distillation.files.teachers):
-        teacher.columns(scenes)
-        facts.append(dict(teacher.facts, file=path, check=teacher.check(train)))
-    return facts
+    pairs = zip(distillation.paths, distillation.files.teachers)
+    return [_facts_of_file(path, teacher, train, scenes) for path, teacher in pairs]
+
+# %% ../../nbs/experiment/03_distillation.ipynb #4eb4fc60
+def _facts_of_file(path, teacher, train, scenes):
+    teacher.columns(scenes)                                # refuses other classes
+    return dict(teacher.facts, file=path, check=teacher.check(train))
 
 # %% ../../nbs/experiment/03_distillation.ipynb #72e7b935
 def _live_facts(model, scenes):

@@ -133,11 +133,17 @@ def remarks(self:TrainingData, valid:float, # share that was to be held out
             ) -> list:                      # sentences
     "What a reader should know of the lists"
     sentences = []
-    unlearnt = sorted(set(self.test.scene) - set(self.train.scene))
+    unlearnt = self._unlearnt()
     if unlearnt: sentences.append(f"No training clip of {', '.join(unlearnt)}, which the test list has.")
     if valid and not len(self.valid):
         sentences.append('Nothing is held out for validation: no scene has two locations to spare.')
     return sentences
+
+# %% ../../nbs/experiment/05_recipe.ipynb #cc7ac5c6
+@patch
+def _unlearnt(self:TrainingData):
+    "Scenes of the test list without a training clip"
+    return sorted(set(self.test.scene) - set(self.train.scene))
 
 # %% ../../nbs/experiment/05_recipe.ipynb #71324503
 def create_training(data,         # TrainingData
@@ -177,11 +183,16 @@ def _callbacks(data, options, model, distillation, dls):
 # %% ../../nbs/experiment/05_recipe.ipynb #87d9379a
 def _loaders(data, options, model, distillation):
     "DataLoaders of the two lists"
-    mels = MelCache(data.store, model.pipeline) if options.cache else None
-    clips = partial(ClipData, data.store, scenes=data.names, devices=data.devices, target=options.target, cache=mels)
-    sets = [clips(data.train, crop=options.crop, teacher=distillation.files), clips(data.valid)]
+    sets = _clip_sets(data, options, model, distillation.files)
     make_resident(sets, default_device())
     return make_dls(*sets, options.bs)
+
+# %% ../../nbs/experiment/05_recipe.ipynb #28a94ee7
+def _clip_sets(data, options, model, teacher):
+    "`ClipData` of the two lists; only the training list is cut at random and taught"
+    mels = MelCache(data.store, model.pipeline) if options.cache else None
+    clips = partial(ClipData, data.store, scenes=data.names, devices=data.devices, target=options.target, cache=mels)
+    return [clips(data.train, crop=options.crop, teacher=teacher), clips(data.valid)]
 
 # %% ../../nbs/experiment/05_recipe.ipynb #d5c7805a
 def _learner(dls, model, options, loss, history, cbs):
@@ -241,9 +252,9 @@ def _check_schedule(options, clips):
 def check_start_file(source):
     "InputError unless there is something to begin with"
     path = resolve(source)
+    if not path.exists(): weights_file(source)             # fetches what is known by name
     if path.is_dir() and not (path/'model.json').is_file():
         raise InputError(f'init_from={source} holds no finished training (model.json is missing)')
-    if not path.exists(): weights_file(source)
 
 # %% ../../nbs/experiment/05_recipe.ipynb #54ebeac5
 def check_network(name, args): # a backbone and its keywords
@@ -257,14 +268,14 @@ def check_network(name, args): # a backbone and its keywords
         create_backbone(name, **args)
 
 # %% ../../nbs/experiment/05_recipe.ipynb #5a13d7f7
-def train_and_save(folder,      # of the run, made if missing
-                   options,     # TrainingOptions
-                   ) -> tuple:  # (model in eval mode on the CPU, TrainingData)
+def train_and_save(folder,     # of the run, made if missing
+                   options,    # TrainingOptions
+                   ) -> tuple: # (model in eval mode on the CPU, TrainingData)
     "A short training without a report: model, history and record"
     folder = Path(folder)
     data = read_training_data(options)
-    learn, fit = create_training(data, options, folder/'history.csv')
-    fit()
+    learn, train = create_training(data, options, folder/'history.csv')
+    train()
     model = learn.model.cpu().eval()
     save_model(model, folder, data=data.facts)
     Run(folder, 'train', options.as_dict()).note(data=data.facts)

@@ -28,13 +28,17 @@ from ..train.resume import Checkpoint, read_checkpoint
 # %% ../../nbs/experiment/15_seeds.ipynb #0cf4644a
 _NOT_TRAINED_ON = 'out', 'resume', 'data_dir', 'log'
 
-def run_config(parameters,    # of a run of train.ipynb
-               data,          # TrainingData
+def run_config(parameters, # of a run of train.ipynb
+               data,       # TrainingData
                ) -> dict:
     "What a checkpoint has to agree with"
     config = {name: value for name, value in parameters.items() if name not in _NOT_TRAINED_ON}
-    lists = {f'{name} list': facts['fingerprint'] for name, facts in data.facts['lists'].items()}
-    return config | lists | dict(taught=data.taught)
+    return config | _list_fingerprints(data) | dict(taught=data.taught)
+
+# %% ../../nbs/experiment/15_seeds.ipynb #d59bcdaf
+def _list_fingerprints(data):
+    "'train list' and so on: the fingerprint of each list"
+    return {f'{name} list': facts['fingerprint'] for name, facts in data.facts['lists'].items()}
 
 # %% ../../nbs/experiment/15_seeds.ipynb #935eed50
 def train_runs(runs): # [{out, notebook, parameters, resume}, …], begun, differing in their seed
@@ -68,14 +72,14 @@ def _epochs_done(run):
 
 # %% ../../nbs/experiment/15_seeds.ipynb #26543f94
 def _begin_training(run, data):
-    "The learner of a run, and the function that trains it"
+    "Learner of a run, and what trains it"
     out = Path(run['out'])
     checkpoint = Checkpoint(out, run_config(run['parameters'], data), run['resume'])
     return create_training(data, TrainingOptions.of(run['parameters']), out/'history.csv', [checkpoint])
 
 # %% ../../nbs/experiment/15_seeds.ipynb #27a7b8b1
 def _child():
-    "What the process of `run_stack` does: orders from standard input, then training"
+    "Process of `run_stack`: orders from standard input, then training"
     runs = json.loads(sys.stdin.readline())['runs']
     threading.Thread(target=end_with_parent, args=([],), daemon=True).start()
     try:
@@ -116,7 +120,12 @@ def _order(run):
     out = resolve(run['out'])
     path = find_notebook(run['notebook'])
     parameters = dict(full_parameters(path, run['recipe']), out=str(out), resume=False)
-    defaults = {name: default for name, (_, default) in declared_parameters(path).items()}
+    defaults = _defaults(path)
     if job_state(out, path.stem, parameters, defaults) == 'finished': return None
     resume = begin_job(out, path, parameters, defaults)
     return dict(out=str(out), notebook=path.stem, parameters=parameters, resume=resume)
+
+# %% ../../nbs/experiment/15_seeds.ipynb #3744c1eb
+def _defaults(path):
+    "name -> default of the parameters of a notebook"
+    return {name: default for name, (_, default) in declared_parameters(path).items()}

@@ -14,7 +14,8 @@ import torch
 
 from ..backbone.zoo import create_backbone
 from ..core import InputError, resolve
-from .published import device_wise_cp_mobile, load_published, reference_logits
+from .published import device_wise_cp_mobile, load_published
+from .golden import reference_logits
 
 # %% ../../nbs/model/17_checkpoints.ipynb #83f61449
 CHECKPOINT_SUFFIXES = '.ckpt', '.pth', '.pt', '.safetensors'

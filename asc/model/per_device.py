@@ -54,18 +54,27 @@ def _own_tensors(model) -> dict: # 'device/name' -> tensor
     general = model.base_model.state_dict()
     own = {}
     for device, network in model.device_models.items():
-        for name, tensor in network.state_dict().items():
-            if not torch.equal(tensor.cpu(), general[name].cpu()):
-                own[f'{device}/{name}'] = tensor.detach().cpu().contiguous()
+        for name, tensor in _differing(network, general):
+            own[f'{device}/{name}'] = tensor.detach().cpu().contiguous()
     return own
+
+# %% ../../nbs/model/20_per_device.ipynb #67cffbec
+def _differing(network, general):
+    "(name, tensor) of what a network has otherwise than the general one"
+    return [(name, tensor) for name, tensor in network.state_dict().items()
+            if not torch.equal(tensor.cpu(), general[name].cpu())]
 
 # %% ../../nbs/model/20_per_device.ipynb #2944106a
 def save_devices(model, folder, **facts):
     "Write the general model and devices.safetensors: for each device the tensors in which it differs"
-    metadata = dict(devices=json.dumps(model.devices), known=json.dumps(list(model.device_models)))
     with atomic(Path(folder)/'devices.safetensors') as tmp:
-        save_file(_own_tensors(model), tmp, metadata=metadata)
+        save_file(_own_tensors(model), tmp, metadata=_device_names(model))
     save_network(model.base_model, model.spec, folder, **facts)
+
+# %% ../../nbs/model/20_per_device.ipynb #9813d2ae
+def _device_names(model):
+    "All devices in index order, and those with a network of their own, as JSON"
+    return dict(devices=json.dumps(model.devices), known=json.dumps(list(model.device_models)))
 
 # %% ../../nbs/model/20_per_device.ipynb #94a396bf
 def load_devices(folder, reshape=None) -> DeviceAware: # in eval mode, on the CPU; `reshape` as of `load_model`

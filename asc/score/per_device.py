@@ -25,14 +25,24 @@ def device_gains(before,     # predictions of the general model
                  ) -> pd.DataFrame: # one row a device and one for the macro accuracy, in percent
     "Accuracy before and after, and what was gained"
     scores = metrics(before, names, groups)
-    tested = [device for device, clips in scores['device_count'].items() if clips]
-    table = pd.DataFrame({'general %': [100 * scores['device_accuracy'][device] for device in tested]}, index=tested)
+    table = pd.DataFrame({'general %': _device_percent(scores)})
     total = {'general %': 100 * scores['macro_accuracy']}
     for name, preds in after.items():
-        devices = 100 * compare(preds, before, 'device_accuracy', over=('locations',), groups=groups)
+        devices = _compared(preds, before, 'device_accuracy', groups)
+        macro = _compared(preds, before, 'macro_accuracy', groups).iloc[0]
         table[f'{name} %'] = devices.a
         table[f'gain of {name}'] = devices.apply(_gain_words, axis=1)
-        macro = (100 * compare(preds, before, 'macro_accuracy', over=('locations',), groups=groups)).iloc[0]
         total |= {f'{name} %': macro.a, f'gain of {name}': _gain_words(macro)}
     table.loc['macro over scenes'] = pd.Series(total)
     return table
+
+# %% ../../nbs/score/27_per_device.ipynb #b074e761
+def _device_percent(scores):
+    "Accuracy in percent on each device that has clips"
+    tested = [device for device, clips in scores['device_count'].items() if clips]
+    return pd.Series({device: 100 * scores['device_accuracy'][device] for device in tested})
+
+# %% ../../nbs/score/27_per_device.ipynb #c2de3060
+def _compared(after, before, score, groups):
+    "A score of two models and their difference in percent, with its interval over places"
+    return 100 * compare(after, before, score, over=('locations',), groups=groups)

@@ -29,20 +29,27 @@ class LoneClip(Callback):
     def before_fit(self):
         loader = self.dls.train
         if loader.n % loader.bs != 1 or loader.drop_last: return
-        norms = [m for m in self.learn.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self.hooks = [norm.register_forward_pre_hook(self.check) for norm in norms]
+        self.hooks = [norm.register_forward_pre_hook(self.check) for norm in _norms_of(self.learn.model)]
 
     def check(self, norm, args):
-        if not norm.training or args[0].numel() > args[0].shape[1]: return
-        clips, bs = self.dls.train.n, self.dls.train.bs
-        raise InputError(f'{clips} training clips in batches of {bs} leave one clip alone, and a BatchNorm of this '
-                         f'network then sees a single value: choose another bs, such as {bs + 1}')
+        if norm.training and args[0].numel() <= args[0].shape[1]: _refuse_lone(self.dls.train)
 
     def after_fit(self):
         for hook in self.hooks: hook.remove()
         self.hooks = ()
 
     def undo(self): self.after_fit()
+
+# %% ../../nbs/train/75_callbacks.ipynb #7394d658
+def _norms_of(model):
+    "Its BatchNorms"
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+# %% ../../nbs/train/75_callbacks.ipynb #e745a277
+def _refuse_lone(loader):
+    "InputError for a last batch of one clip"
+    raise InputError(f'{loader.n} training clips in batches of {loader.bs} leave one clip alone, and a BatchNorm of '
+                     f'this network then sees a single value: choose another bs, such as {loader.bs + 1}')
 
 # %% ../../nbs/train/75_callbacks.ipynb #45990429
 class InPlace(Callback):
@@ -52,8 +59,7 @@ class InPlace(Callback):
 
     def before_fit(self):
         network = body_of(self.learn.model)
-        is_ours = type(network).__module__.startswith('asc.backbone.')
-        if is_ours and not any(m._forward_hooks or m._backward_hooks for m in network.modules()):
+        if _is_ours(network) and not _is_watched(network):
             self.network = relus_in_place(network)
 
     def after_fit(self):
@@ -61,6 +67,16 @@ class InPlace(Callback):
         self.network = None
 
     def undo(self): self.after_fit()
+
+# %% ../../nbs/train/75_callbacks.ipynb #fe334de6
+def _is_ours(network):
+    "Whether a network is one of this package"
+    return type(network).__module__.startswith('asc.backbone.')
+
+# %% ../../nbs/train/75_callbacks.ipynb #d3fac7c6
+def _is_watched(network):
+    "Whether somebody listens to its layers"
+    return any(module._forward_hooks or module._backward_hooks for module in network.modules())
 
 # %% ../../nbs/train/75_callbacks.ipynb #3a2b0838
 def check_callbacks(options,        # TrainingOptions
@@ -70,14 +86,19 @@ def check_callbacks(options,        # TrainingOptions
     "InputError for options that contradict each other, the data or the device"
     options.check()
     check_precision(options.precision, device)
-    if not validates and (options.patience or options.keep == 'best'):
+    if not validates: _check_unwatched(options)
+
+# %% ../../nbs/train/75_callbacks.ipynb #5beac762
+def _check_unwatched(options):
+    "InputError for options that need a validation list"
+    if options.patience or options.keep == 'best':
         raise InputError(f'patience={options.patience}, keep={options.keep!r} need a validation list: '
                          'set valid above 0 (the test list is never used)')
 
 # %% ../../nbs/train/75_callbacks.ipynb #cbc980f0
-def create_callbacks(dls,              # the learner's DataLoaders
-                     options=None,     # TrainingOptions
-                     temperature=1.,   # of a distillation loss, for MixUp
+def create_callbacks(dls,            # the learner's DataLoaders
+                     options=None,   # TrainingOptions
+                     temperature=1., # of a distillation loss, for MixUp
                      ) -> list:
     "The callbacks of a training, for `create_learner(cbs=…)`"
     options = options or TrainingOptions()
@@ -93,9 +114,22 @@ def _chosen(options):
     callbacks = []
     if options.precision != 'float32': callbacks.append(MixedPrecision(options.precision))
     if options.clip: callbacks.append(GradientClip(options.clip))
+    callbacks += _averages(options)
+    if options.freeze: callbacks.append(Freeze(options.freeze, options.freeze_epochs))
+    return callbacks + _trackers(options)
+
+# %% ../../nbs/train/75_callbacks.ipynb #8c91ff94
+def _averages(options):
+    "Averages of the weights"
+    callbacks = []
     if options.ema: callbacks.append(EMA(options.ema))
     if options.swa: callbacks.append(SWA(options.swa))
-    if options.freeze: callbacks.append(Freeze(options.freeze, options.freeze_epochs))
+    return callbacks
+
+# %% ../../nbs/train/75_callbacks.ipynb #42e850bc
+def _trackers(options):
+    "What looks at the validation list"
+    callbacks = []
     if options.keep == 'best': callbacks.append(KeepBest(options.monitor))
     if options.patience: callbacks.append(EarlyStop(options.patience, options.monitor))
     return callbacks

@@ -27,9 +27,14 @@ def check_crop(crop,         # 'clips', 'windows' or 'shifted'
     pick(('clips', 'windows', 'shifted'), crop, 'crop')
     if crop == 'clips': return
     if cache: raise InputError(f'crop={crop!r} cuts new waves for every epoch: use it with cache=False')
-    if teacher is not None and (crop == 'shifted' or teacher.starts is None):
-        raise InputError(f"crop={crop!r} cuts clips that the teacher's file does not know: use crop='clips', "
-                         "a live teacher, or crop='windows' with a file of windows")
+    if teacher is not None: _check_heard(crop, teacher)
+
+# %% ../../nbs/train/37_clips.ipynb #42bcf9ec
+def _check_heard(crop, teacher):
+    "InputError unless a teacher's file has windows for the windows of a training"
+    if crop == 'windows' and teacher.starts is not None: return
+    raise InputError(f"crop={crop!r} cuts clips that the teacher's file does not know: use crop='clips', "
+                     "a live teacher, or crop='windows' with a file of windows")
 
 # %% ../../nbs/train/37_clips.ipynb #ca99ce00
 def _codes(column, vocabulary):
@@ -39,9 +44,11 @@ def _codes(column, vocabulary):
 # %% ../../nbs/train/37_clips.ipynb #0c9e4ea1
 def _ranges(data): # arrays (N,): first sample and length, where the clip begins in it, number of the stretch
     "For each clip what is read of: the clip itself, or the unbroken recording around it"
-    rows, n = data.store.rows.iloc[data.positions], data.store.clip_len
-    offset, stretch = rows.offset.to_numpy(), rows.stretch.to_numpy()
-    if data.crop == 'clips': return offset, np.full(len(rows), n), np.zeros_like(offset), stretch
+    rows = data.store.rows.iloc[data.positions]
+    offset = rows.offset.to_numpy()
+    stretch = rows.stretch.to_numpy()
+    if data.crop == 'clips':
+        return offset, np.full(len(rows), data.store.clip_len), np.zeros_like(offset), stretch
     recordings = data.store.recordings.iloc[stretch]
     first = recordings.offset.to_numpy()
     return first, recordings.frames.to_numpy(), offset - first, stretch
@@ -51,7 +58,7 @@ class ClipData:
     "The clips of one list: batches of wave (B, N), device (B,), scene (B,) and a teacher's logits (B, scenes)"
     n_inp = 2                                              # fastai: the first two are the model's inputs
     def __init__(self, store,     # asc.data.store.Store
-                 rows,            # DataFrame with filename, scene, device (and city), one row a clip
+                 rows,            # one a clip: filename, scene, device (and city)
                  scenes, devices, # index orders
                  target='scene',  # what is classified: 'scene', 'device' or 'city'; `scenes` are its names then
                  crop='clips',    # 'clips' as listed, 'windows' (anywhere in the recording) or 'shifted'
@@ -66,9 +73,7 @@ class ClipData:
         self.target = pick(('scene', 'device', 'city'), target, 'target')
         self.y = _codes(self.rows[target], self.scenes)
         self.device_id = _codes(self.rows.device, self.devices)
-        self.logits = None                                 # the teacher's, where every clip has its own
-        if teacher is not None and crop == 'clips':
-            self.logits = torch.as_tensor(teacher.rows(self.rows.filename.tolist(), self.scenes))
+        self.logits = self._teacher_logits()
         self.resident = None                               # the samples on a device, see `to`
 
     @cached_property
@@ -76,18 +81,30 @@ class ClipData:
     def __len__(self): return len(self.rows)
     def __getitem__(self, i): return tuple(part[0] for part in self.batch([i]))
 
+# %% ../../nbs/train/37_clips.ipynb #8906aa41
+@patch
+def _teacher_logits(self:ClipData):
+    "The teacher's logits (N, scenes) where every clip has its own, else None"
+    if self.teacher is None or self.crop != 'clips': return None
+    return torch.as_tensor(self.teacher.rows(self.rows.filename.tolist(), self.scenes))
+
 # %% ../../nbs/train/37_clips.ipynb #38b72b63
 @patch
 def batch(self:ClipData, idx):
     "The clips at positions `idx`, read in one go"
-    idx = np.asarray(idx)
-    if self.cache is None: x, numbers, window = self.read(idx)
-    else: x, numbers, window = self.cache.batch(self.positions[idx]), torch.from_numpy(idx).to(self.y.device), None
+    x, numbers, window = self._inputs(np.asarray(idx))
     if not x.is_floating_point(): x = x.float().div_(32768)
     clips = x, self.device_id[numbers], self.y[numbers]
     if self.teacher is None: return clips
     if self.logits is not None: return *clips, self.logits[numbers]
     return *clips, self.teacher.at(*window, self.scenes).to(self.y.device)
+
+# %% ../../nbs/train/37_clips.ipynb #109aa5f7
+@patch
+def _inputs(self:ClipData, idx):
+    "As `read`, but mels where there is a cache"
+    if self.cache is None: return self.read(idx)
+    return self.cache.batch(self.positions[idx]), torch.from_numpy(idx).to(self.y.device), None
 
 # %% ../../nbs/train/37_clips.ipynb #c5312d55
 @patch
@@ -98,14 +115,24 @@ def read(self:ClipData, idx): # numpy int64 (B,)
     first, frames, start, stretch = (values[idx] for values in self.ranges)
     start = self._begins(frames, start)
     window = self._windows(stretch, start) if self.crop == 'windows' and self.teacher is not None else None
-    samples = self.store.samples
     if self.resident is not None:
-        samples = self.resident
-        table = np.stack([idx, self.resident.begin[idx], frames, start])                # the only copy of a batch
-        idx, first, frames, start = torch.from_numpy(table).to(self.y.device, non_blocking=True)
+        idx, first, frames, start = self._moved(idx, self.resident.begin[idx], frames, start)
+    return torch.as_tensor(self._cut(first, frames, start)), torch.as_tensor(idx), window
+
+# %% ../../nbs/train/37_clips.ipynb #eac43563
+@patch
+def _moved(self:ClipData, *arrays):
+    "Integer arrays (B,) on the device of the labels: the only copy of a batch"
+    return torch.from_numpy(np.stack(arrays)).to(self.y.device, non_blocking=True)
+
+# %% ../../nbs/train/37_clips.ipynb #a839a93e
+@patch
+def _cut(self:ClipData, first, frames, start):
+    "int16 (B, N) out of recordings, turned or not"
+    samples = self.store.samples if self.resident is None else self.resident
     n = self.store.clip_len
-    pcm = samples.turned(first, frames, start, n) if self.crop == 'shifted' else samples.take(first + start, n)
-    return torch.as_tensor(pcm), torch.as_tensor(idx), window
+    if self.crop == 'shifted': return samples.turned(first, frames, start, n)
+    return samples.take(first + start, n)
 
 # %% ../../nbs/train/37_clips.ipynb #0af5a181
 @patch
@@ -113,18 +140,16 @@ def _begins(self:ClipData, frames, start):
     "Where each clip of a batch begins in its recording, drawn anew where `crop` says so"
     length = torch.from_numpy(frames)
     if self.crop == 'windows': return random_windows(length, self.store.clip_len).numpy()
-    if self.crop == 'shifted':
-        shifts = draw_shifts(len(frames), self.store.rate)
-        return shifted_starts(start, length, 1, shifts).numpy()
-    return start
+    if self.crop == 'clips': return start
+    return shifted_starts(start, length, 1, draw_shifts(len(frames), self.store.rate)).numpy()
 
 # %% ../../nbs/train/37_clips.ipynb #819a4833
 @patch
 def _windows(self:ClipData, stretch, start):
     "Recordings of a batch of windows, and the second at which each window begins"
     recordings = self.store.recordings.iloc[stretch]
-    seconds = (recordings.snippet.to_numpy() * self.store.manifest['clip_len'] + start) / self.store.rate
-    return recordings.recording.tolist(), seconds
+    first = recordings.snippet.to_numpy() * self.store.manifest['clip_len']
+    return recordings.recording.tolist(), (first + start) / self.store.rate
 
 # %% ../../nbs/train/37_clips.ipynb #6b1f7bc6
 @patch
@@ -140,27 +165,37 @@ def to(self:ClipData, device):
 # %% ../../nbs/train/37_clips.ipynb #d1aa659d
 def _bytes_needed(sets, device):
     "Bytes of the samples that are not yet in the memory of a device"
-    total = 0
-    for data in sets:
-        if data.cache is not None: continue
-        first, frames = data.ranges[:2]
-        if is_resident(data.store.samples, first, frames, device): continue
-        once = np.unique(first, return_index=True)[1]
-        total += 2 * frames[once].sum()
-    return total
+    return sum(_bytes_missing(data, device) for data in sets if data.cache is None)
+
+# %% ../../nbs/train/37_clips.ipynb #3c14afd9
+def _bytes_missing(data, device):
+    "The same of one list; a recording counts once"
+    first, frames = data.ranges[:2]
+    if is_resident(data.store.samples, first, frames, device): return 0
+    once = np.unique(first, return_index=True)[1]
+    return 2 * frames[once].sum()
 
 # %% ../../nbs/train/37_clips.ipynb #346d0eb2
-def make_resident(sets,     # ClipData each
-                  device,   # torch.device of the training
+def make_resident(sets,      # ClipData each
+                  device,    # torch.device of the training
                   ) -> bool: # whether they are there now
     "Move the clips to a GPU that has room for them; nothing without a GPU"
     if device.type != 'cuda': return False
     gc.collect()                                           # an earlier training's
-    need = _bytes_needed(sets, device)
-    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if 2 * need > free:
-        print(f'Every batch is read from the store: the clips are {need / 1e9:.1f} GB and may take half of what '
-              f'the GPU has free, {free / 1e9:.1f} GB.')
-        return False
+    if not _has_room(_bytes_needed(sets, device), _bytes_free(device)): return False
     for data in sets: data.to(device)
     return True
+
+# %% ../../nbs/train/37_clips.ipynb #10606920
+def _bytes_free(device):
+    "Bytes of a GPU that nobody uses, or that torch keeps unused"
+    reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + reserved
+
+# %% ../../nbs/train/37_clips.ipynb #cbabd3aa
+def _has_room(need, free):
+    "Whether the clips take at most half of what is free; a printed line where they do not"
+    if 2 * need <= free: return True
+    print(f'Every batch is read from the store: the clips are {need / 1e9:.1f} GB and may take half of what '
+          f'the GPU has free, {free / 1e9:.1f} GB.')
+    return False

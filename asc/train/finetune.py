@@ -24,12 +24,12 @@ class Freeze(Callback):
                  epochs=0,              # 0: throughout
                  ):
         check_range(freeze_epochs=(epochs, 0, None))
-        self.parts = parts.replace(' ', '').split(',') if isinstance(parts, str) else list(parts)
+        self.parts = _part_names(parts)
         self.epochs = epochs
 
     def before_fit(self):
         self.parameters, self.modules = frozen_parts(body_of(self.learn.model), self.parts)
-        if len(self.parameters) == sum(p.requires_grad for p in self.learn.model.parameters()):
+        if len(self.parameters) == len(_trainable(self.learn.model.parameters())):
             raise InputError(f"freeze={','.join(self.parts)} leaves nothing to train")
 
     def before_train(self):
@@ -42,70 +42,116 @@ class Freeze(Callback):
 
     def undo(self): self.after_fit()
 
+# %% ../../nbs/train/65_finetune.ipynb #660deced
+def _part_names(parts):
+    "A list of names, out of text with commas too"
+    if isinstance(parts, str): return parts.replace(' ', '').split(',')
+    return list(parts)
+
+# %% ../../nbs/train/65_finetune.ipynb #bfe58c36
+def _trainable(parameters):
+    return [parameter for parameter in parameters if parameter.requires_grad]
+
 # %% ../../nbs/train/65_finetune.ipynb #a9930852
 def frozen_parts(network,    # whose parts they are
                  parts:list, # names of parts, or ['encoder']: all but the head, and loose parameters (tokens)
                  ) -> tuple: # (parameters, modules)
     "What is frozen with the parts of a network"
-    is_encoder = parts == ['encoder']
-    children = [name for name, _ in network.named_children()]
-    if is_encoder: parts = [name for name in children if name != head_of(network)]
-    for part in parts:
-        if not is_encoder and not any(within(name, [part]) for name, _ in network.named_parameters()):
-            raise InputError(f"freeze: no part {part!r} in this network; parts are encoder, {', '.join(children)}")
-    parameters = [p for name, p in network.named_parameters()
-                  if p.requires_grad and (within(name, parts) or is_encoder and '.' not in name)]
+    loose = []
+    if parts == ['encoder']:
+        parts = _encoder_parts(network)
+        loose = [name for name, _ in network.named_parameters(recurse=False)]
+    else: _check_parts(network, parts)
+    named = network.named_parameters()
+    parameters = _trainable(p for name, p in named if within(name, parts) or name in loose)
     modules = [m for name, m in network.named_modules() if name and within(name, parts)]
     return parameters, modules
+
+# %% ../../nbs/train/65_finetune.ipynb #b2986403
+def _encoder_parts(network):
+    "Names of all parts but the head"
+    head = head_of(network)
+    return [name for name, _ in network.named_children() if name != head]
+
+# %% ../../nbs/train/65_finetune.ipynb #06745909
+def _check_parts(network, parts):
+    "InputError for a part without parameters in a network"
+    names = [name for name, _ in network.named_parameters()]
+    for part in parts:
+        if not any(within(name, [part]) for name in names):
+            children = ', '.join(name for name, _ in network.named_children())
+            raise InputError(f'freeze: no part {part!r} in this network; parts are encoder, {children}')
 
 # %% ../../nbs/train/65_finetune.ipynb #6669a17d
 def layers_of(network, total=None, prefix='') -> list: # [(name, [parameter, …]), …] from input to output
     "A network as a row of layers, in the order they are defined in"
-    total = total or sum(p.numel() for p in network.parameters())
+    total = total or _size(network.parameters())
     loose = list(network.parameters(recurse=False))
     layers = [(prefix or 'tokens', loose)] if loose else []
     for name, part in network.named_children():
         parameters = list(part.parameters())
-        is_large = sum(p.numel() for p in parameters) > total / 2
-        if is_large and any(list(child.parameters()) for child in part.children()):
+        if _size(parameters) > total / 2 and _has_layers(part):
             layers += layers_of(part, total, f'{prefix}{name}.')
         elif parameters:
             layers.append((prefix + name, parameters))
     return layers
 
+# %% ../../nbs/train/65_finetune.ipynb #c4235309
+def _size(parameters):
+    "How many numbers they hold"
+    return sum(parameter.numel() for parameter in parameters)
+
+# %% ../../nbs/train/65_finetune.ipynb #065bcb4e
+def _has_layers(part):
+    "Whether a part of a network has parts with parameters"
+    return any(list(child.parameters()) for child in part.children())
+
 # %% ../../nbs/train/65_finetune.ipynb #e0388685
-def layer_groups(model,           # a classifier or a network
-                 decay:float=1.,  # rate of a layer as a share of the next one's, above 0 … 1
-                 ):               # (splitter for the Learner, [share of the learning rate, …]), from input to head
+def layer_groups(model,          # a classifier or a network
+                 decay:float=1., # rate of a layer as a share of the next one's, above 0 … 1
+                 ):              # (splitter for the Learner, [share of the learning rate, …]), from input to head
     "Parameter groups from input to head, and the share of the learning rate each is trained with"
     check_range(lr_decay=(decay, 1e-6, 1))
     network = body_of(model)
-    inside = {id(p) for p in network.parameters()}
-    outside = [p for p in model.parameters() if id(p) not in inside]             # what is learnt before the network
-    layers = [outside] + [[p for p in parameters if p.requires_grad] for _, parameters in layers_of(network)]
-    groups = _joined(layers, .01 * sum(p.numel() for p in network.parameters()))
+    layers = [_trainable(parameters) for _, parameters in layers_of(network)]
+    groups = _joined([_outside(model, network), *layers], .01 * _size(network.parameters()))
     shares = [decay**(len(groups) - 1 - i) for i in range(len(groups))]
     return lambda _: groups, shares
+
+# %% ../../nbs/train/65_finetune.ipynb #97a2f664
+def _outside(model, network):
+    "Parameters of a model that are learnt before its network"
+    inside = {id(parameter) for parameter in network.parameters()}
+    return [parameter for parameter in model.parameters() if id(parameter) not in inside]
 
 # %% ../../nbs/train/65_finetune.ipynb #584d94d9
 def _joined(layers, least):
     "Layers, those of fewer than `least` parameters with the next one"
-    groups, small = [], []
+    groups = []
+    small = []
     for parameters in layers:
         small += parameters
-        if small and sum(p.numel() for p in small) >= least:
+        if small and _size(small) >= least:
             groups.append(small)
             small = []
-    return groups + ([small] if small else [])
+    return [*groups, small] if small else groups
 
 # %% ../../nbs/train/65_finetune.ipynb #0fb241dc
 def check_start(model, start, source):
     "InputError unless two classifiers have one network behind one frontend"
-    theirs, ours = start.spec['backbone'], model.spec['backbone']
+    _check_network(start.spec['backbone'], model.spec['backbone'], source)
+    _check_frontend(repr(start.pipeline.frontend), repr(model.pipeline.frontend), source)
+
+# %% ../../nbs/train/65_finetune.ipynb #79926f32
+def _check_network(theirs, ours, source):
+    "InputError for another network"
     if theirs != ours:
         raise InputError(f'{source} holds the network {theirs}, this run trains {ours}: '
                          f'choose backbone={theirs!r} or another run')
-    theirs, ours = repr(start.pipeline.frontend), repr(model.pipeline.frontend)
+
+# %% ../../nbs/train/65_finetune.ipynb #4f52b147
+def _check_frontend(theirs, ours, source):
+    "InputError for another frontend"
     if theirs != ours:
         raise InputError(f'{source} was trained on other spectrograms ({theirs}, here {ours}): '
                          'choose its frontend, or another run')
@@ -116,30 +162,38 @@ def start_from(model,      # a classifier, freshly created
                source,     # where it came from, for messages
                ) -> dict:  # source, tensors (number loaded), new (names of those that were not), remark (a sentence)
     "Fill the network of a classifier with what an earlier training has learnt"
-    source = f'init_from={source}'
-    if isinstance(start, dict): state, classes = start, None
-    else:
-        check_start(model, start, source)
-        state, classes = start.backbone.state_dict(), start.scenes
+    label = f'init_from={source}'
+    state, classes = _learnt(model, start, label)
     network = body_of(model)
     own = network.state_dict()
     parts = _new_layers(network, state, classes, model.scenes)
     new = [name for name in own if within(name, parts)]
-    load_weights(network, {**state, **{name: own[name] for name in new if name in state}}, what=source)
-    remark = _start_remark(source, len(own), new, parts, classes, model.scenes)
-    return dict(source=source.removeprefix('init_from='), tensors=len(own) - len(new), new=new, remark=remark)
+    fresh = {name: own[name] for name in new if name in state}
+    load_weights(network, {**state, **fresh}, what=label)
+    remark = _start_remark(label, len(own), new, parts, classes, model.scenes)
+    return dict(source=str(source), tensors=len(own) - len(new), new=new, remark=remark)
+
+# %% ../../nbs/train/65_finetune.ipynb #f94db102
+def _learnt(model, start, source):
+    "The state to begin with, and its classes; None for an encoder, which knows none"
+    if isinstance(start, dict): return start, None
+    check_start(model, start, source)
+    return start.backbone.state_dict(), start.scenes
 
 # %% ../../nbs/train/65_finetune.ipynb #d011deb9
 def _new_layers(network, state, classes, scenes):
     "Names of the layers of the head that have a row for each class, where the classes are others"
-    head = head_of(network)
-    is_same = classes is None or list(classes) == list(scenes)
-    def is_new(name, tensor):
-        if name not in state: return False
-        has_rows = tensor.ndim and len(tensor) == len(scenes)
-        return state[name].shape != tensor.shape or bool(not is_same and has_rows)
-    own = network.state_dict()
-    return {name.rpartition('.')[0] for name, tensor in own.items() if within(name, [head]) and is_new(name, tensor)}
+    head = [head_of(network)]
+    rows = None if classes is None or list(classes) == list(scenes) else len(scenes)
+    named = network.state_dict().items()
+    return {name.rpartition('.')[0] for name, tensor in named
+            if within(name, head) and name in state and _is_new(tensor, state[name], rows)}
+
+# %% ../../nbs/train/65_finetune.ipynb #5f10d54e
+def _is_new(tensor, theirs, rows):
+    "Whether a tensor of the head has another shape, or `rows`: one for each of the other classes"
+    has_rows = rows is not None and tensor.ndim > 0 and len(tensor) == rows
+    return tensor.shape != theirs.shape or has_rows
 
 # %% ../../nbs/train/65_finetune.ipynb #e79beaab
 def _start_remark(source, total, new, parts, classes, scenes):
@@ -147,8 +201,12 @@ def _start_remark(source, total, new, parts, classes, scenes):
     remark = f'{source}: {total - len(new)} of {total} tensors.'
     if classes is None: remark += ' Its frontend is not recorded.'
     if not new: return remark
-    theirs = 'other classes'
-    if classes is not None:
-        more = ' …' if len(classes) > 3 else ''
-        theirs = f"{len(classes)} classes ({', '.join(classes[:3])}{more})"
-    return f"{remark} Its head was for {theirs}: {', '.join(sorted(parts))} starts anew for {len(scenes)}."
+    starting = ', '.join(sorted(parts))
+    return f'{remark} Its head was for {_class_words(classes)}: {starting} starts anew for {len(scenes)}.'
+
+# %% ../../nbs/train/65_finetune.ipynb #7b1bfeac
+def _class_words(classes):
+    "'4 classes (cat, dog, rain …)'"
+    if classes is None: return 'other classes'
+    more = ' …' if len(classes) > 3 else ''
+    return f"{len(classes)} classes ({', '.join(classes[:3])}{more})"

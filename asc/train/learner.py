@@ -37,16 +37,21 @@ class ClipLoader(DataLoader):
         for k in range(0, stop, self.bs): yield self.dataset.batch(order[k:k + self.bs])
 
 # %% ../../nbs/train/40_learner.ipynb #ff03181b
-def make_dls(train, valid,      # ClipData each; `valid` may be empty
-             bs:int=256,        # clips a batch; a smaller training list makes one batch
-             device=None,       # torch device; default: the accelerator if there is one
+def make_dls(train, valid, # ClipData each; `valid` may be empty
+             bs:int=256,   # clips a batch; a smaller training list makes one batch
+             device=None,  # torch device; default: the accelerator if there is one
              ) -> DataLoaders:
     "fastai DataLoaders: training shuffled, validation in order"
+    _check_loader(train, bs)
+    load = partial(ClipLoader, bs=bs, num_workers=0)
+    return DataLoaders(load(train, shuffle=True), load(valid), device=device or default_device())
+
+# %% ../../nbs/train/40_learner.ipynb #8d7fa09c
+def _check_loader(train, bs):
+    "InputError where there would be no batch"
     if not len(train):
         raise InputError('the training list is empty: choose a larger subset or a smaller validation share')
     if bs < 1: raise InputError(f'bs={bs}: a batch needs at least one clip')
-    load = partial(ClipLoader, bs=bs, num_workers=0)
-    return DataLoaders(load(train, shuffle=True), load(valid), device=device or default_device())
 
 # %% ../../nbs/train/40_learner.ipynb #408065d6
 def fitting(learn) -> bool:
@@ -66,21 +71,32 @@ class EpochLog(Callback):
         if self.run: self.history = []
 
     def after_epoch(self):
-        record = dict(zip(list(self.recorder.metric_names)[1:], self.recorder.log[1:]))
-        time = record.pop('time', '')
-        self.history.append(dict(epoch=self.epoch + 1, **record, lr=self.opt.hypers[-1]['lr']))
-        if self.path:
-            with atomic(self.path) as tmp: pd.DataFrame(self.history).to_csv(tmp, index=False)
-        print(f'epoch {self.epoch + 1:>3}/{self.n_epoch}  {_epoch_words(record)}  ({time})', flush=True)
+        figures = _epoch_figures(self.recorder)
+        time = figures.pop('time', '')
+        self.history.append(dict(epoch=self.epoch + 1, **figures, lr=self.opt.hypers[-1]['lr']))
+        if self.path: _write_history(self.history, self.path)
+        print(f'epoch {self.epoch + 1:>3}/{self.n_epoch}  {_epoch_words(figures)}  ({time})', flush=True)
+
+# %% ../../nbs/train/40_learner.ipynb #9a503103
+def _epoch_figures(recorder):
+    "name -> value of what fastai's Recorder says of an epoch, without its number"
+    return dict(zip(list(recorder.metric_names)[1:], recorder.log[1:]))
+
+# %% ../../nbs/train/40_learner.ipynb #1a374bb1
+def _write_history(history, path):
+    "The whole history.csv"
+    with atomic(path) as tmp:
+        pd.DataFrame(history).to_csv(tmp, index=False)
 
 # %% ../../nbs/train/40_learner.ipynb #6b1db49b
 def _epoch_words(record):
-    "The figures of an epoch: accuracy in percent, losses with four digits"
-    words = []
-    for name, value in record.items():
-        if value is None: continue
-        words.append(f'{name} {100 * value:.1f} %' if name == 'accuracy' else f'{name} {value:.4f}')
-    return '  '.join(words)
+    "The figures of an epoch, those that there are"
+    return '  '.join(_figure(name, value) for name, value in record.items() if value is not None)
+
+# %% ../../nbs/train/40_learner.ipynb #9d4727cb
+def _figure(name, value):
+    "Accuracy in percent, losses with four digits"
+    return f'{name} {100 * value:.1f} %' if name == 'accuracy' else f'{name} {value:.4f}'
 
 # %% ../../nbs/train/40_learner.ipynb #329c8830
 class Learner(FastaiLearner):
@@ -90,7 +106,7 @@ class Learner(FastaiLearner):
         try:
             super()._with_events(f, event_type, ex, final)
         except BaseException:
-            for callback in self.cbs if event_type == 'fit' else (): getattr(callback, 'undo', noop)()
+            if event_type == 'fit': _undo(self.cbs)
             raise
 
     def _call_one(self, event_name):
@@ -100,12 +116,21 @@ class Learner(FastaiLearner):
             e.args = (str(e).rpartition(':\n\t')[2],)     # the sentence alone, without fastai's words
             raise
 
-    def _do_fit(self):
-        bar = getattr(getattr(self, 'progress', None), 'mbar', None)
-        if self.first_epoch and bar: bar.update(0)         # a bar has to begin at its beginning
-        for epoch in range(self.first_epoch, self.n_epoch):
-            self.epoch = epoch
-            self._with_events(self._do_epoch, 'epoch', CancelEpochException)
+# %% ../../nbs/train/40_learner.ipynb #20b57a5b
+def _undo(callbacks):
+    "What they have changed is put back, where they know how"
+    for callback in callbacks:
+        getattr(callback, 'undo', noop)()
+
+# %% ../../nbs/train/40_learner.ipynb #39dd6888
+@patch
+def _do_fit(self:Learner):
+    "The epochs of a fit, from `first_epoch` on"
+    bar = getattr(getattr(self, 'progress', None), 'mbar', None)
+    if self.first_epoch and bar: bar.update(0)             # a bar has to begin at its beginning
+    for epoch in range(self.first_epoch, self.n_epoch):
+        self.epoch = epoch
+        self._with_events(self._do_epoch, 'epoch', CancelEpochException)
 
 # %% ../../nbs/train/40_learner.ipynb #a6c07e68
 optimizers = {
@@ -114,12 +139,12 @@ optimizers = {
     'adamw_beats': partial(torch.optim.AdamW, betas=(.9, .98)),    # easy-dcase's for BEATs
 }
 
-def create_learner(dls, model,          # what `make_dls` and `create_classifier` gave
-                   wd:float=1e-4,       # weight decay on all parameters: AdamW's own, for Adam added to the gradient
-                   optimizer='adamw',   # key of `optimizers`
-                   loss_func=None,      # default: mean cross-entropy
-                   history=None,        # path of history.csv
-                   cbs=(),              # further fastai callbacks
+def create_learner(dls, model,        # what `make_dls` and `create_classifier` gave
+                   wd:float=1e-4,     # weight decay on all parameters: AdamW's own, for Adam added to the gradient
+                   optimizer='adamw', # key of `optimizers`
+                   loss_func=None,    # default: mean cross-entropy
+                   history=None,      # path of history.csv
+                   cbs=(),            # further fastai callbacks
                    **kwargs) -> Learner:
     "A fastai Learner with the house's optimiser, log and metrics"
     validates = len(dls.valid_ds) > 0
@@ -143,25 +168,35 @@ def fit(learn, epochs:int,
 
 # %% ../../nbs/train/40_learner.ipynb #0d37cc2d
 @torch.no_grad()
-def predict_logits(model, data,         # module: wave, device -> logits; ClipData
-                   bs:int=64,           # clips a batch; small batches stay in the CPU's cache
-                   progress=False       # show a bar
-                   ) -> torch.Tensor:   # (len(data), scenes), on the CPU, float32
+def predict_logits(model, data,       # module: wave, device -> logits; ClipData
+                   bs:int=64,         # clips a batch; small batches stay in the CPU's cache
+                   progress=False     # show a bar
+                   ) -> torch.Tensor: # (len(data), scenes), on the CPU, float32
     "Logits of every clip, in eval mode"
     mode = model.training
-    place = next((p.device for p in model.parameters()), 'cpu')
     model.eval()
-    starts, logits = range(0, len(data), bs), []
-    for start in progress_bar(starts) if progress else starts:
-        wave, device, *_ = data.batch(range(start, min(start + bs, len(data))))
-        logits.append(model(wave.to(place), device.to(place)).float().cpu())
+    starts = range(0, len(data), bs)
+    if progress: starts = progress_bar(starts)
+    logits = [_logits_of(model, data.batch(range(start, min(start + bs, len(data))))) for start in starts]
     model.train(mode)
     return torch.cat(logits)
+
+# %% ../../nbs/train/40_learner.ipynb #39fc6dbc
+def _logits_of(model, batch):
+    "float32 (B, scenes) on the CPU"
+    place = next((parameter.device for parameter in model.parameters()), 'cpu')
+    wave, device, *_ = batch
+    return model(wave.to(place), device.to(place)).float().cpu()
 
 # %% ../../nbs/train/40_learner.ipynb #859cae73
 def predictions(model, data, bs:int=64, progress=False) -> pd.DataFrame:
     "filename, scene_label (the target's true name), device, city and one probability column a scene"
     p = predict_logits(model, data, bs, progress).double().softmax(1)
+    return pd.concat([_clip_columns(data), pd.DataFrame(p.numpy(), columns=data.scenes)], axis=1)
+
+# %% ../../nbs/train/40_learner.ipynb #26a429fc
+def _clip_columns(data):
+    "What is known of the clips"
     table = data.rows[['filename', 'device', 'city']]
     table.insert(1, 'scene_label', data.rows[data.target])
-    return pd.concat([table, pd.DataFrame(p.numpy(), columns=data.scenes)], axis=1)
+    return table

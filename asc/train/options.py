@@ -104,7 +104,7 @@ class TrainingOptions(TeacherOptions, FitOptions, ModelOptions, DataOptions):
 
 # %% ../../nbs/train/72_options.ipynb #41dadbd1
 def check_value(entry, value):
-    "InputError for a value outside the range or the choices of a field"
+    "InputError for what a field does not allow"
     allowed = entry.metadata
     if allowed['choices'] is not None: pick(allowed['choices'], value, entry.name)
     if allowed['low'] is not None: check_range(**{entry.name: (value, allowed['low'], allowed['high'])})
@@ -112,11 +112,12 @@ def check_value(entry, value):
 # %% ../../nbs/train/72_options.ipynb #1dd294d0
 def option_table() -> pd.DataFrame: # type, default, meaning; one row an option
     "What there is to choose"
-    rows = {}
-    for entry in fields(TrainingOptions):
-        kind = entry.type if isinstance(entry.type, str) else entry.type.__name__
-        rows[entry.name] = dict(type=kind, default=entry.metadata['default'], meaning=entry.metadata['meaning'])
-    return pd.DataFrame(rows).T
+    return pd.DataFrame({entry.name: _option_row(entry) for entry in fields(TrainingOptions)}).T
+
+# %% ../../nbs/train/72_options.ipynb #7eec87b8
+def _option_row(entry):
+    kind = entry.type if isinstance(entry.type, str) else entry.type.__name__
+    return dict(type=kind, default=entry.metadata['default'], meaning=entry.metadata['meaning'])
 
 # %% ../../nbs/train/72_options.ipynb #53473533
 @patch

@@ -24,29 +24,47 @@ from ..train.learner import predict_logits
 class WindowData:
     "Windows of the recordings of a list: batches of wave float32 (B, N), device int64 (B,)"
     def __init__(self, store, rows, devices, window, hop): # window and hop in seconds
-        self.store, self.n = store, round(window * store.rate)
-        step = round(hop * store.rate)
-        if self.n < 1 or step < 1: raise InputError(f'window={window} and hop={hop}: give seconds above 0')
-        windows = _window_starts(store, np.sort(store.index(rows.filename)), self.n, step)
-        if not len(windows): raise InputError(f'no recording of the list is as long as a window of {window} s')
+        self.store = store
+        self.n = round(window * store.rate)
+        windows = _windows(store, rows, window, hop)
         first = store.rows.iloc[windows.row]
         start = windows.start.to_numpy()
         self.offset = first.offset.to_numpy() + start
         self.recording = first.recording.to_numpy()
         self.seconds = (first.snippet.to_numpy() * store.clip_len + start) / store.rate
-        device = rows.drop_duplicates('recording').set_index('recording').device.reindex(self.recording)
-        self.device = torch.from_numpy(pd.Categorical(device, categories=list(devices)).codes.astype(np.int64))
+        self.device = _device_numbers(rows, self.recording, devices)
 
     def __len__(self): return len(self.offset)
+
+# %% ../../nbs/use/10_answers.ipynb #81bcc53f
+def _windows(store, rows, window, hop):
+    "The windows of a list, see `_window_starts`; InputError where there are none"
+    n = round(window * store.rate)
+    step = round(hop * store.rate)
+    if n < 1 or step < 1: raise InputError(f'window={window} and hop={hop}: give seconds above 0')
+    windows = _window_starts(store, np.sort(store.index(rows.filename)), n, step)
+    if not len(windows): raise InputError(f'no recording of the list is as long as a window of {window} s')
+    return windows
+
+# %% ../../nbs/use/10_answers.ipynb #cdf6dc63
+def _device_numbers(rows, recordings, devices):
+    "int64 (N,), the index of each recording's device"
+    device = rows.drop_duplicates('recording').set_index('recording').device.reindex(recordings)
+    return torch.from_numpy(pd.Categorical(device, categories=list(devices)).codes.astype(np.int64))
 
 # %% ../../nbs/use/10_answers.ipynb #e69ce5b9
 def _window_starts(store, clips, n, step):
     "row (first clip) and start (samples into it) of every window of `n` samples in clips that follow each other"
+    rows = [(run[0], start) for run in _unbroken(store, clips)
+            for start in range(0, len(run) * store.clip_len - n + 1, step)]
+    return pd.DataFrame(rows, columns=['row', 'start'])
+
+# %% ../../nbs/use/10_answers.ipynb #4c867d06
+def _unbroken(store, clips):
+    "Clips that follow each other in one stretch of sound, together"
     stretch = store.rows.stretch.to_numpy()[clips]
     is_next = (np.diff(clips) == 1) & (np.diff(stretch) == 0)
-    unbroken = np.split(clips, np.flatnonzero(~is_next) + 1)
-    rows = [(run[0], start) for run in unbroken for start in range(0, len(run) * store.clip_len - n + 1, step)]
-    return pd.DataFrame(rows, columns=['row', 'start'])
+    return np.split(clips, np.flatnonzero(~is_next) + 1)
 
 # %% ../../nbs/use/10_answers.ipynb #fc72deca
 @patch
@@ -62,19 +80,24 @@ def training_clips(source, corpus): # run folder
     path = resolve(source)/'params.json'
     if not path.is_file(): return None
     record = json.loads(path.read_text(encoding='utf-8'))
-    parameters = record.get('parameters', {})
     listed = record.get('data', {}).get('lists', {}).get('train', {})
+    names = _training_list(corpus, record.get('parameters', {}))
+    if names is None or fingerprint(names) != listed.get('fingerprint'): return None
+    return list(names)
+
+# %% ../../nbs/use/10_answers.ipynb #5b641111
+def _training_list(corpus, parameters):
+    "File names of a run's training list; None where this corpus has none"
     try:
-        train = carve_valid(read_split(corpus, parameters['subset']), parameters.get('valid', 0))[0].filename
+        return carve_valid(read_split(corpus, parameters['subset']), parameters.get('valid', 0))[0].filename
     except (KeyError, InputError):
         return None
-    return list(train) if fingerprint(train) == listed.get('fingerprint') else None
 
 # %% ../../nbs/use/10_answers.ipynb #9b49128e
 def predict_teacher(model,           # see `asc.open_model`
                     store,           # asc.data.store.Store
                     rows,            # of `Corpus.meta`: the clips
-                    scenes=None,     # order of the columns to write, the corpus'; default the model's own
+                    scenes=None,     # order of the columns to write, the corpus'; default: the model's own
                     devices=(),      # names of the corpus' devices
                     hop:float=0.,    # seconds between windows; 0: clips as listed
                     window:float=1., # seconds of a window
@@ -85,28 +108,39 @@ def predict_teacher(model,           # see `asc.open_model`
     "The logits of a model for a list, with what is known about them"
     model = open_model(model)
     scenes = list(scenes or model.classes)
-    probe = Teacher(['probe'], torch.zeros(1, len(model.classes)), model.classes, dict(model=model.label))
-    columns = probe.columns(scenes)                        # refuses other classes before any work
+    columns = _columns(model, scenes)
     data = WindowData(store, rows, devices, window, hop) if hop else ClipData(store, rows, scenes, devices)
     logits = predict_logits(Hearing(model, store.rate, devices), data, bs, progress)[:, columns]
     about = _model_facts(model, store, rows, trained_on, test)
-    if hop: about |= dict(hop=hop, window=window)
-    names = data.recording if hop else rows.filename
-    seen = _seen(rows, rows.recording if hop else rows.filename, names, trained_on)
-    return Teacher(names, logits, scenes, about | facts, data.seconds if hop else None, seen)
+    if not hop:
+        seen = _seen(rows, rows.filename, rows.filename, trained_on)
+        return Teacher(rows.filename, logits, scenes, about | facts, None, seen)
+    about |= dict(hop=hop, window=window)
+    seen = _seen(rows, rows.recording, data.recording, trained_on)
+    return Teacher(data.recording, logits, scenes, about | facts, data.seconds, seen)
+
+# %% ../../nbs/use/10_answers.ipynb #82435680
+def _columns(model, scenes):
+    "The model's outputs in the order of `scenes`; refuses other classes before any work"
+    probe = Teacher(['probe'], torch.zeros(1, len(model.classes)), model.classes, dict(model=model.label))
+    return probe.columns(scenes)
 
 # %% ../../nbs/use/10_answers.ipynb #48679fb2
 def _seen(rows, keys, names, trained_on):
-    "For each name 1 where any of its clips was trained on, 0 where none was, -1 where it is not known"
+    "For each name 1 where a clip of it was trained on, 0 where none was, -1 if unknown"
     if trained_on is None: return np.full(len(names), -1)
     return rows.filename.isin(set(trained_on)).groupby(keys).max().reindex(names).to_numpy().astype(int)
 
 # %% ../../nbs/use/10_answers.ipynb #77b81926
 def _model_facts(model, store, rows, trained_on, test):
     "What decides the worth of logits later"
-    named = lambda names: dict(clips=len(names), fingerprint=fingerprint(names))
     return dict(
         model=model.label, kind=model.kind, fingerprint=model.fingerprint, frontend=model.frontend,
-        rate=store.rate, store=store.key, augmentation='none (eval mode)', list=named(rows.filename),
-        trained_on=None if trained_on is None else named(trained_on),
+        rate=store.rate, store=store.key, augmentation='none (eval mode)', list=_list_facts(rows.filename),
+        trained_on=None if trained_on is None else _list_facts(trained_on),
         test_clips=int(rows.filename.isin(set(test)).sum()), versions=versions())
+
+# %% ../../nbs/use/10_answers.ipynb #aa23ef68
+def _list_facts(names):
+    "Number and fingerprint of clips"
+    return dict(clips=len(names), fingerprint=fingerprint(names))

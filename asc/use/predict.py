@@ -8,8 +8,8 @@ __all__ = ['SUFFIXES', 'resampler', 'sound_files', 'window_of', 'window_starts',
 
 # %% ../../nbs/use/05_predict.ipynb #0a4cfd66
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from itertools import islice
+from functools import lru_cache, partial
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +37,17 @@ def _files_of(sound):
     path = Path(sound).expanduser()
     if not path.exists(): raise InputError(f'{sound}: no such file or folder')
     if path.is_file(): return [str(sound)]
-    files = sorted(str(p) for p in path.rglob('*') if _is_sound(p))
+    files = _files_in(path)
     if not files: raise InputError(f"{sound}: no sound file in this folder; formats are {', '.join(sorted(SUFFIXES))}")
     return files
 
+# %% ../../nbs/use/05_predict.ipynb #5e4adb56
+def _files_in(folder):
+    "Every sound file of a folder, sorted"
+    return sorted(str(path) for path in folder.rglob('*') if _is_sound(path))
+
 # %% ../../nbs/use/05_predict.ipynb #d1cf8e7b
-def sound_files(sounds,    # a path or a list of paths, files or folders
+def sound_files(sounds,    # path or paths, of files or folders
                 ) -> list: # str, sorted within a folder, each once
     "Every sound file that was named"
     sounds = [sounds] if isinstance(sounds, (str, Path)) else sounds
@@ -55,10 +60,9 @@ def window_of(model, window) -> float: # seconds
     "What a model is to hear at a time: what was asked for, if it can, or what it was made for"
     if not window: return model.seconds
     check_range(window=(window, .01, None))
-    if model.fixed and abs(window - model.seconds) > 1e-6:
-        raise InputError(f'window={window}: {model.source} was exported for {model.seconds:g} s; leave window out, '
-                         'or export it for another length')
-    return window
+    if not model.fixed or abs(window - model.seconds) <= 1e-6: return window
+    raise InputError(f'window={window}: {model.source} was exported for {model.seconds:g} s; leave window out, '
+                     'or export it for another length')
 
 # %% ../../nbs/use/05_predict.ipynb #e64697db
 def window_starts(frames:int, # samples of the sound
@@ -71,16 +75,21 @@ def window_starts(frames:int, # samples of the sound
     return starts if starts[-1] + n == frames else [*starts, frames - n]
 
 # %% ../../nbs/use/05_predict.ipynb #e11078cf
-def read_window(f,        # open soundfile.SoundFile
+def read_window(f,       # open soundfile.SoundFile
                 start:int,
-                n:int,    # samples
+                n:int,   # samples
                 ) -> np.ndarray: # float32 (n,)
     "One mono window, repeated to its length where the sound ends early"
     f.seek(start)
     samples = f.read(n, dtype='float32', always_2d=True).mean(1)
+    _check_samples(samples)
+    return np.resize(samples, n)
+
+# %% ../../nbs/use/05_predict.ipynb #6770b0b2
+def _check_samples(samples):
+    "ValueError for what nobody can hear"
     if not len(samples): raise ValueError('empty (a header without samples)')
     if not np.isfinite(samples).all(): raise ValueError('holds NaN or infinite samples')
-    return np.resize(samples, n)
 
 # %% ../../nbs/use/05_predict.ipynb #86d3ba6c
 resampler = lru_cache(8)(Resample)      # its filter takes a while to design
@@ -93,14 +102,23 @@ def file_windows(path,
                  ):               # yields (start in seconds, [float], waves float32 (B, N))
     "The windows of one file, a batch at a time, at another rate"
     with sf.SoundFile(path) as f:
+        resample = resampler(f.samplerate, rate)
         n = round(window * f.samplerate)
         step = max(1, round((hop or window) * f.samplerate))
-        resample = resampler(f.samplerate, rate)
-        starts = window_starts(f.frames, n, step)
-        for i in range(0, len(starts), bs):
-            batch = starts[i:i + bs]
-            waves = torch.from_numpy(np.stack([read_window(f, start, n) for start in batch]))
-            yield [start / f.samplerate for start in batch], resample(waves)[:, :round(window * rate)]
+        for starts in _chunks(window_starts(f.frames, n, step), bs):
+            waves = _read_windows(f, starts, n)
+            yield [start / f.samplerate for start in starts], resample(waves)[:, :round(window * rate)]
+
+# %% ../../nbs/use/05_predict.ipynb #c7e43003
+def _chunks(items, size):
+    "A list in pieces of at most `size`"
+    for i in range(0, len(items), size):
+        yield items[i:i + size]
+
+# %% ../../nbs/use/05_predict.ipynb #f0eaeafb
+def _read_windows(f, starts, n):
+    "float32 (B, n) at the rate of the file"
+    return torch.from_numpy(np.stack([read_window(f, start, n) for start in starts]))
 
 # %% ../../nbs/use/05_predict.ipynb #11f8c860
 class _Reader:
@@ -112,16 +130,24 @@ class _Reader:
         self.unreadable = unreadable                       # name -> fault, filled here
         self.bar = tqdm(total=len(files), unit='file', disable=not progress)
 
-    def windows(self, path):
-        return file_windows(path, self.model.rate, self.window, self.hop, self.bs)
+# %% ../../nbs/use/05_predict.ipynb #0a4ac774
+@patch
+def windows(self:_Reader, path):
+    "The windows of one file"
+    return file_windows(path, self.model.rate, self.window, self.hop, self.bs)
+
+# %% ../../nbs/use/05_predict.ipynb #c1ea3783
+@patch
+def is_long(self:_Reader, path):
+    "Whether a file holds more than one batch"
+    return sf.info(path).duration > self.bs * (self.hop or self.window)
 
 # %% ../../nbs/use/05_predict.ipynb #54d19b8a
 @patch
 def load(self:_Reader, path):
     "(path, its windows; None where it is too long to be read ahead; the fault where it cannot be read)"
     try:
-        is_long = sf.info(path).duration > self.bs * (self.hop or self.window)
-        return path, None if is_long else list(self.windows(path))
+        return path, None if self.is_long(path) else list(self.windows(path))
     except FAULTS + (InputError,) as e:
         return path, e
 
@@ -166,29 +192,35 @@ def batches(self:_Reader):
     if names: yield names, starts, torch.cat(waves)
 
 # %% ../../nbs/use/05_predict.ipynb #d8e61cbe
-def predict(model,             # see `asc.open_model`
-            sounds,            # files and folders, see `sound_files`
-            window:float=0.,   # seconds the model hears at a time; 0: what it was made for, one second
-            hop:float=0.,      # seconds from one window to the next; 0: the same as `window`
-            windows:bool=False,# a row for each window; else the windows of a file vote
-            device:str='',     # recording device of all sounds, for a device-aware model
-            bs:int=64,         # windows at a time
-            workers:int=2,     # decoding threads
-            unreadable='raise',# 'raise', or 'list': left out, and listed in the table's attrs['unreadable']
+def predict(model,              # see `asc.open_model`
+            sounds,             # files and folders, see `sound_files`
+            window:float=0.,    # seconds the model hears at a time; 0: what it was made for, one second
+            hop:float=0.,       # seconds from one window to the next; 0: the same as `window`
+            windows:bool=False, # a row for each window; else the windows of a file vote
+            device:str='',      # recording device of all sounds, for a device-aware model
+            bs:int=64,          # windows at a time
+            workers:int=2,      # decoding threads
+            unreadable='raise', # 'raise', or 'list': left out, and listed in the table's attrs['unreadable']
             progress:bool=False, # show a bar
-            ) -> pd.DataFrame: # file (start, seconds) scene and the probability of every class
+            ) -> pd.DataFrame:  # file (start, seconds) scene and the probability of every class
     "Scene probabilities of sounds of any rate, channels and length"
     check_range(hop=(hop, 0, None), bs=(bs, 1, None), workers=(workers, 1, None))
     model = open_model(model)
-    files, faults = sound_files(sounds), {}
+    files = sound_files(sounds)
+    faults = {}
     reader = _Reader(files, model, window_of(model, window), hop, bs, workers, faults, progress)
     table = _answers(model, reader, model.device_number(device))
     if faults and (unreadable == 'raise' or not len(table)): _refuse_unreadable(faults, len(files))
     table = table[~table.file.isin(faults)]                # half a file is no answer
-    table = table if windows else table.drop(columns='start').groupby('file', sort=False, as_index=False).mean()
+    if not windows: table = _vote(table)
     table.insert(2 if windows else 1, 'scene', _decisions(table, model.classes))
     table.attrs['unreadable'] = faults
     return table.reset_index(drop=True)
+
+# %% ../../nbs/use/05_predict.ipynb #70fbbbc1
+def _vote(table):
+    "Mean probabilities of the windows of each file"
+    return table.drop(columns='start').groupby('file', sort=False, as_index=False).mean()
 
 # %% ../../nbs/use/05_predict.ipynb #126f79d6
 def _answers(model, reader, device):
@@ -196,10 +228,14 @@ def _answers(model, reader, device):
     rows, probabilities = [], [np.zeros((0, len(model.classes)), np.float32)]
     for names, starts, waves in reader.batches():
         rows += zip(names, starts)
-        for wave in waves.split(reader.bs):
-            probabilities.append(model(wave, torch.full((len(wave),), device)).cpu().numpy())
+        probabilities += [_probabilities(model, wave, device) for wave in waves.split(reader.bs)]
     table = pd.DataFrame(rows, columns=['file', 'start'])
     return pd.concat([table, pd.DataFrame(np.concatenate(probabilities), columns=list(model.classes))], axis=1)
+
+# %% ../../nbs/use/05_predict.ipynb #5e60a64d
+def _probabilities(model, waves, device):
+    "float32 (B, classes) of waves of one device"
+    return model(waves, torch.full((len(waves),), device)).cpu().numpy()
 
 # %% ../../nbs/use/05_predict.ipynb #ca580c6d
 def _decisions(table, classes):
@@ -218,7 +254,7 @@ def _refuse_unreadable(faults, total):
 def predict_stream(model,           # see `asc.open_model`
                    blocks,          # iterator of float32 (n,) mono samples
                    rate:int,        # Hz of the samples
-                   window:float=0., # seconds the model hears at a time; 0: what it was made for, one second
+                   window:float=0., # seconds the model hears at a time; 0: what it was made for
                    hop:float=.5,    # seconds from one answer to the next
                    ):               # yields (seconds since the start, {scene: probability})
     "An answer every `hop` seconds, from the last `window` seconds of a stream"
@@ -252,18 +288,22 @@ def microphone(rate:int=44100, # Hz
     "Blocks of 50 ms from a microphone"
     sd = _need_sounddevice()
     block = rate // 20
-    blocks_left = None if seconds is None else round(seconds * 20)
+    stream = partial(sd.InputStream, samplerate=rate, channels=1, blocksize=block, device=source, dtype='float32')
     try:
-        with sd.InputStream(samplerate=rate, channels=1, blocksize=block, device=source, dtype='float32') as stream:
-            while blocks_left is None or blocks_left > 0:
-                yield stream.read(block)[0][:, 0]
-                if blocks_left is not None: blocks_left -= 1
+        with stream() as recording:
+            for _ in _countdown(seconds):
+                yield recording.read(block)[0][:, 0]
     except sd.PortAudioError as e:
         raise InputError(f'no sound from the microphone ({e}): choose another with source') from e
 
+# %% ../../nbs/use/05_predict.ipynb #d5404ac6
+def _countdown(seconds):
+    "Something to go through as often as blocks of 50 ms fill the seconds; for ever without them"
+    return count() if seconds is None else range(round(seconds * 20))
+
 # %% ../../nbs/use/05_predict.ipynb #777e0cbe
 def _need_sounddevice():
-    "The module sounddevice, or an InputError that says how to get it"
+    "sounddevice, or an InputError that says how to get it"
     try:
         import sounddevice
     except (ImportError, OSError) as e:

@@ -28,15 +28,13 @@ def clip_list(corpus, # asc.data.corpus.Corpus
               valid,  # share of it that was held out
               ) -> pd.DataFrame: # rows of `Corpus.meta`
     "The clips of a list by its name"
-    lists = dict(
-        train=lambda: read_split(corpus, subset),
-        valid=lambda: carve_valid(read_split(corpus, subset), valid)[1],
-        all=lambda: corpus.meta,
-        test=lambda: read_test(corpus),
-        evaluation=lambda: load_corpus(corpus.dir, 'evaluation').meta)
-    if clips in lists: return lists[clips]()
+    if clips == 'train': return read_split(corpus, subset)
+    if clips == 'valid': return carve_valid(read_split(corpus, subset), valid)[1]
+    if clips == 'all': return corpus.meta
+    if clips == 'test': return read_test(corpus)
+    if clips == 'evaluation': return load_corpus(corpus.dir, 'evaluation').meta
     if resolve(clips).is_file(): return match(corpus, read_list(resolve(clips)), clips)
-    raise InputError(f"clips={clips!r}: choose one of {', '.join(lists)}, or give the path of a list")
+    raise InputError(f'clips={clips!r}: choose one of train, valid, all, test, evaluation, or give the path of a list')
 
 # %% ../../nbs/use/13_teachers.ipynb #92e709c5
 def without_test(rows,       # of the list
@@ -46,14 +44,18 @@ def without_test(rows,       # of the list
                  ) -> tuple: # (rows, a sentence for the reader)
     "The clips of a list that may be learnt from"
     tested = rows.filename.isin(read_test(corpus).filename)
-    if allow_test:
-        remark = f'**{tested.sum():,} of them are on the test list, and marked: nothing may be learnt from them.**'
-        return rows, remark if tested.any() else ''
-    if tested.all():
+    if tested.all() and not allow_test:
         raise InputError(f'clips={clips!r} are the test list: nothing may be learnt from it. '
                          'To look at them, set allow_test=True')
-    remark = f'{tested.sum():,} clips of the test list are left out.' if tested.any() else ''
-    return rows[~tested].reset_index(drop=True), remark
+    remark = _test_remark(tested.sum(), allow_test)
+    return rows if allow_test else rows[~tested].reset_index(drop=True), remark
+
+# %% ../../nbs/use/13_teachers.ipynb #985ea501
+def _test_remark(number, allow_test):
+    "What becomes of so many clips of the test list; '' without any"
+    if not number: return ''
+    if not allow_test: return f'{number:,} clips of the test list are left out.'
+    return f'**{number:,} of them are on the test list, and marked: nothing may be learnt from them.**'
 
 # %% ../../nbs/use/13_teachers.ipynb #293179d4
 def open_teachers(models,    # a list, see `asc.open_model`
@@ -62,12 +64,22 @@ def open_teachers(models,    # a list, see `asc.open_model`
     "The models that answer; those with other classes are refused before any of them works"
     teachers = {}
     for model in map(open_model, models):
-        if set(model.classes) != set(scenes):
-            raise InputError(f"{model.label} knows other classes ({', '.join(model.classes[:3])} …) than "
-                             f"the corpus ({', '.join(scenes[:3])} …): it cannot teach here")
-        same = sum(label.rpartition('-')[0] == model.label or label == model.label for label in teachers)
-        teachers[f'{model.label}-{same + 1}' if same else model.label] = model
+        _check_scenes(model, scenes)
+        teachers[_new_label(model.label, teachers)] = model
     return teachers
+
+# %% ../../nbs/use/13_teachers.ipynb #206a1fb4
+def _check_scenes(model, scenes):
+    "InputError for a model with other classes"
+    if set(model.classes) != set(scenes):
+        raise InputError(f"{model.label} knows other classes ({', '.join(model.classes[:3])} …) than "
+                         f"the corpus ({', '.join(scenes[:3])} …): it cannot teach here")
+
+# %% ../../nbs/use/13_teachers.ipynb #7e16aa4a
+def _new_label(label, labels):
+    "A label, with a number where it is already among `labels`"
+    same = sum(label in (other, other.rpartition('-')[0]) for other in labels)
+    return f'{label}-{same + 1}' if same else label
 
 # %% ../../nbs/use/13_teachers.ipynb #2f41d5a9
 def unseen_scores(teachers, # asc.teach.logits.Teacher each
@@ -76,23 +88,30 @@ def unseen_scores(teachers, # asc.teach.logits.Teacher each
     "Scores on those clips that a teacher was not trained on"
     tables = []
     for teacher in teachers:
-        if teacher.starts is not None or teacher.seen is None: continue
-        seen = pd.Series(teacher.filenames)[teacher.seen.numpy() != 0]
-        unseen = rows[~rows.filename.isin(seen)]
+        unseen = _unseen(teacher, rows)
         if 0 < len(unseen) < len(rows): tables.append(score_table([teacher], unseen))
     return pd.concat(tables) if tables else pd.DataFrame()
+
+# %% ../../nbs/use/13_teachers.ipynb #e727a6a6
+def _unseen(teacher, rows):
+    "Clips a teacher was not trained on; none where that is unknown or it answers for windows"
+    if teacher.starts is not None or teacher.seen is None: return rows[:0]
+    seen = pd.Series(teacher.filenames)[teacher.seen.numpy() != 0]
+    return rows[~rows.filename.isin(seen)]
 
 # %% ../../nbs/use/13_teachers.ipynb #63c6dfd7
 def alignment_table(teachers, rows) -> pd.DataFrame: # agreement, likeness, remark; one row a teacher
     "The test that every training with these files begins with"
-    results = {}
-    for teacher in teachers:
-        try:
-            facts = teacher.check(rows)
-            results[teacher.label] = dict(agreement=facts['agreement'], likeness=facts['likeness'], remark='')
-        except InputError as e:
-            results[teacher.label] = dict(remark=str(e))
-    return pd.DataFrame(results).T
+    return pd.DataFrame({teacher.label: _alignment(teacher, rows) for teacher in teachers}).T
+
+# %% ../../nbs/use/13_teachers.ipynb #51d92cbd
+def _alignment(teacher, rows):
+    "How a teacher fits the labels, or the remark that it does not"
+    try:
+        facts = teacher.check(rows)
+    except InputError as e:
+        return dict(remark=str(e))
+    return dict(agreement=facts['agreement'], likeness=facts['likeness'], remark='')
 
 # %% ../../nbs/use/13_teachers.ipynb #331fa16c
 @dataclass
@@ -109,13 +128,22 @@ def teacher_file(source, # file of logits, or a model for `asc.open_model`
                  folder, # where logits are kept
                  **facts) -> TeacherFile:
     "The logits of one teacher, computed unless they are there"
-    if not is_model(source):
-        teacher = read_teacher(source)
-        knows = test.filename.isin(teacher.filenames).all()
-        return TeacherFile(str(source), teacher.only(test.filename) if knows else None)
+    if not is_model(source): return _known_file(source, test)
     model = open_model(source)
     answer = partial(predict_teacher, model, store, scenes=corpus.scenes, devices=corpus.devices, test=test.filename,
                      trained_on=training_clips(source, corpus), corpus=corpus.name, **facts)
-    path = Path(folder)/f'{model.label}-{model.fingerprint}-{fingerprint(train.filename)}.safetensors'
+    path = _logits_path(folder, model, train)
     if not path.is_file(): answer(rows=train).save(path)
     return TeacherFile(str(path), answer(rows=test))
+
+# %% ../../nbs/use/13_teachers.ipynb #3f8d671f
+def _logits_path(folder, model, rows):
+    "Where the logits of a model for a list are kept"
+    return Path(folder)/f'{model.label}-{model.fingerprint}-{fingerprint(rows.filename)}.safetensors'
+
+# %% ../../nbs/use/13_teachers.ipynb #1ee3c0f2
+def _known_file(path, test):
+    "A file of logits, with its answers for the test list where it has them all"
+    teacher = read_teacher(path)
+    knows = test.filename.isin(teacher.filenames).all()
+    return TeacherFile(str(path), teacher.only(test.filename) if knows else None)

@@ -1,4 +1,4 @@
-"""One opener: whatever a model was saved as, everybody who is given it answers one clip of one device alike, or refuses it by name."""
+"""One opener: whatever a model was saved as, all who are given it answer one clip of one device alike, or refuse it."""
 from copy import deepcopy
 from types import SimpleNamespace
 
@@ -154,8 +154,8 @@ def consumers(packed, rows, sounds):
     return Consumers(packed, rows, sounds)
 
 
-# consumer -> the kinds it cannot use, and how far its numbers may be from the model's own: logits of a file and weights of an
-# entry are stored in 16 bits
+# consumer -> the kinds it cannot use, and how far its numbers may be from the model's own:
+# the logits of a file and the weights of an entry are stored in 16 bits
 CANNOT = {
     'asc_predict': ([], 1e-6),
     'demo': ([], 1e-6),

@@ -173,7 +173,7 @@ MADE = [kind for kind in KINDS if kind != 'module']
 @pytest.mark.parametrize('kind', MADE)
 @pytest.mark.parametrize('name', CANNOT)
 def test_one_clip_one_answer(name, kind, paths, consumers):
-    "Every kind of model through every consumer: the same probabilities for the same clips and device, or a refusal by name"
+    "Every kind of model through every consumer: the same probabilities for the same clips, or a refusal by name"
     if kind not in paths: pytest.skip("needs the extra 'export'")
     path, consume = paths[kind], getattr(consumers, name)
     cannot, tolerance = CANNOT[name]

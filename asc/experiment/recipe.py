@@ -142,7 +142,8 @@ def remarks(self:TrainingData, valid:float, # share that was to be held out
 # %% ../../nbs/experiment/05_recipe.ipynb #cc7ac5c6
 @patch
 def _unlearnt(self:TrainingData):
-    "Scenes of the test list without a training clip"
+    "Scenes of the test list without a training clip; none where scenes are not what is told apart"
+    if self.names != self.corpus.scenes: return []
     return sorted(set(self.test.scene) - set(self.train.scene))
 
 # %% ../../nbs/experiment/05_recipe.ipynb #71324503

@@ -248,7 +248,9 @@ def _finish_plot(axes, kind, parameters):
     figure = (axes.flat[0] if hasattr(axes, 'flat') else axes).figure
     width = max(6, 3*parameters) if kind in ('slices', 'parallel') else 6
     figure.set_size_inches(width, 3.2)
-    if kind != 'parallel': figure.set_layout_engine('constrained') # its axes lie on each other
+    # the axes of `parallel` lie on each other, and constrained layout cannot place the slice of one parameter
+    if kind == 'parallel' or (kind == 'slices' and parameters == 1): return figure
+    figure.set_layout_engine('constrained')
     return figure
 
 # %% ../../nbs/experiment/25_search.ipynb #fcdd2bfc

@@ -91,9 +91,10 @@ def check_callbacks(options,        # TrainingOptions
 # %% ../../nbs/train/75_callbacks.ipynb #5beac762
 def _check_unwatched(options):
     "InputError for options that need a validation list"
-    if options.patience or options.keep == 'best':
-        raise InputError(f'patience={options.patience}, keep={options.keep!r} need a validation list: '
-                         'set valid above 0 (the test list is never used)')
+    if not options.patience and options.keep != 'best': return
+    option = f'patience={options.patience}' if options.patience else f'keep={options.keep!r}'
+    raise InputError(f'{option} needs a validation list, and there is none: set valid above 0, or choose a larger subset '
+                     'whose scenes have two locations to spare (the test list is never used)')
 
 # %% ../../nbs/train/75_callbacks.ipynb #cbc980f0
 def create_callbacks(dls,            # the learner's DataLoaders

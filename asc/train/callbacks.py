@@ -93,8 +93,8 @@ def _check_unwatched(options):
     "InputError for options that need a validation list"
     if not options.patience and options.keep != 'best': return
     option = f'patience={options.patience}' if options.patience else f'keep={options.keep!r}'
-    raise InputError(f'{option} needs a validation list, and there is none: set valid above 0, or choose a larger subset '
-                     'whose scenes have two locations to spare (the test list is never used)')
+    raise InputError(f'{option} needs a validation list, and there is none: set valid above 0, or choose a larger '
+                     'subset whose scenes have two locations to spare (the test list is never used)')
 
 # %% ../../nbs/train/75_callbacks.ipynb #cbc980f0
 def create_callbacks(dls,            # the learner's DataLoaders

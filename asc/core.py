@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCENES', 'DEVICES', 'CITIES', 'DEVICE_GROUPS', 'SUBSETS', 'vocab_of', 'groups_of', 'InputError', 'pick',
-           'check_range', 'atomic', 'write_text', 'write_json', 'fingerprint', 'project_root', 'resolve',
-           'seed_everything', 'versions', 'git_state']
+           'check_range', 'atomic', 'write_text', 'write_json', 'regular_file', 'read_text', 'parse_json', 'read_json',
+           'parse_yaml', 'read_yaml', 'fingerprint', 'project_root', 'resolve', 'seed_everything', 'versions',
+           'git_state']
 
 # %% ../nbs/00_core.ipynb #f306b2b8
 import hashlib
@@ -14,9 +15,11 @@ import math
 import os
 import random
 import re
+import stat
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -65,7 +68,7 @@ def pick(registry, # dict or sequence of the names that exist
          what,     # what the names are, for the message: 'backbone', 'subset' …
          ):        # registry[name] for a dict, else `name`
     "Look `name` up, or say which names there are"
-    if name not in registry:
+    if name not in list(registry):                    # a list: the name may be anything, a table too
         choices = ', '.join(map(str, registry))
         raise InputError(f'unknown {what} {name!r}: choose one of {choices}')
     return registry[name] if isinstance(registry, dict) else name
@@ -84,16 +87,17 @@ def atomic(path, # final path; its folder is made if missing
            ):    # yields the temporary path to write to
     "Write beside, flush to disk, then rename"
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield tmp
         with open(tmp, 'rb') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
     except OSError as e:
         raise InputError(f'could not write {path}: {e.strerror or e}. Nothing half-written was left; '
                          'free some space or choose another folder, then run again') from e
-    finally: tmp.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError): tmp.unlink()
 
 # %% ../nbs/00_core.ipynb #b42cbe60
 def write_text(path, text:str):
@@ -115,6 +119,149 @@ def write_json(path, obj):
     "Write `obj` as JSON (NaN becomes null), whole or not at all"
     text = json.dumps(_json_value(obj), indent=1, ensure_ascii=False, allow_nan=False)
     write_text(path, text + '\n')
+
+# %% ../nbs/00_core.ipynb #0839b288
+_NODES = {
+    stat.S_IFDIR: 'a folder', stat.S_IFIFO: 'a named pipe', stat.S_IFCHR: 'a device', stat.S_IFBLK: 'a device',
+    stat.S_IFSOCK: 'a socket',
+}
+
+# %% ../nbs/00_core.ipynb #accd65f4
+def regular_file(path,        # what a user named; links are followed
+                 what='file', # it should be: 'sound', 'checkpoint', for the message
+                 ) -> Path:
+    "The path of a regular file; InputError for a missing one and for everything else that a path may mean"
+    path = Path(path)
+    try: mode = path.stat().st_mode
+    except FileNotFoundError: raise InputError(f'{path}: there is no such {what}; check the name') from None
+    except (OSError, ValueError) as e:                # a loop of links, too long a name, a zero byte
+        reason = getattr(e, 'strerror', None) or e
+        raise InputError(f'{path}: this {what} cannot be reached ({reason}); give another path') from None
+    if stat.S_ISREG(mode): return path
+    node = _NODES.get(stat.S_IFMT(mode), 'no regular file')
+    raise InputError(f'{path}: is {node}, not a {what}; give a regular file')
+
+# %% ../nbs/00_core.ipynb #89f5e057
+def read_text(path,
+              what='text file', # for the message
+              most=2**28,       # bytes
+              ) -> str:         # without a byte order mark
+    "A text in UTF-8, whatever the locale says"
+    path = regular_file(path, what)
+    if (size := path.stat().st_size) > most:
+        raise InputError(f'{path}: holds {size:,} bytes, too many for a {what}; give the right file')
+    try: return path.read_bytes().decode('utf-8-sig')
+    except UnicodeDecodeError as e:
+        raise InputError(f'{path}: is not UTF-8 from byte {e.start} on; save this {what} as UTF-8') from None
+    except OSError as e:
+        raise InputError(f'{path}: cannot be read ({e.strerror}); mend that, or give another {what}') from None
+
+# %% ../nbs/00_core.ipynb #3dc7e919
+def _unique_pairs(pairs):
+    "A table from its pairs; ValueError for a key that occurs twice"
+    table = {}
+    for key, value in pairs:
+        if key in table: raise ValueError(f'the key {key!r} is written twice; keep one of them')
+        table[key] = value
+    return table
+
+# %% ../nbs/00_core.ipynb #94660356
+def _no_number(text):
+    "ValueError for the numbers that JSON does not know"
+    raise ValueError(f'{text} is no number in JSON; write null or a number')
+
+# %% ../nbs/00_core.ipynb #6344dd67
+_WANTED = {dict: 'a table belongs; write names with their values', list: 'a list belongs; write its items'}
+
+def _of_kind(value, kind, source):
+    "The value if it is a table or a list as wanted, else InputError"
+    if kind is None or isinstance(value, kind): return value
+    wanted = _WANTED[kind]
+    raise InputError(f'{source}: holds {value!r:.40} where {wanted}')
+
+# %% ../nbs/00_core.ipynb #c45a88f8
+def parse_json(text:str,
+               source='JSON', # where it came from, for the message
+               kind=dict,     # type of the whole, dict or list; None: any
+               ):
+    "JSON as the standard has it: each key once, finite numbers"
+    try: value = json.loads(text, object_pairs_hook=_unique_pairs, parse_constant=_no_number)
+    except RecursionError: raise InputError(f'{source}: is nested too deeply; write it flatter') from None
+    except ValueError as e: raise InputError(f'{source}: cannot be read as JSON ({e}); mend it') from None
+    return _of_kind(value, kind, source)
+
+# %% ../nbs/00_core.ipynb #a9076ff9
+def read_json(path, what='JSON file', kind=dict):
+    "What a JSON file holds, see `parse_json`"
+    return parse_json(read_text(path, what), path, kind)
+
+# %% ../nbs/00_core.ipynb #4c6be1a8
+_AMBIGUOUS = re.compile(r'[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)$')
+
+def _number_reader(base):
+    "A constructor that refuses a number which people and YAML 1.1 read differently"
+    def construct(loader, node):
+        if not _AMBIGUOUS.match(node.value): return base(loader, node)
+        raise ValueError(f'line {node.start_mark.line + 1}: {node.value} would be read as {base(loader, node)}; write '
+                         f"that number, or '{node.value}' in quotes for the text")
+    return construct
+
+# %% ../nbs/00_core.ipynb #1b31ac08
+def _read_mapping(loader, node):
+    "A table of a YAML file, each key once; a key is a single value"
+    loader.flatten_mapping(node)
+    pairs = [(loader.construct_object(key, deep=True), loader.construct_object(value, deep=True))
+             for key, value in node.value]
+    for key, _ in pairs:
+        if isinstance(key, (list, dict)): raise ValueError(f'line {node.start_mark.line + 1}: a key is one value')
+    return _unique_pairs(pairs)
+
+# %% ../nbs/00_core.ipynb #b59f04f5
+_YAML_TYPES = ('null', 'bool', 'int', 'float', 'str', 'seq', 'map')
+
+@cache
+def _yaml_loader():
+    "PyYAML's safe loader, made strict"
+    import yaml
+
+    class Strict(yaml.SafeLoader):
+        "Tables, lists, texts, numbers and truth values; no dates, no references"
+        def compose_node(self, parent, index):
+            if not self.check_event(yaml.AliasEvent): return super().compose_node(parent, index)
+            line = self.peek_event().start_mark.line + 1
+            raise ValueError(f'line {line}: *references are not read; write the value out')
+
+    kept = {None, *(f'tag:yaml.org,2002:{name}' for name in _YAML_TYPES)}          # None refuses other tags
+    Strict.yaml_constructors = {tag: make for tag, make in Strict.yaml_constructors.items() if tag in kept}
+    Strict.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in pairs if not tag.endswith(':timestamp')]
+        for first, pairs in Strict.yaml_implicit_resolvers.items()}
+    exponent = re.compile(r'[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$')
+    Strict.add_implicit_resolver('tag:yaml.org,2002:float', exponent, list('-+0123456789'))
+    for name in ('int', 'float'):
+        tag = f'tag:yaml.org,2002:{name}'
+        Strict.add_constructor(tag, _number_reader(Strict.yaml_constructors[tag]))
+    Strict.add_constructor('tag:yaml.org,2002:map', _read_mapping)
+    return Strict
+
+# %% ../nbs/00_core.ipynb #c09ec321
+def parse_yaml(text:str,
+               source='YAML', # where it came from, for the message
+               kind=dict,     # type of the whole; an empty text is an empty one; None: any
+               ):
+    "YAML without surprises: each key once, no octal or base-60 numbers, no references, dates as text"
+    import yaml
+    try: value = yaml.load(text, _yaml_loader())
+    except RecursionError: raise InputError(f'{source}: is nested too deeply; write it flatter') from None
+    except (yaml.YAMLError, ValueError) as e:
+        reason = ' '.join(str(e).split())
+        raise InputError(f'{source}: cannot be read as YAML ({reason}); mend it') from None
+    return kind() if value is None and kind else _of_kind(value, kind, source)
+
+# %% ../nbs/00_core.ipynb #a22aaf98
+def read_yaml(path, what='YAML file', kind=dict):
+    "What a YAML file holds, see `parse_yaml`"
+    return parse_yaml(read_text(path, what), path, kind)
 
 # %% ../nbs/00_core.ipynb #e4a28675
 def fingerprint(names) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+import damage as damages
 import launch
 from asc.data.corpus import load_corpus
 from asc.data.store import pack
@@ -115,6 +116,24 @@ def quick_kernels(kernels):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('JUPYTER_PATH', str(kernels))
         yield
+
+
+@pytest.fixture
+def damage(record_property):
+    "damage(kind, call, names, right): see `damage.outcome`; the end of the session counts the kinds"
+    def damage(kind, call, names=(), right=None):
+        record_property('damage', kind)
+        record_property('ended', damages.outcome(call, names, right))
+    return damage
+
+
+def pytest_terminal_summary(terminalreporter):
+    "How the damaged inputs of this session ended"
+    reports = [report for end in ('passed', 'failed') for report in terminalreporter.stats.get(end, [])]
+    damaged = [report for report in reports if dict(report.user_properties).get('damage')]
+    if not damaged: return
+    terminalreporter.section('damaged inputs')
+    for line in damages.table(damaged): terminalreporter.write_line(line)
 
 
 @pytest.fixture

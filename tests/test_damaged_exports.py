@@ -126,11 +126,15 @@ EDITS = {
     'classes reordered': metadata(classes=str(sorted(SCENES, reverse=True)).replace("'", '"')),
     'class renamed': metadata(classes=str(['terminal', *SCENES[1:]]).replace("'", '"')),
     'rate': metadata(rate='32000'), 'samples': metadata(samples='22050'), 'kind': metadata(kind='waveform'),
-    'frontend': metadata(frontend='{}'), 'fingerprint': metadata(fingerprint='0' * 16), 'precision': metadata(precision='int8'),
-    'digest of zeros': metadata(digest='0' * 64), 'digest short': metadata(digest='0' * 63), 'no digest': metadata(digest=''),
-    'format': metadata(format='asc-export-2'), 'gather': gather, 'no softmax': without_softmax, 'weights': other_weights,
+    'frontend': metadata(frontend='{}'), 'fingerprint': metadata(fingerprint='0' * 16),
+    'precision': metadata(precision='int8'),
+    'digest of zeros': metadata(digest='0' * 64), 'digest short': metadata(digest='0' * 63),
+    'no digest': metadata(digest=''),
+    'format': metadata(format='asc-export-2'), 'gather': gather, 'no softmax': without_softmax,
+    'weights': other_weights,
     'weights elsewhere': weights_elsewhere, 'second digest': second_digest, 'no metadata': no_metadata,
-    'a note': lambda m: m.metadata_props.add(key='note', value='mine'), 'producer': lambda m: setattr(m, 'producer_name', 'x'),
+    'a note': lambda m: m.metadata_props.add(key='note', value='mine'),
+    'producer': lambda m: setattr(m, 'producer_name', 'x'),
 }
 
 
@@ -158,7 +162,8 @@ def test_no_file(name, copy, damage):
 
 
 CARDS = {
-    'another digest': lambda card: card.update(digest='0' * 64), 'another hash': lambda card: card.update(sha256='0' * 64),
+    'another digest': lambda card: card.update(digest='0' * 64),
+    'another hash': lambda card: card.update(sha256='0' * 64),
     'classes': lambda card: card.update(classes=card['classes'][::-1]), 'rate': lambda card: card.update(rate=32000),
     'file': lambda card: card.update(file='other.onnx'), 'no digest': lambda card: card.pop('digest'),
     'accuracy': lambda card: card.update(accuracy=dict(accuracy=.99)), 'licence': lambda card: card.pop('licence'),

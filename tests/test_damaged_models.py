@@ -172,7 +172,8 @@ ENCODINGS = {'utf-16': 'utf-16', 'zero bytes': 'utf-32'}
 LAYOUTS = {
     'byte order mark': lambda text: '\ufeff' + text, 'one line': lambda text: json.dumps(json.loads(text)),
     'other order': lambda text: json.dumps(dict(reversed(json.loads(text).items()))),
-    'Windows': lambda text: text.replace('\n', '\r\n'), 'escapes': lambda text: text.replace('airport', '\\u0061irport'),
+    'Windows': lambda text: text.replace('\n', '\r\n'),
+    'escapes': lambda text: text.replace('airport', '\\u0061irport'),
 }
 
 
@@ -321,7 +322,8 @@ def one(number):
 
 FIRST, NORM, LAST = 'in_c.0.0.weight', 'in_c.0.1.running_var', 'feed_forward.0.weight'
 TENSORS = {
-    'NaN': (one(float('nan')), FIRST), 'infinity': (one(float('inf')), FIRST), 'minus infinity': (one(-float('inf')), LAST),
+    'NaN': (one(float('nan')), FIRST), 'infinity': (one(float('inf')), FIRST),
+    'minus infinity': (one(-float('inf')), LAST),
     'variance negative': (one(-.1), NORM), 'variance NaN': (one(float('nan')), NORM),
     'first layer 0': (values(torch.zeros_like), FIRST), 'last layer 0': (values(torch.zeros_like), LAST),
     'all 0': (lambda tensors, _: {k: torch.zeros_like(v) for k, v in tensors.items()}, ''),

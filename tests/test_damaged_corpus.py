@@ -45,7 +45,8 @@ def quoted(rows):
 
 RIGHT_TABLES = {
     'as it should be': text(), 'commas': text(sep=','), 'semicolons': text(sep=';'), 'Windows ends': text(end='\r\n'),
-    'old Macintosh ends': text(end='\r'), 'byte order mark': '\ufeff' + text(), 'blank lines': '\n\n' + text() + '\n \n\t\n',
+    'old Macintosh ends': text(end='\r'), 'byte order mark': '\ufeff' + text(),
+    'blank lines': '\n\n' + text() + '\n \n\t\n',
     'quotes': text(quoted(ROWS), quoted([META])[0]), 'quotes and commas': text(quoted(ROWS), quoted([META])[0], ','),
     'blanks behind': text([[f'{cell}  ' for cell in row] for row in ROWS], [f'{c} ' for c in META]),
     'empty columns behind': text([[*row, '', ''] for row in ROWS]), 'rows of commas': text(sep=',') + ',,,\n',
@@ -62,14 +63,16 @@ RIGHT_TABLES = {
 def test_table_is_read_right(name, damage, tmp_path):
     path = tmp_path/'meta.csv'
     path.write_bytes(RIGHT_TABLES[name].encode())
-    damage('table', lambda: read_list(path, META), right=lambda df: df.to_numpy().tolist() == [list(row) for row in ROWS])
+    damage('table', lambda: read_list(path, META),
+           right=lambda df: df.to_numpy().tolist() == [list(row) for row in ROWS])
 
 
 def renamed(name): return text([(name, *ROWS[0][1:]), ROWS[1]])
 
 
 REFUSED_TABLES = {
-    'empty': '', 'blank': ' \n\t\n', 'header only': '\t'.join(META), 'bars': text(sep='|'), 'blanks for tabs': text(sep=' '),
+    'empty': '', 'blank': ' \n\t\n', 'header only': '\t'.join(META), 'bars': text(sep='|'),
+    'blanks for tabs': text(sep=' '),
     'no header': text(head=ROWS[0]), 'column lacks': text([row[:3] for row in ROWS], META[:3]),
     'column twice': text([[*row, 'x'] for row in ROWS], [*META, 'device'][:-1] + ['scene_label']),
     'row short': text([ROWS[0][:3], ROWS[1]]), 'row long': text([[*ROWS[0], 'x'], ROWS[1]]),
@@ -80,7 +83,8 @@ REFUSED_TABLES = {
     'quote and more': text([('"a"b', *ROWS[0][1:]), ROWS[1]]), 'capitals': text(head=[c.upper() for c in META]),
     'outside': renamed('../x.wav'), 'outside by Windows': renamed(r'..\x.wav'), 'absolute': renamed('/x.wav'),
     'drive': renamed(r'C:\x.wav'), 'home': renamed('~/x.wav'), 'inside out': renamed('audio/../../x.wav'),
-    'zero byte': renamed('audio/a\0.wav'), 'bell': renamed('audio/\a.wav'), 'JSON': json.dumps([dict(zip(META, ROWS[0]))]),
+    'zero byte': renamed('audio/a\0.wav'), 'bell': renamed('audio/\a.wav'),
+    'JSON': json.dumps([dict(zip(META, ROWS[0]))]),
     'page': '<html><body>404 Not Found</body></html>', 'a cell of a megabyte': text() + 'x'*1_000_000 + '\ty\tz\ta\n',
 }
 
@@ -164,7 +168,8 @@ def test_name_is_known(pattern, damage, tmp_path):
 @pytest.mark.parametrize('pattern', OUTSIDE)
 def test_name_outside_is_told(pattern, damage, tmp_path):
     corpus = table_of(tmp_path, pattern)
-    damage('name', lambda: corpus_remarks(corpus), right=lambda said: 'names that do not tell the recording (4' in said[0])
+    damage('name', lambda: corpus_remarks(corpus),
+           right=lambda said: 'names that do not tell the recording (4' in said[0])
 
 
 @pytest.mark.parametrize('pattern', OUTSIDE)
@@ -188,7 +193,8 @@ def test_no_interval_by_such_names(pattern, damage):
     assert interval_remark(preds).startswith('No intervals: 40 file names')
 
 
-SPELLINGS = {'case': ('Park', 'park'), 'Unicode': ('caf\u00e9', 'CAFE\u0301'), 'blank': ('metro station', 'metro_station'),
+SPELLINGS = {'case': ('Park', 'park'), 'Unicode': ('caf\u00e9', 'CAFE\u0301'),
+             'blank': ('metro station', 'metro_station'),
              'wide': ('ｐark', 'park'), 'no-break': ('metro\u00a0station', 'metro station')}
 
 
@@ -199,7 +205,8 @@ def test_spelling_is_told(name, column, damage, tmp_path):
     for row, label in zip(rows, SPELLINGS[name]): row[column] = label + ('-1' if column == 2 else '')
     (tmp_path/'meta.csv').write_text(text(rows), encoding='utf-8')
     corpus = load_corpus(tmp_path)
-    damage('spelling', lambda: corpus_remarks(corpus), right=lambda said: any('differ in spelling only' in s for s in said))
+    damage('spelling', lambda: corpus_remarks(corpus),
+           right=lambda said: any('differ in spelling only' in s for s in said))
 
 
 def test_composed_labels_are_one(damage, tmp_path):
@@ -240,7 +247,8 @@ def test_leak_by_another_spelling_is_refused(damage, tmp_path):
 
 # ---------------------------------------------------------------- rates
 
-WRONG_RATES = [0, 1, 3, -16000, 16000.5, True, False, '16000', float('nan'), float('inf'), 1e9, 99, [16000], (16000,), 2**63,
+WRONG_RATES = [0, 1, 3, -16000, 16000.5, True, False, '16000', float('nan'), float('inf'), 1e9, 99, [16000], (16000,),
+               2**63,
                b'16000', 16000j]
 
 
@@ -274,7 +282,8 @@ def test_bank_at_no_rate(rate, damage, tmp_path):
 def test_whole_rate(rate, damage): damage('rate', lambda: check_rate(rate), right=lambda found: found == 16000)
 
 
-@pytest.mark.parametrize('source,target', [(44100, 44101), (44100, 44099), (44056, 44100), (11127, 44508), (8000, 7999)])
+@pytest.mark.parametrize('source,target',
+                         [(44100, 44101), (44100, 44099), (44056, 44100), (11127, 44508), (8000, 7999)])
 def test_rates_without_a_small_ratio(source, target, damage, tmp_path):
     "A tone keeps its pitch, and nothing asks for gigabytes"
     (tmp_path/'c/audio').mkdir(parents=True)
@@ -307,9 +316,12 @@ def with_sample(value):
     return x
 
 
-BAD_RESPONSES = {'not a number': with_sample(np.nan), 'infinite': with_sample(np.inf), 'minus infinite': with_sample(-np.inf),
-                 'huge': with_sample(1e29), 'too loud': ring()*1e5, 'silent': np.zeros(400), 'nearly silent': ring()*1e-9,
-                 'empty': np.zeros(0), 'eleven seconds': np.tile(ring(), 440), 'two silent channels': np.zeros((400, 2)),
+BAD_RESPONSES = {'not a number': with_sample(np.nan), 'infinite': with_sample(np.inf),
+                 'minus infinite': with_sample(-np.inf),
+                 'huge': with_sample(1e29), 'too loud': ring()*1e5, 'silent': np.zeros(400),
+                 'nearly silent': ring()*1e-9,
+                 'empty': np.zeros(0), 'eleven seconds': np.tile(ring(), 440),
+                 'two silent channels': np.zeros((400, 2)),
                  'channels that cancel': np.stack([ring(), -ring()], 1)}
 
 
@@ -345,7 +357,8 @@ def test_two_responses_of_one_name(damage, tmp_path):
 def test_excluded_response_is_not_read(damage, tmp_path):
     (tmp_path/'bad.wav').write_bytes(b'')
     sf.write(tmp_path/'Good.WAV', ring(), 16000, format='WAV')
-    damage('impulse response', lambda: load_bank(tmp_path, 16000, ['bad']), right=lambda bank: bank[0].shape == (1, 400))
+    damage('impulse response', lambda: load_bank(tmp_path, 16000, ['bad']),
+           right=lambda bank: bank[0].shape == (1, 400))
 
 
 # ---------------------------------------------------------------- stores
@@ -363,7 +376,8 @@ def edited(key, value, forge=False):
         manifest = json.loads((folder/'manifest.json').read_text())
         if value is None: del manifest[key]
         else: manifest[key] = value
-        if forge: manifest['digest'] = sha256_of(json.dumps({k: v for k, v in manifest.items() if k != 'digest'}, sort_keys=True))
+        if forge: manifest['digest'] = sha256_of(json.dumps({k: v for k, v in manifest.items() if k != 'digest'},
+                                                            sort_keys=True))
         (folder/'manifest.json').write_text(json.dumps(manifest))
     return edit
 
@@ -390,16 +404,21 @@ def swapped_rows(folder):
 STORE_DAMAGE = {
     **{f'sample bit at {place}': partial(lambda place, folder: flip(folder/'audio.i16', place), place)
        for place in (0, .1, .25, .5, .77, 1)},
-    **{f'bit of rows at {place}': partial(lambda place, folder: flip(folder/'rows.csv', place), place) for place in (0, .3, .9)},
+    **{f'bit of rows at {place}': partial(lambda place, folder: flip(folder/'rows.csv', place),
+                                          place) for place in (0, .3, .9)},
     **{f'bit of the manifest at {place}': partial(lambda place, folder: flip(folder/'manifest.json', place), place)
        for place in (.05, .3, .6, .95)},
     **{f'samples cut to {size}': cut('audio.i16', size) for size in (0, 1, 1000, 38399)},
-    'samples longer': cut('audio.i16', 38402), 'manifest empty': cut('manifest.json', 0), 'manifest torn': cut('manifest.json', 99),
-    'rows empty': cut('rows.csv', 0), 'rows torn': cut('rows.csv', 99), 'no samples': lost('audio.i16'), 'no rows': lost('rows.csv'),
+    'samples longer': cut('audio.i16', 38402), 'manifest empty': cut('manifest.json', 0),
+    'manifest torn': cut('manifest.json', 99),
+    'rows empty': cut('rows.csv', 0), 'rows torn': cut('rows.csv', 99), 'no samples': lost('audio.i16'),
+    'no rows': lost('rows.csv'),
     'one row less': one_row_less, 'rows swapped': swapped_rows, 'manifest a list': filled('manifest.json', b'[]'),
-    'manifest null': filled('manifest.json', b'null'), 'manifest in UTF-16': filled('manifest.json', '{}'.encode('utf-16')),
+    'manifest null': filled('manifest.json', b'null'),
+    'manifest in UTF-16': filled('manifest.json', '{}'.encode('utf-16')),
     'rate edited': edited('rate', 900), 'clips edited': edited('clips', 23), 'key edited': edited('key', '0'*16),
-    'digest lost': edited('digest', None), 'chunks lost': edited('chunks', None), 'of a later version': edited('format', 2, True),
+    'digest lost': edited('digest', None), 'chunks lost': edited('chunks', None),
+    'of a later version': edited('format', 2, True),
     'of another store': edited('key', '0'*16, True), 'no sums': edited('chunks', [], True),
     'sums of half': edited('chunks', [[0, 12, 0]], True), 'negative length': edited('clip_len', -800, True),
     'clips as text': edited('clips', '24', True), 'rows of another': edited('rows', '0'*64, True),
@@ -440,7 +459,8 @@ def test_whole_store_of_another_corpus(damage, small, packed, tmp_path):
 
 CUTS = [0, 2, 801*2, 1600*2 + 1, 38398]
 READS = {'a batch': lambda s: s.batch(range(24)), 'windows': lambda s: s.windows([len(s.recordings) - 1], [2300], 900),
-         'everything': lambda s: s.flat, 'a turned recording': lambda s: s.samples.turned(*np.array([[35200], [3200], [2900]]), 800)}
+         'everything': lambda s: s.flat,
+         'a turned recording': lambda s: s.samples.turned(*np.array([[35200], [3200], [2900]]), 800)}
 
 
 @pytest.mark.parametrize('size', CUTS)
@@ -508,7 +528,8 @@ def test_touched_sound_is_the_same(rate, damage, tmp_path, capsys):
     corpus = noise_corpus(tmp_path/'c')
     store = pack(corpus, tmp_path/'s', rate, progress=False)
     for name in corpus.meta.filename: os.chmod(corpus.dir/name, 0o600)
-    damage('changed source', lambda: pack(corpus, tmp_path/'s', rate, progress=False), right=lambda s: s.content == store.content)
+    damage('changed source', lambda: pack(corpus, tmp_path/'s', rate, progress=False),
+           right=lambda s: s.content == store.content)
     assert not capsys.readouterr().out
 
 
@@ -523,7 +544,8 @@ def test_sound_that_was_deleted(damage, tmp_path, capsys):
     corpus = noise_corpus(tmp_path/'c')
     store = pack(corpus, tmp_path/'s', progress=False)
     shutil.rmtree(corpus.dir/'audio')
-    damage('changed source', lambda: pack(corpus, tmp_path/'s', progress=False), right=lambda s: s.folder == store.folder)
+    damage('changed source', lambda: pack(corpus, tmp_path/'s', progress=False),
+           right=lambda s: s.folder == store.folder)
     assert 'has no sound files any more' in capsys.readouterr().out
 
 

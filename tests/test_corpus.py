@@ -329,7 +329,7 @@ BROKEN = {
     'too short': (lambda d: sf.write(first(d), np.zeros(799), 800), 'sound files: wrong length'),
     'too long': (lambda d: sf.write(first(d), np.zeros(801), 800), 'sound files: wrong length'),
     'not readable': (
-        lambda d: (first(d).unlink(), first(d).mkdir()), 'sound files: Is a directory'
+        lambda d: (first(d).unlink(), first(d).mkdir()), 'sound files: is a folder, not a sound'
     ),
     'scene differs from name': (
         lambda d: relist(d, 'meta', lambda r: [(r[0][0], 'wind', *r[0][2:]), *r[1:]]),

@@ -65,7 +65,7 @@ def test_notebook(papermill, files, tmp_path):
     }
     table = pd.read_csv(tmp_path/'out/devices.csv')
     facts = json.loads((tmp_path/'out/metrics.json').read_text())
-    wave, rate, seconds = read_start(files/'tones.wav', 2)
+    wave, rate, seconds, _ = read_start(files/'tones.wav', 2)
     assert (facts['seconds'], round(seconds, 1), rate) == (2, 2.2, 48000)
     expected = compare_devices({'run': files/'run'}, wave, rate, str(files/'devices'))
     assert table.scene.tolist() == expected.scene.tolist()
@@ -87,7 +87,7 @@ def test_decision_is_that_of_predict(shared):
 
 def test_devices_of_a_folder(files):
     "A response of one sample changes nothing, a low-pass takes the high tone away; an empty folder is refused"
-    wave, rate, _ = read_start(files/'tones.wav')
+    wave, rate, *_ = read_start(files/'tones.wav')
     assert torch.allclose(through_device(wave, rate, 'plain', str(files/'devices')), wave, atol=.02)
     model = OpenModel('thirds', 'module', ['low', 'middle', 'high'], RATE, [], thirds)
     table = compare_devices({'thirds': model}, wave, rate, str(files/'devices')).set_index('device')
@@ -178,7 +178,7 @@ def says(page, *words):
 def test_page(page, served, files):
     "A sound is dropped, classified, heard through another device and by another model"
     _, _, models = served
-    wave, rate, _ = read_start(files/'tones.wav', 2)
+    wave, rate, *_ = read_start(files/'tones.wav', 2)
     page.click('#classify')
     says(page, 'No sound yet: drop or record one')
     page.set_input_files('#sound input[type=file]', files/'tones.wav')

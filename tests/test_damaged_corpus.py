@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import socket
+import struct
 import zipfile
 from functools import partial
 
@@ -557,6 +558,155 @@ def test_no_regular_sound(node, damage, tmp_path, monkeypatch):
     path.unlink()
     node(path)
     damage('no regular file', lambda: pack(corpus, tmp_path/'s', progress=False), ['1 of 24', path.name])
+
+
+# ---------------------------------------------------------------- sounds that are sound
+
+def riff(chunks):
+    "A wav file of some chunks"
+    body = b'WAVE' + b''.join(tag + struct.pack('<I', len(data)) + data + b'\0'*(len(data) % 2) for tag, data in chunks)
+    return b'RIFF' + struct.pack('<I', len(body)) + body
+
+
+def plain_chunks(x):
+    "The chunks of a mono wav file of 16 bits"
+    pcm = (x*32768).astype('<i2').tobytes()
+    return [(b'fmt ', struct.pack('<HHIIHH', 1, 1, RATE, 2*RATE, 2, 16)), (b'data', pcm)]
+
+
+def written(**keywords):
+    "A way to write a sound by libsndfile, whatever its name says"
+    def write(path, x):
+        with open(path, 'wb') as f: sf.write(f, x, RATE, **keywords)
+    return write
+
+
+def chunked(before=(), behind=()):
+    "A way to write a wav with more chunks"
+    def write(path, x):
+        fmt, data = plain_chunks(x)
+        path.write_bytes(riff([*before, fmt, data, *behind]))
+    return write
+
+
+def piped(size):
+    "A way to write a wav whose writer did not know how long it would be"
+    def write(path, x):
+        data = bytearray(riff(plain_chunks(x)))
+        data[4:8] = data[40:44] = struct.pack('<I', size)
+        path.write_bytes(data)
+    return write
+
+
+WAYS = {
+    'LIST behind': chunked(behind=[(b'LIST', b'INFOISFT\6\0\0\0Lavf58')]),
+    'odd chunk before': chunked([(b'junk', b'abc')]),
+    'many chunks': chunked([(b'bext', bytes(602)), (b'JUNK', bytes(28))], [(b'LIST', bytes(40)), (b'id3 ', bytes(99))]),
+    'zeros behind': lambda path, x: path.write_bytes(riff(plain_chunks(x)) + bytes(64)),
+    'extensible': written(format='WAVEX', subtype='PCM_16'), 'RF64': written(format='RF64', subtype='PCM_16'),
+    'FLAC': written(format='FLAC', subtype='PCM_16'), 'W64': written(format='W64', subtype='PCM_16'),
+    'AIFF': written(format='AIFF', subtype='PCM_16'), 'AU': written(format='AU', subtype='PCM_16'),
+    'size unknown': piped(2**32 - 1), 'size of a pipe': piped(0x7ffff000),
+    'float': written(format='WAV', subtype='FLOAT'),
+    'double': written(format='WAV', subtype='DOUBLE'), '24 bits': written(format='WAV', subtype='PCM_24'),
+    '32 bits': written(format='WAV', subtype='PCM_32'),
+}
+
+
+def sound_corpus(folder, write, x):
+    "A corpus of four clips of one sound"
+    (folder/'audio').mkdir(parents=True)
+    names = [f'audio/{scene}-oulu-{i}-{i}-0-a.wav' for i, scene in enumerate(('bus', 'bus', 'park', 'park'))]
+    for name in names: write(folder/name, x)
+    rows = [(name, name[6:].split('-')[0], f'oulu-{i}', 'a') for i, name in enumerate(names)]
+    (folder/'meta.csv').write_text(text(rows))
+    return load_corpus(folder)
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_sound_of_any_make_is_packed(way, damage, tmp_path, capsys):
+    "Every sample is there, and nothing is said against it"
+    x = np.random.default_rng(0).integers(-9999, 9999, RATE)/32768
+    corpus = sound_corpus(tmp_path/'c', WAYS[way], x)
+    damage('sound of any make', lambda: pack(corpus, tmp_path/'s', progress=False),
+           right=lambda s: (s.batch(range(4)) == x*32768).all())
+    assert check_corpus(corpus.dir, deep=True, progress=False).empty
+    assert f'nothing is wrong with {corpus.dir}: 4 clips of 2 scenes' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('subtype', ['IMA_ADPCM', 'MS_ADPCM', 'ULAW', 'ALAW', 'GSM610'])
+def test_compressed_sound_is_packed(subtype, damage, tmp_path):
+    x = np.sin(np.arange(4*RATE)/9)/3
+    corpus = sound_corpus(tmp_path/'c', written(format='WAV', subtype=subtype), x)
+    heard = sf.read(corpus.dir/corpus.meta.filename[0], dtype='int16')[0]
+    damage('sound of any make', lambda: pack(corpus, tmp_path/'s', progress=False),
+           right=lambda s: (s.batch([2])[0] == heard).all())
+    assert check_corpus(corpus.dir, progress=False).empty
+
+
+@pytest.mark.parametrize('deep', [False, True])
+@pytest.mark.parametrize('subtype', ['FLOAT', 'DOUBLE'])
+def test_sound_beyond_full_scale(subtype, deep, damage, tmp_path):
+    "It is cut, as everywhere, and check_corpus says so"
+    x = np.sin(np.arange(RATE)/9)*1.7
+    corpus = sound_corpus(tmp_path/'c', written(format='WAV', subtype=subtype), x)
+    rule = np.clip(np.floor(x.astype(np.float32)*np.float64(32768) + .5), -32768, 32767)
+    damage('beyond full scale', lambda: pack(corpus, tmp_path/'s', progress=False),
+           right=lambda s: (np.abs(s.batch([0])[0] - rule) <= 1).all())
+    findings = check_corpus(corpus.dir, deep=deep, progress=False)
+    assert findings.what.tolist() == ['clips beyond full scale'] and findings['count'].tolist() == [4]
+    assert f'{(np.abs(x) > 1).sum()} samples' in findings.example[0]
+
+
+@pytest.mark.parametrize('peak', [1e29, 1000., np.nan, np.inf])
+def test_numbers_that_are_no_sound(peak, damage, tmp_path):
+    x = np.sin(np.arange(RATE)/9)/2
+    x[7] = peak
+    corpus = sound_corpus(tmp_path/'c', written(format='WAV', subtype='FLOAT'), x)
+    damage('beyond full scale', lambda: pack(corpus, tmp_path/'s', progress=False), [corpus.meta.filename[0], '4 of 4'])
+
+
+def test_clips_cut_by_their_recorder(damage, tmp_path):
+    x = np.clip(np.sin(np.arange(RATE)/9)*1.7, -1, 32767/32768)
+    corpus = sound_corpus(tmp_path/'c', written(format='WAV', subtype='PCM_16'), x)
+    damage('beyond full scale', lambda: check_corpus(corpus.dir, progress=False),
+           right=lambda df: df.what.tolist() == ['clips cut at full scale by their recorder (of 4 heard)'])
+
+
+@pytest.mark.parametrize('on_disk', ['audio/bus-oulu-0-0-0-a.WAV', 'audio/Bus-oulu-0-0-0-a.wav'])
+def test_name_that_only_looks_the_same(on_disk, damage, tmp_path):
+    corpus = sound_corpus(tmp_path/'c', written(format='WAV'), np.zeros(RATE))
+    (corpus.dir/corpus.meta.filename[0]).rename(corpus.dir/on_disk)
+    damage('sound file', lambda: check_corpus(corpus.dir, progress=False),
+           right=lambda df: df.what[0] == 'sound files missing' and on_disk[6:] in df.remedy[0])
+
+
+BAD_SOUNDS = {'nothing': b'', 'text': b'<html>404</html>'*99, 'a header': riff(plain_chunks(np.zeros(0))),
+              'half a header': riff(plain_chunks(np.zeros(9)))[:30], 'no fmt': riff(plain_chunks(np.zeros(9))[1:]),
+              'no data': riff(plain_chunks(np.zeros(9))[:1]), 'cut': riff(plain_chunks(np.zeros(RATE)))[:900],
+              'rate 0': riff(plain_chunks(np.zeros(RATE))).replace(struct.pack('<II', RATE, 2*RATE), bytes(8)),
+              'rate 1': riff(plain_chunks(np.zeros(RATE))).replace(struct.pack('<II', RATE, 2*RATE),
+                                                                   b'\1\0\0\0\2\0\0\0'),
+              'twice the samples': riff(plain_chunks(np.zeros(RATE)))[:40] + struct.pack('<I', 3200) + bytes(1600)}
+
+
+@pytest.mark.parametrize('name', BAD_SOUNDS)
+def test_broken_sound_costs_itself_only(name, damage, tmp_path):
+    corpus = sound_corpus(tmp_path/'c', written(format='WAV', subtype='PCM_16'), np.zeros(RATE))
+    (corpus.dir/corpus.meta.filename[1]).write_bytes(BAD_SOUNDS[name])
+    damage('sound file', lambda: pack(corpus, tmp_path/'s', progress=False), ['1 of 4', corpus.meta.filename[1]])
+    assert check_corpus(corpus.dir, progress=False)['count'].tolist() == [1]
+
+
+def test_header_that_promises_all_memory(damage, tmp_path):
+    "A FLAC file of four thousand samples whose header says 2³⁶"
+    corpus = sound_corpus(tmp_path/'c', written(format='FLAC', subtype='PCM_16'), np.zeros(RATE))
+    for name in corpus.meta.filename:
+        data = bytearray((corpus.dir/name).read_bytes())
+        data[21] |= 0x0f
+        data[22:26] = b'\xff'*4
+        (corpus.dir/name).write_bytes(data)
+    damage('sound file', lambda: pack(corpus, tmp_path/'s', progress=False), ['4 of 4', 'truncated'])
 
 
 # ---------------------------------------------------------------- markers, archives

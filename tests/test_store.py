@@ -17,10 +17,9 @@ import soundfile as sf
 import torch
 import torchaudio
 
+import asc.data.packing
 import asc.data.pcm
-import asc.data.packing
-import asc.data.packing
-import asc.data.packing
+import asc.data.proof
 import asc.data.store
 from asc.core import InputError, project_root
 from asc.data.check import check_corpus
@@ -28,7 +27,6 @@ from asc.data.corpus import META, ClipName, load_corpus
 from asc.data.packing import chunks, store_layout
 from asc.data.sound import read_int16, scan_wavs, to_int16
 from asc.data.store import pack, Store
-from asc.data.packing import chunks, store_layout
 from noise import RATE, noise_corpus
 
 SAMPLES = Path(os.environ.get('ASC_SHARED', project_root()/'..'/'shared'))/'data'/'tau-samples'
@@ -196,7 +194,7 @@ def test_reading(store, corpus):
 
 
 def test_reading_leaves_no_memory_behind(tmp_path):
-    "The pages a batch is read from are not counted as this process's, those looked at through the map are"
+    "The pages a batch is read from are not counted as this process's"
     status = Path('/proc/self/status')
     if not status.is_file() or not hasattr(os, 'preadv'):
         pytest.skip('Linux counts these pages')
@@ -210,7 +208,6 @@ def test_reading_leaves_no_memory_behind(tmp_path):
     )
     assert mapped() - before < 4e6
     assert got.sum(dtype=np.int64) == x.sum(dtype=np.int64) == s.flat.sum(dtype=np.int64)
-    assert mapped() - before > 30e6
 
 
 def test_a_file_cut_while_open(store):
@@ -501,6 +498,7 @@ def test_another_corpus_manifest(corpus, store, tmp_path):
 
 def test_fast_looks_at_samples_full_at_all(tmp_path, monkeypatch):
     small_chunks(monkeypatch, 1)
+    monkeypatch.setattr(asc.data.proof, 'SMALL_STORE', 1000)
     f = pack(noise_corpus(tmp_path/'c', recs=64, snippets=1), tmp_path/'s', progress=False).folder
     flip(f/'audio.i16', RATE*2*5)
     Store.open(f)

@@ -10,7 +10,7 @@ import pytest
 
 from asc.core import CITIES, DEVICES, SCENES, InputError, fingerprint, write_json
 from asc.data.corpus import load_corpus
-from asc.data.lists import own_list
+from asc.data.own_lists import own_list
 from asc.score.differences import pair_table
 from asc.score.metrics import metrics, read_predictions
 from asc.score.paper import runs_table

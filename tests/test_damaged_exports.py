@@ -9,6 +9,7 @@ import torch
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 
+from asc.cli import main  # noqa: E402
 from asc.core import SCENES, read_json, write_json  # noqa: E402
 from asc.export.card import card_text, check_card, write_card  # noqa: E402
 from asc.export.digest import exported_bytes  # noqa: E402
@@ -189,3 +190,11 @@ def test_card_for_people_alone(copy):
 
 def test_the_digest_of_a_whole_file_is_right(copy):
     assert exported_bytes(copy) == copy.read_bytes()
+
+
+def test_the_command_compares(copy, capsys):
+    main(['check', str(copy)])
+    assert 'nothing to object to' in capsys.readouterr().out
+    write_json(copy.with_suffix('.json'), read_json(copy.with_suffix('.json')) | dict(rate=32000))
+    with pytest.raises(SystemExit): main(['check', str(copy)])
+    assert 'net.json: rate not as in net.onnx' in capsys.readouterr().out

@@ -10,6 +10,7 @@ import torch
 from asc.backbone.tensors import TensorFile, read_tensors, write_tensors
 from asc.backbone.weights import weights_fingerprint
 from asc.backbone.zoo import create_backbone
+from asc.cli import main
 from asc.core import SCENES, InputError, read_json, write_json
 from asc.entry.package import open_system
 from asc.entry.weights import load_entrant
@@ -531,3 +532,45 @@ def test_published_systems_open(shared, damage):
     path = shared/'data/weights/cpjku23_c0a7nzin.ckpt'
     damage('checkpoints', lambda: weights_fingerprint(load_published(path).network),
            right=lambda found: found == '3353a08ff7e35ffa')
+
+
+@pytest.mark.parametrize('part', range(12))
+def test_flipped_byte_of_a_checkpoint(part, state, tmp_path, damage):
+    "torch does not compare the check sums; the padding between the tensors may say anything"
+    path = tmp_path/'net.pt'
+    torch.save(state, path)
+    raw = bytearray(path.read_bytes())
+    tensor = next(iter(state.values()))
+    start = raw.find(tensor.numpy().tobytes())
+    raw[start + part * tensor.numel() * 4 // 12] ^= 1 << part % 8
+    path.write_bytes(raw)
+    damage('checkpoints', lambda: filled(path), [path])
+
+
+def test_weights_without_their_description(run, damage):
+    "The file of a run, given alone, would be taken for a published system with the classes of TAU"
+    path = run('float')/'model.safetensors'
+    damage('checkpoints', lambda: open_model(path), [path])
+
+
+def test_state_of_a_training(state, tmp_path, damage):
+    "A checkpoint.pt is no model yet"
+    path = tmp_path/'checkpoint.pt'
+    torch.save(dict(format='asc-checkpoint-1', model=state), path)
+    damage('checkpoints', lambda: open_model(path), [path, '-p resume True'])
+    damage('checkpoints', lambda: open_model(tmp_path), [tmp_path, '-p resume True'])
+
+
+@pytest.mark.parametrize('classes', ['abcdefghij', ['bus'] * 10, [*SCENES[:9], ''], list(range(10)), ['bus']])
+def test_wrong_names_for_a_published_system(classes, state, tmp_path, damage):
+    torch.save(state, tmp_path/'net.pt')
+    damage('checkpoints', lambda: load_published(tmp_path/'net.pt', classes), [tmp_path/'net.pt'])
+
+
+def test_the_command_seals(run, capsys):
+    path = run('quantised')/'model.json'
+    write_json(path, read_json(path) | dict(note='better names'))
+    main(['seal', str(path.parent)])
+    main(['seal', str(path.parent)])
+    assert capsys.readouterr().out.count('sealed; whoever') == 1
+    assert open_model(path.parent).kind == 'quantised'

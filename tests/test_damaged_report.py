@@ -76,7 +76,8 @@ METRICS |= {f'{name} is {word}': (name, value) for name in ('class_accuracy.bus'
             for word, value in NOT_A_SHARE.items() if word in ('seven', 'negative', 'text', 'true')}
 METRICS |= {f'{name} is {value!r}': (name, value) for name in ('log_loss', 'macro_log_loss', 'class_log_loss.bus')
             for value in (-1, 99, 'low', True, [1.])}
-METRICS |= {f'{name} is {value!r}': (name, value) for name in ('n', 'class_count.bus', 'device_count.a', 'params', 'macs')
+METRICS |= {f'{name} is {value!r}': (name, value)
+            for name in ('n', 'class_count.bus', 'device_count.a', 'params', 'macs')
             for value in (-1, 'many', True)}
 METRICS |= {f'{name} is {value!r}': (name, value)
             for name in ('class_accuracy', 'device_accuracy', 'group_accuracy', 'city_log_loss', 'lines', 'lines.clips')
@@ -85,7 +86,8 @@ METRICS |= {
     'no macro accuracy': ('macro_accuracy', GONE), 'macro accuracy null': ('macro_accuracy', None),
     'another macro accuracy': ('macro_accuracy', .5), 'another accuracy': ('accuracy', .5),
     'another log loss': ('log_loss', 1.), 'another class': ('class_accuracy.bus', .987),
-    'another device': ('device_accuracy.a', .987), 'one clip more': ('n', 181), 'more of a class': ('class_count.bus', 19),
+    'another device': ('device_accuracy.a', .987), 'one clip more': ('n', 181),
+    'more of a class': ('class_count.bus', 19),
     'a class less': ('class_accuracy.bus', GONE), 'a class more': ('class_accuracy.moon', .5),
     'figures of other classes': ('class_accuracy', {'rain': .5, 'wind': .5}),
 }
@@ -130,7 +132,8 @@ PARAMS |= {
     'no lists': ('data.lists', GONE), 'no test list': ('data.lists.test', GONE),
     'no fingerprint': ('data.lists.test.fingerprint', GONE), 'other clips': ('data.lists.test.fingerprint', 'f00'),
     'classes swapped for others': ('data.scenes', ['rain', 'wind']), 'git a text': ('git', 'clean'),
-    'groups a list': ('groups', ['a']), 'a group a text': ('groups', {'real': 'a'}), 'recipe a text': ('recipe', 'mine'),
+    'groups a list': ('groups', ['a']), 'a group a text': ('groups', {'real': 'a'}),
+    'recipe a text': ('recipe', 'mine'),
     'recipe without a name': ('recipe', {'changed': {}}), 'recipe of numbers': ('recipe', {'name': 3, 'changed': {}}),
     'fewer than no clips': ('data.lists.test.clips', -1),
 }
@@ -144,8 +147,10 @@ def test_damaged_params_are_left_out(case, copied, damage):
     damage('params.json', lambda: left_out(copied), [f'damaged/{named}'])
 
 
-TEXTS = {'empty': b'', 'cut': b'{"macro_accuracy": 0.5', 'list': b'[1, 2]', 'number': b'3', 'NaN': b'{"macro_accuracy": NaN}',
-         'key twice': b'{"macro_accuracy": 0.1, "macro_accuracy": 0.9}', 'zeros': bytes(500), 'utf-16': '{}'.encode('utf-16'),
+TEXTS = {'empty': b'', 'cut': b'{"macro_accuracy": 0.5', 'list': b'[1, 2]', 'number': b'3',
+         'NaN': b'{"macro_accuracy": NaN}',
+         'key twice': b'{"macro_accuracy": 0.1, "macro_accuracy": 0.9}', 'zeros': bytes(500),
+         'utf-16': '{}'.encode('utf-16'),
          'levels': b'[' * 100_000, 'infinity': b'{"macro_accuracy": Infinity}', 'page': b'<html>404</html>'}
 
 
@@ -210,8 +215,10 @@ def test_predictions_that_contradict(case, copied, damage):
 
 
 BYTES = {'empty': b'', 'zeros': bytes(1000), 'cut': None, 'utf-16': 'filename,bus\n'.encode('utf-16'),
-         'latin-1': 'filename,café\n'.encode('latin-1'), 'semicolons': b'filename;scene_label;device;city;bus\na;bus;a;x;1\n',
-         'header only': b'filename,scene_label,device,city,bus\n', 'column twice': b'filename,scene_label,device,city,bus,bus\n',
+         'latin-1': 'filename,café\n'.encode('latin-1'),
+         'semicolons': b'filename;scene_label;device;city;bus\na;bus;a;x;1\n',
+         'header only': b'filename,scene_label,device,city,bus\n',
+         'column twice': b'filename,scene_label,device,city,bus,bus\n',
          'ragged': b'filename,scene_label,device,city,bus\na,bus,a,x,1,2\n', 'short row': b'filename,scene_label\na\n',
          'open quote': b'filename,scene_label,device,city,bus\n"a,bus,a,x,1\n', 'page': b'<html>404</html>'}
 
@@ -237,8 +244,10 @@ def corpus(synthetic):
 LISTS = {
     'empty': '', 'no column': 'name\n{0}', 'two columns': 'filename,filename\n{0},{0}', 'header only': 'filename\n',
     'unknown': 'filename\nnowhere.wav', 'twice': 'filename\n{0}\n{0}', 'with and without folder': 'filename\n{0}\n{1}',
-    'ragged': 'filename,why\n{0}', 'too many cells': 'filename\n{0},{0}', 'another scene': 'filename,scene_label\n{0},moon',
-    'path upwards': 'filename\n../{0}', 'absolute': 'filename\n/{0}', 'capitals': 'filename\n{2}', 'page': '<html>404</html>',
+    'ragged': 'filename,why\n{0}', 'too many cells': 'filename\n{0},{0}',
+    'another scene': 'filename,scene_label\n{0},moon',
+    'path upwards': 'filename\n../{0}', 'absolute': 'filename\n/{0}', 'capitals': 'filename\n{2}',
+    'page': '<html>404</html>',
     'zero byte': 'filename\n{0}\0', 'spaces for a name': 'filename,why\n   ,x',
 }
 
@@ -257,8 +266,9 @@ def test_lists_that_are_no_file(make, corpus, tmp_path, damage):
     damage('list of clips', lambda: own_list(corpus, tmp_path/'mine.csv', 'train_list'), ['mine.csv', 'train_list'])
 
 
-@pytest.mark.parametrize('text', ['filename\n{0}', 'filename\r\n{0}\r\n\r\n', '\ufefffilename,why\n{0},x', 'why;filename\nx;{0}',
-                                  'filename\tscene_label\n{0}\t{1}', ' filename , why \n {0} , x '])
+@pytest.mark.parametrize('text', [
+    'filename\n{0}', 'filename\r\n{0}\r\n\r\n', '\ufefffilename,why\n{0},x', 'why;filename\nx;{0}',
+    'filename\tscene_label\n{0}\t{1}', ' filename , why \n {0} , x '])
 def test_lists_that_are_right(text, corpus, tmp_path, damage):
     row = corpus.meta.iloc[5]
     for name in (row.filename, row.filename.split('/')[1]):
@@ -316,5 +326,6 @@ def test_rows_are_called_by_recipes(a_run):
     assert list(runs_table(more, published=None).mean.index) == [
         'split 5, dcase24-baseline', 'split 5, easy-cnn3, ema 0.9', 'split 5, easy-cnn3, no ema']
     for kind in ('class', 'device', 'group'):
-        assert runs_table(runs, kind, published=None).to_frame().map(lambda cell: '±' in cell).iloc[:, 1:].any(axis=None)
+        table = runs_table(runs, kind, published=None).to_frame()
+        assert table.map(lambda cell: '±' in cell).iloc[:, 1:].any(axis=None)
     assert comparable(runs[0], runs[1]) == []

@@ -327,6 +327,7 @@ TENSORS = {
     'minus infinity': (one(-float('inf')), LAST),
     'variance negative': (one(-.1), NORM), 'variance NaN': (one(float('nan')), NORM),
     'first layer 0': (values(torch.zeros_like), FIRST), 'last layer 0': (values(torch.zeros_like), LAST),
+    'last norm 0': (values(torch.zeros_like), 'feed_forward.1.weight'),
     'all 0': (lambda tensors, _: {k: torch.zeros_like(v) for k, v in tensors.items()}, ''),
     'int32': (values(torch.Tensor.int), FIRST), 'int64': (values(torch.Tensor.long), LAST),
     'bool': (values(torch.Tensor.bool), FIRST), 'complex': (values(lambda t: t.to(torch.complex64)), FIRST),

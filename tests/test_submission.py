@@ -277,6 +277,9 @@ DAMAGES = {
     'a byte of the weights': (
         lambda f: flip_last(f/f'{LABEL}.model_state_dict.pt'), 'fails its check sum'
     ),
+    'year unknown': (edit_info(lambda i: i.update(year='1999')), 'unknown year'),
+    'no cost': (edit_info(lambda i: i.update(complexity={})), 'no field total_parameters'),
+    'scenes a number': (edit_info(lambda i: i.update(scenes=10)), 'scenes=10 is no list'),
     'no digest': (edit_info(lambda i: i.pop('digests')), 'no field digests'),
     'digests of no table': (edit_info(lambda i: i.update(digests={})), 'not the weights the entry was made with'),
     'weights missing': (

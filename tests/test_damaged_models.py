@@ -1,4 +1,5 @@
 """Damaged model files: descriptions, weights and exported files that are not what was written answer nothing."""
+import importlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from asc.backbone.weights import weights_fingerprint
 from asc.backbone.zoo import create_backbone
 from asc.cli import main
 from asc.core import SCENES, InputError, read_json, write_json
-from asc.entry.package import open_system
+from asc.entry.package import open_system, write_bundle
 from asc.entry.weights import load_entrant
 from asc.experiment.distillation import Distillation
 from asc.experiment.recipe import open_start
@@ -327,6 +328,7 @@ TENSORS = {
     'minus infinity': (one(-float('inf')), LAST),
     'variance negative': (one(-.1), NORM), 'variance NaN': (one(float('nan')), NORM),
     'first layer 0': (values(torch.zeros_like), FIRST), 'last layer 0': (values(torch.zeros_like), LAST),
+    'last norm 0': (values(torch.zeros_like), 'feed_forward.1.weight'),
     'all 0': (lambda tensors, _: {k: torch.zeros_like(v) for k, v in tensors.items()}, ''),
     'int32': (values(torch.Tensor.int), FIRST), 'int64': (values(torch.Tensor.long), LAST),
     'bool': (values(torch.Tensor.bool), FIRST), 'complex': (values(lambda t: t.to(torch.complex64)), FIRST),
@@ -574,3 +576,14 @@ def test_the_command_seals(run, capsys):
     main(['seal', str(path.parent)])
     assert capsys.readouterr().out.count('sealed; whoever') == 1
     assert open_model(path.parent).kind == 'quantised'
+
+
+def test_the_inference_package_looks_at_its_weights(run, tmp_path, monkeypatch):
+    "Its own copy of the library compares the digests before it answers"
+    folder = write_bundle([run('device-wise')], tmp_path, 'Curie_UP_task1')
+    monkeypatch.syspath_prepend(folder)
+    api = importlib.import_module('Curie_UP_task1.Curie_UP_task1_1')
+    assert list(api.load_model().device_models) == ['b']
+    path, = folder.rglob('devices.safetensors')
+    path.unlink()
+    with pytest.raises(ValueError, match='devices.safetensors is missing'): api.load_model()

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from asc.backbone.zoo import create_backbone
 from asc.cli import read_settings
 from asc.core import InputError
 from asc.data.trained_on import corpus_of
@@ -321,3 +322,26 @@ def test_the_corpus_of_runs(name, damage, tmp_path):
         run.mkdir()
         write(run/'params.json', json.dumps(record))
     damage('corpus of a run', lambda: corpus_of('', '', list(map(str, runs))), ['models', 'data_dir'])
+
+
+LISTS = [
+    ('sweep', 'seeds', [0, 'a']), ('sweep', 'seeds', [1.5]), ('sweep', 'seeds', 3), ('sweep', 'subsets', ['all']), ('sweep', 'recipes', [3]),
+    ('sweep', 'recipes', [{}]), ('report', 'runs', [3]), ('report', 'pair', [None, 'a']), ('submit', 'runs', 'runs/a'), ('submit', 'runs', [[]]),
+    ('devices', 'parts', [1]), ('distill', 'teacher', [3]), ('distill', 'seeds', [True]), ('logits', 'weights', ['x']), ('quantize', 'skip', [0]),
+    ('benchmark', 'threads', ['all']), ('train', 'teacher', [3]), ('logits', 'weights', [float('nan')]),
+]
+
+
+@pytest.mark.parametrize('notebook, name, value', LISTS)
+def test_lists_are_refused(notebook, name, value, damage):
+    damage('list', lambda: full_parameters(notebook, None, {name: value}), [name])
+
+
+@pytest.mark.parametrize('library', ['torchvision', 'timm'])
+@pytest.mark.parametrize('error', [OSError('no route'), RuntimeError('retries exceeded'), KeyError('hf_hub_id')], ids=repr)
+def test_pretrained_without_a_network(library, error, damage, monkeypatch):
+    "The weights of a library are not at hand: one sentence, whatever the library says"
+    def offline(name, n_classes, pretrained, keywords):
+        if pretrained: raise error
+    monkeypatch.setattr(f'asc.backbone.images._{library}_network', offline)
+    damage('network', lambda: create_backbone(f'{library}:any', pretrained=True), [f'{library}:any', 'pretrained'])

@@ -245,7 +245,7 @@ def test_not_a_table(content, tmp_path):
 
 
 def test_missing_file():
-    with pytest.raises(InputError, match='does not exist'):
+    with pytest.raises(InputError, match='there is no such table of predictions'):
         read_predictions('nowhere.csv')
 
 
@@ -539,9 +539,9 @@ def test_runs_table(tmp_path):
     runs = [a_run(tmp_path/f'{s}-{i}', i, s) for s in (5, 100) for i in range(3)]
     t = runs_table(runs)
     m = [read_run(r)['metrics']['macro_accuracy'] for r in runs[:3]]
-    assert t.mean.loc['split 5', 'macro accuracy'] == pytest.approx(100 * np.mean(m))
+    assert t.mean.loc['split 5, net', 'macro accuracy'] == pytest.approx(100 * np.mean(m))
     assert t.runs.tolist() == [3, 3]
-    assert t.std.loc['split 5', 'macro accuracy'] == pytest.approx(100 * np.std(m, ddof=1))
+    assert t.std.loc['split 5, net', 'macro accuracy'] == pytest.approx(100 * np.std(m, ddof=1))
     # rows of different splits are not compared
     assert not t.bold().any(axis=None)
     # the test list is not the official one
@@ -598,16 +598,17 @@ def test_lines_and_watching_are_not_systems(tmp_path):
             ),
         )
     t = runs_table(by_line(runs)).to_frame()
-    assert t['macro accuracy'].to_dict() == {'split 5, clips': '55.00 ± 7.07', 'split 5, vote': '–'}
+    rows = {'split 5, net, clips': '55.00 ± 7.07', 'split 5, net, vote': '–'}
+    assert t['macro accuracy'].to_dict() == rows
     b = bootstrap([made_up(seed=i, places=2) for i in range(2)]).iloc[0]
     estimate, low, high = (f'{100 * value:.2f}' for value in (b.estimate, b.low, b.high))
-    interval = intervals_table(runs).loc['split 5', 'macro accuracy']
+    interval = intervals_table(runs).loc['split 5, net', 'macro accuracy']
     assert interval == f'{estimate} ({low} … {high})'
 
 
 def test_runs_that_differ_get_rows_of_their_own(tmp_path):
     runs = [a_run(tmp_path/f'{i}-{lr}', i, lr=lr) for i in range(2) for lr in (.1, .01)]
-    assert list(runs_table(runs).mean.index) == ['split 5, lr 0.01', 'split 5, lr 0.1']
+    assert list(runs_table(runs).mean.index) == ['split 5, net, lr 0.01', 'split 5, net, lr 0.1']
 
 
 def test_bold_only_beyond_the_seeds(tmp_path):
@@ -650,7 +651,7 @@ def test_broken_runs_are_named(tmp_path):
     (a/'metrics.json').unlink()
     with pytest.raises(InputError, match='has not finished'): runs_table([a])
     (a/'metrics.json').write_text('{"half')
-    with pytest.raises(InputError, match='broken record'): runs_table([a])
+    with pytest.raises(InputError, match='cannot be read as JSON'): runs_table([a])
     with pytest.raises(InputError, match='no run'): runs_table([])
     b = a_run(tmp_path/'b')
     with pytest.raises(InputError, match='repeats the seed'): runs_table([b, b])

@@ -170,10 +170,12 @@ papermill.execute_notebook('nbs/train.ipynb', sys.argv[1], parameters={'_x': 1})
 
 def test_numbers_arrive_as_they_were_written(papermill, tmp_path):
     "What papermill hands on is what was written: 1e-3 is a number, a date is text, 010 is refused"
-    launch.check(papermill('train', '--prepare-only', '-y', '{lr: 1e-3, data_dir: 2026-01-01}', executed=tmp_path/'x.ipynb'))
+    launch.check(papermill('train', '--prepare-only', '-y', '{lr: 1e-3, data_dir: 2026-01-01}',
+        executed=tmp_path/'x.ipynb'))
     cells = read_json(tmp_path/'x.ipynb')['cells']
     injected = next(c['source'] for c in cells if 'injected-parameters' in c['metadata'].get('tags', []))
-    assert [line for line in ''.join(injected).splitlines() if '=' in line] == ['lr = 0.001', 'data_dir = "2026-01-01"']
+    assert [line for line in ''.join(injected).splitlines() if '=' in line] == ['lr = 0.001',
+        'data_dir = "2026-01-01"']
 
 
 @pytest.mark.usefixtures('one_thread')

@@ -1,10 +1,11 @@
-"""Damaged parameters: names, values, tables and folders, through every door of a run notebook, before anything starts."""
+"""Damaged parameters: names, values, tables and folders, at every door of a run notebook, before anything starts."""
 import base64
 import json
 import os
 
 import pytest
 
+from asc.backbone.zoo import create_backbone
 from asc.cli import read_settings
 from asc.core import InputError
 from asc.data.trained_on import corpus_of
@@ -35,7 +36,8 @@ DOORS = {
     '--parameters': lambda name, value: ['--parameters', name, value],
 }
 NAMES = [
-    '_x', '_', '__name__', '__builtins__', 'In', 'Out', 'exit', 'get_ipython', 'run', 'a b', 'lr.high', '1x', '', 'x=1;y',
+    '_x', '_', '__name__', '__builtins__', 'In', 'Out', 'exit', 'get_ipython', 'run', 'a b', 'lr.high', '1x', '',
+    'x=1;y',
     'import os', 'class', 'None', 'lr\nimport os', 'ﬁ', 'epoch', 'LR', 'bs ',
 ]
 
@@ -95,7 +97,8 @@ def test_what_papermill_is_handed_is_right(door, text, damage, tmp_path):
 
 
 WORDS = {
-    ('lr', '1e-3'): .001, ('lr', '5'): 5., ('data_dir', '2024'): '2024', ('data_dir', '010'): '010', ('cache', 'True'): True,
+    ('lr', '1e-3'): .001, ('lr', '5'): 5., ('data_dir', '2024'): '2024', ('data_dir', '010'): '010',
+    ('cache', 'True'): True,
     ('steps', '[mel, log]'): ['mel', 'log'], ('valid', '.2'): .2, ('seed', '-0'): 0,
 }
 
@@ -109,7 +112,8 @@ def test_words_are_right(name, text, damage):
 REFUSED_WORDS = [
     ('epochs', '010'), ('epochs', '1_0'), ('epochs', '٣'), ('epochs', '1e3'), ('epochs', '3.0'), ('epochs', 'True'),
     ('epochs', '9' * 5000), ('epochs', '9' * 30), ('epochs', 'ten'), ('epochs', ''), ('lr', 'nan'), ('lr', 'inf'),
-    ('lr', '-inf'), ('lr', '1e999'), ('lr', '1,5'), ('lr', '0x1'), ('cache', 'yes'), ('cache', '1'), ('steps', '[mel'),
+    ('lr', '-inf'), ('lr', '1e999'), ('lr', '1,5'), ('lr', '0x1'), ('cache', 'yes'), ('cache', '1'),
+    ('steps', '[mel'),
     ('steps', '[.nan]'), ('distill', '{a: 1, a: 2}'), ('distill', '{no: 1}'), ('data_dir', 'a\udcff'), ('bs', '1:30'),
 ]
 
@@ -121,7 +125,8 @@ def test_words_are_refused(name, text, damage):
 
 @pytest.mark.parametrize('words', [
     ['-p', 'lr', '1', '-p', 'lr', '2'], ['-r', 'data', 'a', '-r', 'data', 'b'], ['-b', '%%%'], ['-b', '/w=='],
-    ['-f', 'no/such.yaml'], ['-f', '/dev/zero'], ['-f', '.'], ['-y', '- 1'], ['-y', 'lr'], ['--parameters_yaml=lr: 010'],
+    ['-f', 'no/such.yaml'], ['-f', '/dev/zero'], ['-f', '.'], ['-y', '- 1'], ['-y', 'lr'],
+    ['--parameters_yaml=lr: 010'],
     ['-ylr: {a: 1'], ['--parameters_file=nowhere.yaml'], ['-r', 'epochs', '5'],
 ], ids=' '.join)
 def test_command_lines_are_refused(words, damage):
@@ -138,39 +143,52 @@ def test_settings_are_refused(words, damage):
 # parameters of a training: one of them, or a keyword inside one, damaged
 NUMBERS = {
     'epochs': [0, -1, 10**9, 1.5, True], 'bs': [0, -8, 10**9], 'lr': [0., -1e-3, 1e30, float('nan'), float('inf')],
-    'wd': [-1., 2., float('nan')], 'clip': [-1., float('inf'), float('nan'), 1e300], 'ema': [1., -.5, 2., float('nan')],
-    'swa': [-.1, 1.1], 'valid': [-.1, .9, float('nan')], 'freeze_epochs': [-1, 10**12], 'lr_decay': [0., 2., float('nan')],
+    'wd': [-1., 2., float('nan')], 'clip': [-1., float('inf'), float('nan'), 1e300],
+    'ema': [1., -.5, 2., float('nan')],
+    'swa': [-.1, 1.1], 'valid': [-.1, .9, float('nan')], 'freeze_epochs': [-1, 10**12],
+    'lr_decay': [0., 2., float('nan')],
     'patience': [-1], 'seed': [-1, 10**30], 'join': [0, 10**9],
 }
 TABLES_OF_TRAINING = {
     'backbone_args': [
-        dict(grn='yes'), dict(grn=1), dict(base='32'), dict(base=32.5), dict(base=True), dict(mult=float('nan')), dict(mult='2'),
-        dict(strides=[1]), dict(strides=dict(b1='x')), dict(blocks=3), dict(base=None), dict(width=3), {'': 1}, dict(name='x'), dict(n_classes=3),
+        dict(grn='yes'), dict(grn=1), dict(base='32'), dict(base=32.5), dict(base=True), dict(mult=float('nan')),
+        dict(mult='2'),
+        dict(strides=[1]), dict(strides=dict(b1='x')), dict(blocks=3), dict(base=None), dict(width=3), {'': 1},
+        dict(name='x'), dict(n_classes=3),
         dict(base=10**9), dict(blocks=[]), dict(strides=dict(b1=[0, 0])),
     ],
     'frontend_args': [
-        dict(per_frame='x'), dict(n_mels='256'), dict(n_mels=0), dict(hop=1.5), dict(fmax='high'), dict(eps=float('nan')),
-        dict(log=3), dict(pad=True), dict(norm='area'), dict(gain='loud'), dict(window=1), dict(mels=3), dict(power='two'),
+        dict(per_frame='x'), dict(n_mels='256'), dict(n_mels=0), dict(hop=1.5), dict(fmax='high'),
+        dict(eps=float('nan')),
+        dict(log=3), dict(pad=True), dict(norm='area'), dict(gain='loud'), dict(window=1), dict(mels=3),
+        dict(power='two'),
     ],
     'steps': [
         ['resample', {'dir': {'devices': ['a']}}, 'mel', 'log'], ['resample', {'dir': {'devices': 3}}, 'mel', 'log'],
-        ['resample', {'dir': {'devices': [-1]}}, 'mel', 'log'], ['resample', {'dir': {'keep_level': 'no'}}, 'mel', 'log'],
-        [{'roll': {'seconds': 'long'}}, 'mel', 'log'], [{'roll': {'p': 2}}, 'mel', 'log'], ['mel', {'freq_mask': {'n': '2'}}, 'log'],
-        ['mel', {'freq_mask': {'size': True}}, 'log'], ['mel', 'log', {'mixup': {'alpha': 'a'}}], [{'gain': {'low': 'x'}}, 'mel', 'log'],
-        ['mel', 'log', {'freq_mixstyle': {'cross': 'yes'}}], [3, 'mel', 'log'], [{'choice': {'weights': 'x', 'steps': []}}, 'mel', 'log'],
-        [{'choice': {'weights': ['x'], 'steps': [None]}}, 'mel', 'log'], [{'roll': {'seconds': float('inf')}}, 'mel', 'log'],
+        ['resample', {'dir': {'devices': [-1]}}, 'mel', 'log'],
+        ['resample', {'dir': {'keep_level': 'no'}}, 'mel', 'log'],
+        [{'roll': {'seconds': 'long'}}, 'mel', 'log'], [{'roll': {'p': 2}}, 'mel', 'log'],
+        ['mel', {'freq_mask': {'n': '2'}}, 'log'],
+        ['mel', {'freq_mask': {'size': True}}, 'log'], ['mel', 'log', {'mixup': {'alpha': 'a'}}],
+        [{'gain': {'low': 'x'}}, 'mel', 'log'],
+        ['mel', 'log', {'freq_mixstyle': {'cross': 'yes'}}], [3, 'mel', 'log'],
+        [{'choice': {'weights': 'x', 'steps': []}}, 'mel', 'log'],
+        [{'choice': {'weights': ['x'], 'steps': [None]}}, 'mel', 'log'],
+        [{'roll': {'seconds': float('inf')}}, 'mel', 'log'],
     ],
     'schedule': [
         'steps', {'cosine': {'last': 'x'}}, {'cosine': {'last': float('nan')}}, {'constant': {'factor': 0.}},
         {'constant': {'factor': -1.}}, {'linear': {'first': 1., 'last': -1.}}, {'chain': {'pieces': [[1, 'x']]}},
         {'chain': {'pieces': [['1', 'cosine']]}}, {'ramp': {'of': True}}, {'cosine': 3}, '{"cosine": 1',
     ],
-    'loss': ['mse', {'focal': {'gamma': 'two'}}, {'focal': {'gamma': -1}}, {'ce': {'label_smoothing': 2}}, {'ce': {'label_smoothing': True}}],
+    'loss': ['mse', {'focal': {'gamma': 'two'}}, {'focal': {'gamma': -1}}, {'ce': {'label_smoothing': 2}},
+    {'ce': {'label_smoothing': True}}],
     'distill': [dict(temperature=2.), dict(temprature=2.)],
 }
 LABELLED = {
     'self': [
-        dict(temperature='2'), dict(temperature=0.), dict(temperature=-1.), dict(hard_weight=2.), dict(hard_weight=float('nan')),
+        dict(temperature='2'), dict(temperature=0.), dict(temperature=-1.), dict(hard_weight=2.),
+        dict(hard_weight=float('nan')),
         dict(decay=2.), dict(reduction='max'), dict(features=3), dict(temprature=1.),
     ],
 }
@@ -205,7 +223,8 @@ class NoNetwork: pass
 
 
 @pytest.mark.parametrize('args', [
-    dict(width='8'), dict(width=8.5), dict(deep='no'), dict(deep=1), dict(drop='x'), dict(drop=float('nan')), dict(name=3),
+    dict(width='8'), dict(width=8.5), dict(deep='no'), dict(deep=1), dict(drop='x'), dict(drop=float('nan')),
+    dict(name=3),
     dict(size='large'), dict(depth=3), dict(width=7),
 ], ids=str)
 def test_keywords_of_an_own_class_are_refused(args, damage, tmp_path):
@@ -216,10 +235,12 @@ def test_keywords_of_an_own_class_are_refused(args, damage, tmp_path):
 @pytest.mark.parametrize('args', [{}, dict(width=16, deep=True, drop=1, name='x', size=1.5)], ids=str)
 def test_an_own_class_is_taken(args, damage, tmp_path):
     name = write(tmp_path/'mine.py', OWN) + ':Net'
-    damage('own class', lambda: check_training(TrainingOptions(backbone=name, backbone_args=args)), right=lambda found: True)
+    damage('own class', lambda: check_training(TrainingOptions(backbone=name, backbone_args=args)),
+        right=lambda found: True)
 
 
-@pytest.mark.parametrize('name', ['gone.py:Net', 'mine.py:NoNetwork', 'mine.py:Nothing', 'mine.py:', '/dev/zero.py:Net'])
+@pytest.mark.parametrize('name',
+    ['gone.py:Net', 'mine.py:NoNetwork', 'mine.py:Nothing', 'mine.py:', '/dev/zero.py:Net'])
 def test_no_own_class(name, damage, tmp_path):
     write(tmp_path/'mine.py', OWN)
     damage('own class', lambda: check_training(TrainingOptions(backbone=str(tmp_path/name))))
@@ -281,14 +302,16 @@ def test_a_read_only_place(damage):
     damage('no place for a run', lambda: make_folder(usable_folder('/proc/run')), ['/proc/run'])
 
 
-@pytest.mark.parametrize('record', ['[]', '3', '{"notebook": "train", "parameters": 3}', '{"notebook": 1}', '{', '', 'null'])
+@pytest.mark.parametrize('record',
+    ['[]', '3', '{"notebook": "train", "parameters": 3}', '{"notebook": 1}', '{', '', 'null'])
 def test_the_record_of_another(record, damage, tmp_path):
     "A folder of a sweep whose .job.json somebody has replaced"
     write(tmp_path/'.job.json', record)
     damage('record of a run', lambda: job_state(tmp_path, 'train', dict(lr=1.)), [tmp_path])
 
 
-@pytest.mark.parametrize('options', [dict(workers=-1), dict(workers=10**9), dict(threads=10**9), dict(tries=0), dict(tries=10**9)])
+@pytest.mark.parametrize('options',
+    [dict(workers=-1), dict(workers=10**9), dict(threads=10**9), dict(tries=0), dict(tries=10**9)])
 def test_workers_are_refused(options, damage, tmp_path):
     sweep = Sweep(sweep_cells(['easy-cnn3']), tmp_path/'runs')
     damage('number', lambda: run_sweep(sweep, **options), list(options))
@@ -301,7 +324,8 @@ def test_cells_are_refused(cells, damage):
 
 
 @pytest.mark.parametrize('space', [
-    {}, {'lr': 3}, {'lr': 'x'}, {'lr': dict(low=float('nan'), high=1.)}, {'lr': dict(low=0., high=float('inf'))}, {'_x': [1]},
+    {}, {'lr': 3}, {'lr': 'x'}, {'lr': dict(low=float('nan'), high=1.)}, {'lr': dict(low=0., high=float('inf'))},
+    {'_x': [1]},
     {'lr': []}, {'lr': dict(low=1)}, {'ema': [.5, 1.]}, {'backbone_args.grn': ['yes']}, {'clip': [0., float('inf')]},
 ], ids=str)
 def test_spaces_are_refused(space, damage):
@@ -309,7 +333,8 @@ def test_spaces_are_refused(space, damage):
 
 
 RECORDS = {
-    'two corpora': [dict(data=dict(dir='/a')), dict(data=dict(dir='/b'))], 'gone': [dict(data=dict(dir='/nowhere/corpus'))],
+    'two corpora': [dict(data=dict(dir='/a')), dict(data=dict(dir='/b'))],
+    'gone': [dict(data=dict(dir='/nowhere/corpus'))],
 }
 
 
@@ -321,3 +346,30 @@ def test_the_corpus_of_runs(name, damage, tmp_path):
         run.mkdir()
         write(run/'params.json', json.dumps(record))
     damage('corpus of a run', lambda: corpus_of('', '', list(map(str, runs))), ['models', 'data_dir'])
+
+
+LISTS = [
+    ('sweep', 'seeds', [0, 'a']), ('sweep', 'seeds', [1.5]), ('sweep', 'seeds', 3), ('sweep', 'subsets', ['all']),
+    ('sweep', 'recipes', [3]),
+    ('sweep', 'recipes', [{}]), ('report', 'runs', [3]), ('report', 'pair', [None, 'a']),
+    ('submit', 'runs', 'runs/a'), ('submit', 'runs', [[]]),
+    ('devices', 'parts', [1]), ('distill', 'teacher', [3]), ('distill', 'seeds', [True]),
+    ('logits', 'weights', ['x']), ('quantize', 'skip', [0]),
+    ('benchmark', 'threads', ['all']), ('train', 'teacher', [3]), ('logits', 'weights', [float('nan')]),
+]
+
+
+@pytest.mark.parametrize('notebook, name, value', LISTS)
+def test_lists_are_refused(notebook, name, value, damage):
+    damage('list', lambda: full_parameters(notebook, None, {name: value}), [name])
+
+
+@pytest.mark.parametrize('library', ['torchvision', 'timm'])
+@pytest.mark.parametrize('error', [OSError('no route'), RuntimeError('retries exceeded'), KeyError('hf_hub_id')],
+    ids=repr)
+def test_pretrained_without_a_network(library, error, damage, monkeypatch):
+    "The weights of a library are not at hand: one sentence, whatever the library says"
+    def offline(name, n_classes, pretrained, keywords):
+        if pretrained: raise error
+    monkeypatch.setattr(f'asc.backbone.images._{library}_network', offline)
+    damage('network', lambda: create_backbone(f'{library}:any', pretrained=True), [f'{library}:any', 'pretrained'])

@@ -162,7 +162,7 @@ def instead(line):
 def test_every_box_runs_as_printed(desk, kernels):
     "The README and the tutorials, one after the other in one folder; a page is typed into one shell"
     path = os.pathsep.join([str(launch.BIN), os.environ['PATH']])
-    common = dict(cwd=desk, kernels=kernels, timeout=1200, PATH=path, HOME=str(desk), PYTHONPATH=str(desk))
+    common = dict(cwd=desk, kernels=kernels, timeout=3600, PATH=path, HOME=str(desk), PYTHONPATH=str(desk))
     for page in PAGES:
         script = '\n'.join(write_box(*box) for box in blocks(page, 'sh', 'python', 'yaml'))
         result = launch.run('bash', '-euxo', 'pipefail', '-c', script, **common)

@@ -256,6 +256,17 @@ def test_exit_codes(models, sounds, tmp_path, capsys):
     assert 'memo.m4a: unreadable' in said and 'and 1 more of 2 sounds' in said
 
 
+def test_names_that_are_no_utf8(models, tmp_path, capsys):
+    "A byte that no encoding of the terminal knows does not cost the answers"
+    path = os.fsencode(tmp_path) + b'/caf\xe9.wav'
+    sf.write(tmp_path/'x.wav', noise(1), RATE)
+    os.rename(tmp_path/'x.wav', path)
+    printed, _, code = command(capsys, 'predict', models[0], tmp_path)
+    assert code == 0 and 'caf\\udce9.wav' in printed
+    assert command(capsys, 'predict', models[0], tmp_path, '--out', tmp_path/'x.csv')[2] == 0
+    assert 'caf\\udce9.wav' in (tmp_path/'x.csv').read_text(encoding='utf-8')
+
+
 @pytest.mark.parametrize('words', ['predict {run} {sounds} --windows --hop .01 --format csv', 'predict --help'])
 def test_a_closed_pipe_ends_quietly(models, sounds, words, monkeypatch):
     "Nobody reads on: the command ends with the code of a broken pipe, and nothing is left to be written"

@@ -246,6 +246,45 @@ def test_leak_by_another_spelling_is_refused(damage, tmp_path):
     damage('leak', lambda: check_disjoint(train=meta[:1], test=meta[1:]), ['train and test share recordings'])
 
 
+# ---------------------------------------------------------------- what a training says and refuses
+
+def own_names(folder, pattern='audio/{}.wav'):
+    "A corpus whose names tell nothing, with lists"
+    (folder/'audio').mkdir(parents=True)
+    rows = [(pattern.format(i), ('bus', 'park')[i % 2], f'oulu-{i//4}', 'a') for i in range(24)]
+    for name, *_ in rows: sf.write(folder/name, np.zeros(RATE) + .1, RATE)
+    (folder/'meta.csv').write_text(text(rows))
+    for name, part in (('split100', rows[:16]), ('test', rows[16:])):
+        (folder/f'{name}.csv').write_text(text([row[:2] for row in part], META[:2]))
+
+
+@pytest.mark.parametrize('options,names',
+                         [(dict(crop='windows'), ["crop='windows'", 'audio/']), (dict(join=2), ['join=2'])])
+def test_training_by_such_names(options, names, damage, tmp_path, capsys):
+    "What cannot work is refused where it is asked for, after the reason was said"
+    from asc.experiment.recipe import read_training_data
+    from asc.train.options import TrainingOptions
+    own_names(tmp_path/'c')
+    damage('name', lambda: read_training_data(TrainingOptions(data_dir=str(tmp_path/'c'), **options)), names)
+    said = capsys.readouterr().out
+    assert said.startswith('c: names that do not tell the recording (24, such as audio/0.wav); rename them to <scene>-')
+
+
+@pytest.mark.parametrize('k', [2, 10])
+def test_store_by_such_names(k, damage, tmp_path):
+    own_names(tmp_path/'c')
+    store = pack(load_corpus(tmp_path/'c'), tmp_path/'s', progress=False)
+    damage('name', lambda: join_store(store, k), [f'join={k}', 'audio/0.wav'])
+
+
+def test_validation_goes_by_the_table(damage, tmp_path):
+    "Places stand in meta.csv, so a validation list can be cut out by location whatever the names are"
+    own_names(tmp_path/'c')
+    corpus = load_corpus(tmp_path/'c')
+    train, valid = carve_valid(read_split(corpus, 100), .25)
+    damage('name', lambda: set(train.location) & set(valid.location), right=lambda both: not both and len(valid) == 4)
+
+
 # ---------------------------------------------------------------- rates
 
 WRONG_RATES = [0, 1, 3, -16000, 16000.5, True, False, '16000', float('nan'), float('inf'), 1e9, 99, [16000], (16000,),

@@ -174,10 +174,10 @@ def test_absent_weights_are_refused_before_work():
     'text, sentence',
     [
         ('epoch: 5', "unknown parameter of train 'epoch'"),
-        ('lr: 1e-3', 'In YAML a number with an exponent needs a dot and a sign: 1.0e-03'),
+        ('lr: "1e-3"', 'must be a number'),
         ('epochs: "5"', 'must be a whole number'),
-        ('- epochs', 'holds no table of parameters'),
-        ('epochs: [', 'is not YAML'),
+        ('- epochs', 'where a table belongs'),
+        ('epochs: [', 'cannot be read as YAML'),
         ('loss: {focal: {gama: 2.0}}', "unknown keyword 'gama'"),
         ('backbone_args: {width: 2}', 'has no option width'),
         ('steps: [resample, mel, log, {mixip: {}}]', "unknown augmentation 'mixip'"),

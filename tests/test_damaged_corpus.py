@@ -362,7 +362,8 @@ BAD_RESPONSES = {'not a number': with_sample(np.nan), 'infinite': with_sample(np
                  'nearly silent': ring()*1e-9,
                  'empty': np.zeros(0), 'eleven seconds': np.tile(ring(), 440),
                  'two silent channels': np.zeros((400, 2)),
-                 'channels that cancel': np.stack([ring(), -ring()], 1)}
+                 'channels that cancel': np.stack([ring(), -ring()], 1),
+                 'twenty channels': np.stack([ring()]*20, 1)}
 
 
 @pytest.mark.parametrize('suffix', ['wav', 'WAV'])

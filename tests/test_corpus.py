@@ -329,7 +329,7 @@ BROKEN = {
     'too short': (lambda d: sf.write(first(d), np.zeros(799), 800), 'sound files: wrong length'),
     'too long': (lambda d: sf.write(first(d), np.zeros(801), 800), 'sound files: wrong length'),
     'not readable': (
-        lambda d: (first(d).unlink(), first(d).mkdir()), 'sound files: Is a directory'
+        lambda d: (first(d).unlink(), first(d).mkdir()), 'sound files: is a folder, not a sound'
     ),
     'scene differs from name': (
         lambda d: relist(d, 'meta', lambda r: [(r[0][0], 'wind', *r[0][2:]), *r[1:]]),
@@ -405,10 +405,15 @@ def test_check_corpus_finds(kind, tmp_path):
 def test_check_corpus_deep(tmp_path):
     "Damage only decoding shows"
     d = make(tmp_path/'c')
-    sf.write(first(d), np.where(np.arange(800) == 9, np.nan, 0), 800, 'FLOAT')
+    whole = first(d).read_bytes()
+    sf.write(first(d), np.random.default_rng(0).uniform(-.5, .5, 800), 800, format='FLAC')
+    flac = first(d).read_bytes()
+    first(d).write_bytes(flac[:-900] + b'\x55'*200 + flac[-700:])
     assert check_corpus(d, progress=False).empty
-    assert 'NaN' in check_corpus(d, deep=True, progress=False).what[0]
-    b = bytearray(first(d).read_bytes())
+    assert check_corpus(d, deep=True, progress=False).what[0] == 'sound files: unreadable'
+    sf.write(first(d), np.where(np.arange(800) == 9, np.nan, 0), 800, 'FLOAT')
+    assert 'NaN' in check_corpus(d, progress=False).what[0]  # floats are always decoded
+    b = bytearray(whole)
     b[20:22] = (0x55).to_bytes(2, 'little')
     first(d).write_bytes(b)  # says it is MP3
     assert check_corpus(d, deep=True, progress=False).what[0] == 'sound files: unreadable'

@@ -23,16 +23,7 @@ from asc.train.clips import ClipData
 from asc.train.resume import Checkpoint, read_checkpoint
 import launch
 from conftest import ROOT
-
-STEPS = [
-    {'roll': {'seconds': .1}},
-    'resample',
-    'mel',
-    {'freq_mask': {'size': 48}},
-    'log',
-    {'freq_mixstyle': {'p': .4, 'alpha': .3}},
-    {'mixup': {'alpha': .3}},
-]
+from steps import STEPS
 
 
 @pytest.fixture(scope='module')

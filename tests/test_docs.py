@@ -1,4 +1,5 @@
-"""Every command of the tutorials runs as it is printed."""
+"""Every command of the README and the tutorials runs as it is printed."""
+import inspect
 import json
 import os
 import re
@@ -8,62 +9,53 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
+import soundfile as sf
 
 import launch
-from asc.run.papermill import read_argv
+from asc.data.synthetic import make_synthetic
+from asc.run.command import read_argv
 from conftest import ROOT
 
-PAGES = sorted((ROOT/'nbs/tutorials').glob('*.md'))
+TUTORIALS = sorted((ROOT/'nbs/tutorials').glob('*.md'))
+PAGES = [ROOT/'README.md', *TUTORIALS]
 BLOCK = re.compile(r'^```(\w+)\n(.*?)^```$', re.S | re.M)
 CONTAINER = 'test_docs.py::test_container_installs_as_the_readme_does'
-# what cannot run here, and the test of its code: it needs a network or podman, or ends only with Ctrl-C
+# what cannot run here, why, and what is run instead: a test elsewhere, or a command that reads the line
 DOWNLOAD = """python -c "import asc; asc.download_corpus('tau2022')\""""
 PODMAN = 'podman run --rm -v ./data:/asc/data -v ./runs:/asc/runs asc make train ARGS="-p epochs 20"'
-ELSEWHERE = {
-    DOWNLOAD: 'test_corpus.py::test_download_corpus',
-    'asc demo runs/first runs/small/qat.onnx': 'test_demo.py::test_page',
-    'podman build -t asc -f nbs/tutorials/Containerfile .': CONTAINER,
-    PODMAN: CONTAINER,
+LEFT_OUT = {
+    'make train': ('installs from the network', 'make --dry-run train'),
+    'make test': ('installs from the network, and would run this test', 'make --dry-run test'),
+    'make docs': ('installs from the network', 'test_site.py::test_make_docs'),
+    'jupyter lab': ('serves until Ctrl-C', 'jupyter lab --version'),
+    'asc demo runs/a runs/q/ptq.onnx': ('serves until Ctrl-C', 'test_demo.py::test_page'),
+    'asc demo runs/first runs/small/qat.onnx': ('serves until Ctrl-C', 'test_demo.py::test_page'),
+    DOWNLOAD: ('needs a network', 'test_corpus.py::test_download_corpus'),
+    'podman build -t asc -f nbs/tutorials/Containerfile .': ('needs podman', CONTAINER),
+    PODMAN: ('needs podman', CONTAINER),
 }
-TAU = 'data/TAU-urban-acoustic-scenes-2022-mobile-development'
-# what is the reader's to set, and what the test sets instead
-VALUES = dict(
-    TAU=TAU, RECIPE='small', EPOCHS='1', QAT_EPOCHS='1', SPLITS='5', SEEDS='0',
-    MINE='my-corpus', SOUNDS='recordings', TEACHERS='[runs/own]',
-)
-# this one has to learn something: it is the teacher of the next page
-MORE = {'3': dict(EPOCHS='30')}
-SMALL = dict(
-    backbone='cp_mobile_24',
-    frontend='dcase24',
-    pipeline='none',
-    bs=32,
-    backbone_args=dict(base=8, blocks=[1, 1, 1], strides=dict(b1=[2, 2], b2=[2, 1])),
-)
-# pages whose runs a page takes; the others that of the first
-NEEDS = {'1': '', '4': '13', '8': ''}
+TAU = 'TAU-urban-acoustic-scenes-2022-mobile-development'
 # what a page leaves
 LEFT = {
-    '1': ['runs/first/model.safetensors', 'runs/baseline', 'runs/baseline-report/metrics.json'],
-    '2': ['my-corpus/test.csv', 'runs/mine/metrics.json'],
-    '3': ['runs/own/model.safetensors'],
-    '4': [
-        'runs/teacher/metrics.json',
-        'runs/taught/metrics.json',
-        'runs/taught-report/metrics.json',
+    'README': [
+        'runs/a/metrics.json', 'runs/b/model.safetensors', 'runs/mine/metrics.json', 'runs/sweep', 'runs/distill',
+        'runs/q/ptq.onnx', 'runs/entry/Curie_UP_task1_1',
     ],
+    '1': ['runs/first/model.safetensors', 'runs/baseline', 'runs/baseline-report/metrics.json'],
+    '2': ['my-corpus/test.csv', 'runs/own-corpus/metrics.json'],
+    '3': ['runs/own/model.safetensors'],
+    '4': ['runs/teacher/metrics.json', 'runs/taught/metrics.json', 'runs/taught-report/metrics.json'],
     '5': ['runs/small/qat.onnx', 'runs/small/qat.md'],
-    '6': ['runs/entry/Curie_UP_task1_1', 'runs/entry-2025/metrics.json'],
+    '6': ['runs/curie/Curie_UP_task1_1', 'runs/curie-2025/metrics.json'],
     '7': ['windows.csv', 'runs/explored/metrics.json'],
     '8': ['runs/speed/ratios.csv', 'runs/shared-teacher/metrics.json'],
 }
 
 
 def blocks(page, *kinds):
-    "Bodies of the code blocks of these kinds"
+    "(kind, body) of the code blocks of these kinds, in their order"
     text = page.read_text(encoding='utf-8')
-    return [body for kind, body in BLOCK.findall(text) if kind in kinds]
+    return [(kind, body) for kind, body in BLOCK.findall(text) if kind in kinds]
 
 
 # the tutorials
@@ -91,7 +83,7 @@ def test_a_forked_kernel_answers_and_dies_with_its_client(kernels, monkeypatch):
 
 
 UNWANTED = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
-# folders of recordings of one's own, and the clips of the synthetic corpus in them
+# recordings of one's own: clips of the synthetic corpus
 RECORDINGS = {
     'my-corpus/audio': r'(?:bus|park|tram)-.*-[0-3]-[ab]\.wav',
     'recordings': r'tram-.*-[01]-s1\.wav',
@@ -100,70 +92,117 @@ RECORDINGS = {
 
 @pytest.fixture(scope='module')
 def desk(synthetic, short_test, tmp_path_factory):
-    "Where a reader types: a copy of the project, a small synthetic corpus in place of TAU, and own recordings"
+    "Where a reader types: a copy of the project, small corpora in place of TAU and of the default, and own recordings"
     desk = tmp_path_factory.mktemp('desk')
     for name in ('asc', 'nbs'):
         shutil.copytree(ROOT/name, desk/name, ignore=UNWANTED)
-    shutil.copy(ROOT/'settings.ini', desk)
-    (desk/'nbs/recipes/small.yaml').write_text(yaml.safe_dump(SMALL))
-    shutil.copytree(short_test, desk/TAU, symlinks=True)
+    for name in ('settings.ini', 'setup.py', 'pyproject.toml', 'Makefile'): shutil.copy(ROOT/name, desk)
+    copy_corpus(short_test, desk/'data'/TAU, snippets='0123', seconds=.5)
+    (desk/TAU).symlink_to(desk/'data'/TAU)
+    make_default_corpus(short_test, desk/'data')
     for folder, clips in RECORDINGS.items():
         (desk/folder).mkdir(parents=True)
         for path in (synthetic/'audio').iterdir():
             if re.fullmatch(clips, path.name): shutil.copy(path, desk/folder)
+    copy_lists(synthetic, desk/'my-corpus', RECORDINGS['my-corpus/audio'])
     return desk
 
 
-def script(page):
-    "The commands of a page, with other values for what is the reader's to set"
-    lines = ''.join(blocks(page, 'sh')).splitlines(keepends=True)
-    text = ''.join(line for line in lines if line.rstrip() not in ELSEWHERE)
-    values = VALUES | MORE.get(page.stem[0], {})
-    assignment = re.compile(r'^([A-Z_]+)=(?!\$).*$', re.M)
-    return assignment.sub(lambda match: f"{match[1]}='{values[match[1]]}'", text)
+def copy_lists(corpus, folder, clips):
+    "The lists of a corpus, with the lines of these clips only; every training list is the whole one"
+    for name in ('meta.csv', 'test.csv', 'split100.csv'):
+        head, *rows = (corpus/name).read_text(encoding='utf-8').splitlines()
+        kept = [row for row in rows if re.fullmatch(rf'audio/{clips}\t.*', row)]
+        (folder/name).write_text('\n'.join([head, *kept]) + '\n', encoding='utf-8')
+    for name in ('split5', 'split10', 'split25', 'split50'):
+        shutil.copy(folder/'split100.csv', folder/f'{name}.csv')
 
 
-def write_files(page, desk):
-    "The files that a page tells the reader to write; the first line of each is its name"
-    for body in blocks(page, 'python', 'yaml'):
-        name = re.match(r'# (\S+)', body)[1]
-        (desk/name).write_text(body, encoding='utf-8')
+def copy_corpus(corpus, folder, snippets, seconds):
+    "A smaller corpus: some snippets of each recording, and so many seconds of each"
+    (folder/'audio').mkdir(parents=True)
+    copy_lists(corpus, folder, rf'.*-[{snippets}]-\w+\.wav')
+    for row in (folder/'meta.csv').read_text(encoding='utf-8').splitlines()[1:]:
+        name = row.split('\t')[0]
+        wave, rate = sf.read(corpus/name, dtype='int32')
+        sf.write(folder/name, wave[:round(seconds*rate)], rate, 'PCM_24')
 
 
-@pytest.fixture(scope='module')
-def walk(desk, kernels):
-    "walk(page): type a page as it stands, after the pages whose runs it takes; each page once"
-    results = {}
+def make_default_corpus(corpus, data):
+    "The small corpus in the place of the one that a run makes when it is given none"
+    default = {name: p.default for name, p in inspect.signature(make_synthetic).parameters.items()}
+    folder = data/'synthetic-{train}x{test}-seed{seed}'.format(**default)
+    shutil.copytree(corpus, folder, symlinks=True)
+    copy_lists(corpus, folder, r'.*')
+    note = json.loads((corpus/'SYNTHETIC').read_text(encoding='utf-8'))
+    note['made'].update({name: default[name] for name in ('train', 'test', 'seed')})
+    (folder/'SYNTHETIC').unlink()
+    (folder/'SYNTHETIC').write_text(json.dumps(note), encoding='utf-8')
+
+
+END = '\nEND_OF_BOX\n'
+
+
+def write_box(kind, body):
+    "The lines of the shell that do what a box says: run it, or write the file whose name is its first line"
+    if kind == 'sh':
+        lines = [instead(line) for line in body.splitlines()]
+        return '\n'.join(lines)
+    name = re.match(r'# (\S+\.\w+)$', body, re.M)
+    return f"cat > {name[1]} <<'END_OF_BOX'\n{body}{END}" if name else f"python - <<'END_OF_BOX'\n{body}{END}"
+
+
+def instead(line):
+    "A line as printed, or the command that stands for it"
+    if line.rstrip() not in LEFT_OUT: return line
+    other = LEFT_OUT[line.rstrip()][1]
+    return '' if '::' in other else other
+
+
+def test_every_box_runs_as_printed(desk, kernels):
+    "The README and the tutorials, one after the other in one folder; a page is typed into one shell"
     path = os.pathsep.join([str(launch.BIN), os.environ['PATH']])
-
-    def walk(page):
-        if page not in results:
-            for number in NEEDS.get(page.stem[0], '1'): walk(PAGES[int(number) - 1])
-            write_files(page, desk)
-            words = ['bash', '-euxo', 'pipefail', '-c', script(page)]
-            results[page] = launch.run(*words, cwd=desk, timeout=900, kernels=kernels, PATH=path)
-        return results[page]
-    return walk
-
-
-@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.stem)
-def test_tutorial(page, walk, desk):
-    "Every box of the page, one after the other in one shell, leaves what the page speaks of"
-    result = launch.check(walk(page))
-    assert not [path for path in LEFT[page.stem[0]] if not (desk/path).exists()]
-    for folder in re.findall(r'-p out (\S+)', ''.join(blocks(page, 'sh'))):
-        assert (desk/folder/'metrics.json').exists()
-    if page.stem[0] == '6':
-        assert result.stdout.strip().endswith('nothing to object to')
+    common = dict(cwd=desk, kernels=kernels, timeout=3600, PATH=path, HOME=str(desk), PYTHONPATH=str(desk))
+    for page in PAGES:
+        script = '\n'.join(write_box(*box) for box in blocks(page, 'sh', 'python', 'yaml'))
+        result = launch.run('bash', '-euxo', 'pipefail', '-c', script, **common)
+        assert result.returncode == 0, f'{page.name}: {result.stderr[-3000:]}'
+        missing = [path for path in LEFT[page.stem.split('-')[0]] if not (desk/path).exists()]
+        assert not missing, page.name
+        for folder in outputs(page): assert list((desk/folder).rglob('metrics.json')), folder
+    assert len(list((desk/'runs/slurm').glob('*/metrics.json'))) == 1
+    assert len(list((desk/'runs/dask').glob('*/metrics.json'))) == 1
 
 
-def test_what_a_tutorial_leaves_elsewhere_is_tested_there():
+def outputs(page):
+    "Folders that the commands of a page are told to write"
+    text = ''.join(body for _, body in blocks(page, 'sh'))
+    return re.findall(r'(?:-p out|--folder|asc rank) (\S+)', text)
+
+
+def test_no_command_takes_the_folder_of_another():
+    "Followed literally, no run finds the folder of another; what the README takes for granted has been made above"
+    folders = [folder for page in PAGES for folder in outputs(page)]
+    assert len(folders) == len(set(folders))
+    text = ''.join(body for _, body in blocks(ROOT/'README.md', 'sh'))
+    made, taken = outputs(ROOT/'README.md'), re.findall(r'runs/\w+', text)
+    assert set(taken) <= set(made)
+
+
+def test_what_a_page_leaves_elsewhere_is_tested_there():
     "Lines that a test leaves out are on a page, and the tests named for them exist"
     text = ''.join(p.read_text(encoding='utf-8') for p in PAGES)
-    for line, test in ELSEWHERE.items():
-        file, name = test.split('::')
-        assert line in text
+    for line, (reason, other) in LEFT_OUT.items():
+        assert line in text and reason
+        if '::' not in other: continue
+        file, name = other.split('::')
         assert f'def {name}(' in (ROOT/'tests'/file).read_text(encoding='utf-8')
+
+
+def test_the_readme_uses_the_file_that_a_tutorial_shows():
+    "me.yaml of the README is the box of tutorial 6"
+    (kind, body), = blocks(TUTORIALS[5], 'yaml')
+    assert body == (ROOT/'nbs/tutorials/me.yaml').read_text(encoding='utf-8')
 
 
 def read_cells(path):
@@ -187,7 +226,7 @@ def read_prose(path):
 def commands():
     "(file, command) of every papermill command in the notebooks' text and the tutorials"
     pairs = []
-    for path in [*sorted((ROOT/'nbs').glob('*.ipynb')), *PAGES]:
+    for path in [*sorted((ROOT/'nbs').glob('*.ipynb')), *TUTORIALS]:
         text = read_prose(path).replace('\\\n', ' ')
         shell = re.findall(r'^```(?:sh|bash)\n(.*?)^```', text, re.S | re.M)
         lines = [line.split('  #')[0] for body in shell for line in body.splitlines()]
@@ -217,7 +256,7 @@ def test_container_installs_as_the_readme_does():
     targets = [line.split()[-1] for line in lines if line.startswith('RUN make')]
     stamp = re.search(r'^STAMP +:= \$\(VENV\)/(\S+)', makefile, re.M)[1]
     assert targets == [f'.venv/{stamp}']
-    assert set(re.findall(r'podman \w+.*', '\n'.join(lines))) <= set(ELSEWHERE)
+    assert set(re.findall(r'podman \w+.*', '\n'.join(lines))) <= set(LEFT_OUT)
     base = next(line for line in lines if line.startswith('FROM'))
     assert re.match(r'FROM python:3\.1[0-3]\b', base)
     words = next(line for line in lines if line.startswith('CMD')).removeprefix('CMD')

@@ -161,7 +161,7 @@ def test_any_sound(published, tmp_path, rate, channels, seconds):
     x = np.random.default_rng(0).normal(0, .1, (int(rate*seconds), channels))
     sf.write(tmp_path/'x.flac', x, rate)
     for f in (CP, MIX):
-        result = published[f].predict([tmp_path/'x.flac', (x, rate), (x.T, rate)])
+        result = published[f].predict([tmp_path/'x.flac', (x, rate), (torch.tensor(x).float(), rate)])
         assert np.allclose(result[list(SCENES)].values, result[list(SCENES)].values[:1], atol=.02)
 
 
@@ -169,10 +169,11 @@ def test_bad_sounds(published, tmp_path):
     (tmp_path/'no.wav').write_bytes(b'nothing')
     c = published[CP]
     for sound, says in (
-        (tmp_path/'no.wav', 'cannot be read'),
+        (tmp_path/'no.wav', 'no.wav: unreadable'),
         (tmp_path/'gone.wav', 'gone.wav'),
         ((np.full(9000, np.nan), 8000), 'NaN'),
         ((np.zeros(20), 8000), 'too few'),
+        ((np.zeros((2, 9000)), 8000), r'shape \(2, 9000\)'),
         (3, 'found int'),
     ):
         with pytest.raises(InputError, match=says): c.predict([sound])

@@ -1,16 +1,15 @@
 """Folding, eight bits, pruning and quantised training across the zoo, and on the published checkpoints."""
-import json
-import shutil
 from copy import deepcopy
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
+from asc.backbone.tensors import TensorFile
 from asc.backbone.zoo import backbones, create_backbone
 from asc.core import InputError
 from asc.model.classifier import create_classifier
+from asc.model.saved import read_saved, write_saved
 from asc.size.fold import compare_networks, fold, half_weights, norms
 from asc.size.dataflow import dataflow
 from asc.size.ptq import mixed_precision, ptq, sensitivity
@@ -225,35 +224,28 @@ def test_saved_and_loaded(classifier, tmp_path):
     x = torch.randn(4, *q.input_shape()[1:])
     calibrate(q.backbone, x)
     for k in quantisers(q).values(): k.stretch.data.uniform_(-.1, .1)
-    save_quantised(q, tmp_path, score=.5)
+    save_quantised(q, tmp_path, note='untrained')
     again = load_quantised(tmp_path)
     assert torch.equal(again.backbone(x), q.backbone(x))
     assert again.scenes == q.scenes
     size = (tmp_path/'model.safetensors').stat().st_size
     assert size < 1.6 * quant_bytes(q.backbone)['total'] + 20_000
     assert with_augmentation(again).pipeline.plan != again.pipeline.plan
-    spec = json.loads((tmp_path/'model.json').read_text())
-    (other := tmp_path/'other').mkdir()
-    shutil.copy(tmp_path/'model.safetensors', other)
+    _, spec, files = read_saved(tmp_path)
+    other = tmp_path/'other'
     for change, says in (
         (dict(backbone='cnn3', backbone_args={}), 'CNN3: 256×65'),
         (dict(format='asc-classifier-1'), 'expected asc-quantised-1'),
         (dict(quantised=dict(skip=['nothing'], logits=False)), 'unknown layer'),
     ):
-        (other/'model.json').write_text(json.dumps({**spec, **change}))
+        write_saved(other, {**spec, **change}, files)
         with pytest.raises(InputError, match=says): load_quantised(other)
-    tensors = load_file(tmp_path/'model.safetensors')
-    (other/'model.json').write_text(json.dumps(spec))
+    tensors = files['model.safetensors'].tensors
     without = {k: v for k, v in tensors.items() if k != 'in_c.1.0.weight_scale'}
     for wrong in (without, {**tensors, 'in_c.1.0.weight': tensors['in_c.1.0.weight'].float()}):
-        save_file(wrong, other/'model.safetensors')
+        write_saved(other, spec, {'model.safetensors': TensorFile(wrong)})
         with pytest.raises(InputError, match='does not fit cp_mobile_24'):
             load_quantised(other)
-    (other/'model.json').write_text('{')
-    with pytest.raises(InputError, match='not a saved model'): load_quantised(other)
-    raw = (tmp_path/'model.safetensors').read_bytes()
-    (tmp_path/'model.safetensors').write_bytes(raw[:len(raw) // 2])
-    with pytest.raises(InputError, match='damaged'): load_quantised(tmp_path)
 
 
 def test_calibration_clips(packed):

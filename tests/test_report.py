@@ -289,7 +289,7 @@ def test_intervals_beside_the_tables(preds):
     inside = t.dropna()
     assert (inside['from'] <= inside['accuracy %']).all()
     assert (inside['accuracy %'] <= inside['to']).all()
-    assert len(inside) == 12
+    assert len(inside) == 13                              # devices, their mean, groups
     assert s.loc['recordings (vote)', 'n'] == s.loc['clips', 'n'] // 2
     assert class_table(preds, intervals=True).loc['macro average', 'from'] == s.loc['clips', 'from']
     with pytest.raises(InputError, match='predictions'):

@@ -26,16 +26,8 @@ from asc.train.learner import create_learner, fit, make_dls
 from asc.train.precision import MixedPrecision
 from asc.train.resume import Checkpoint, read_checkpoint
 from asc.train.targets import MixUpLoss
+from steps import STEPS
 
-STEPS = [
-    {'roll': {'seconds': .1}},
-    'resample',
-    'mel',
-    {'freq_mask': {'size': 48}},
-    'log',
-    {'freq_mixstyle': {'p': .4, 'alpha': .3}},
-    {'mixup': {'alpha': .3}},
-]
 EPOCHS = 4
 # two sets of options: callbacks and schedule
 OPTIONS = {

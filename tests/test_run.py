@@ -16,7 +16,6 @@ from asc.train.options import TrainingOptions
 from asc.data.splits import carve_valid, read_split
 from asc.experiment.recipe import TrainingData, create_training
 import launch
-from conftest import ROOT
 
 QUICK = dict(epochs=1, bs=32)
 
@@ -118,29 +117,65 @@ def test_one_seed_one_result(finished, papermill, tmp_path, synthetic):
     assert (tmp_path/'two/train.ipynb').is_file()
 
 
+def listing(folder):
+    "Every file below a folder with its content"
+    return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
 @pytest.mark.parametrize('parameters, sentence', [
     (dict(epoch=5), 'unknown parameter epoch'),
-    (dict(subset=30), 'subset'),
-    (dict(subset='all'), 'must be a whole number'),
     (dict(backbone='resnet1001'), "unknown backbone 'resnet1001'"),
-    (dict(data_dir='nowhere/at/all'), 'nowhere/at/all'),
-    (dict(epochs=0), 'epochs=0 must be at least 1'),
-    (dict(lr='-y {lr: 1e-3}'), 'In YAML'),
-    (dict(log='tensorbord'), "unknown log 'tensorbord'"),
     (dict(nb_aug=5, pipeline='none'), 'nb_aug=5: this pipeline has no freq_mask'),
-], ids=lambda value: value if isinstance(value, str) else next(iter(value)))
-def test_bad_parameters_are_refused(papermill, tmp_path, synthetic, parameters, sentence):
-    "Before any training, in one sentence"
-    parameters = dict(data_dir=synthetic, out=tmp_path/'refused') | parameters
-    words = []
-    if str(parameters.get('lr')).startswith('-y'):
-        words = parameters.pop('lr').split(maxsplit=1)
-    result = papermill('train', *words, executed=tmp_path/'executed.ipynb', **parameters)
+], ids=['before the kernel', 'by the first cells', 'by the last check'])
+def test_what_is_refused_leaves_nothing(papermill, tmp_path, synthetic, parameters, sentence):
+    "Before any training, in one sentence; no folder and no notebook is left"
+    options = dict(data_dir=synthetic, out=tmp_path/'a/refused') | parameters
+    result = papermill('train', executed=tmp_path/'b/executed.ipynb', **options)
     assert result.returncode != 0
     assert 'epoch   1/' not in result.stderr
-    assert not (tmp_path/'refused/metrics.json').exists()
     lines = result.stderr.splitlines()
     assert sentence in next(line for line in lines if line.startswith('InputError'))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_run_leaves_an_older_notebook_alone(papermill, finished, tmp_path):
+    "Neither the notebook of a finished run nor one that lies in the folder is written over by a run that is refused"
+    shutil.copytree(finished, tmp_path/'good')
+    (tmp_path/'mine').mkdir()
+    shutil.copy(finished/'train.ipynb', tmp_path/'mine')
+    before = listing(tmp_path)
+    for words, sentence in (
+        (dict(executed=tmp_path/'good/train.ipynb', out=tmp_path/'new'), 'notebook of a finished run'),
+        (dict(executed=tmp_path/'good/train.ipynb', out=tmp_path/'good'), 'notebook of a finished run'),
+        (dict(out=tmp_path/'good', resume=True), 'nothing to resume'),
+        (dict(out=tmp_path/'mine', backbone='resnet1001'), 'unknown backbone'),
+    ):
+        result = papermill('train', **words)
+        assert result.returncode != 0
+        assert sentence in result.stderr.splitlines()[-1]
+        assert listing(tmp_path) == before
+
+
+def test_papermill_in_a_script_is_as_strict(tmp_path):
+    "`papermill.execute_notebook` refuses the same names and values before it writes anything"
+    code = """
+import sys, papermill
+papermill.execute_notebook('nbs/train.ipynb', sys.argv[1], parameters={'_x': 1})
+"""
+    result = launch.run(sys.executable, '-c', code, tmp_path/'executed.ipynb')
+    assert result.returncode != 0
+    assert "InputError: '_x' cannot be the name of a parameter" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_arrive_as_they_were_written(papermill, tmp_path):
+    "What papermill hands on is what was written: 1e-3 is a number, a date is text, 010 is refused"
+    launch.check(papermill('train', '--prepare-only', '-y', '{lr: 1e-3, data_dir: 2026-01-01}',
+        executed=tmp_path/'x.ipynb'))
+    cells = read_json(tmp_path/'x.ipynb')['cells']
+    injected = next(c['source'] for c in cells if 'injected-parameters' in c['metadata'].get('tags', []))
+    assert [line for line in ''.join(injected).splitlines() if '=' in line] == ['lr = 0.001',
+        'data_dir = "2026-01-01"']
 
 
 @pytest.mark.usefixtures('one_thread')
@@ -202,17 +237,6 @@ def test_full_disk_leaves_nothing_half_written(tmp_path):
     assert 'Nothing half-written was left' in result.stderr
     assert [p.name for p in tmp_path.iterdir()] == ['metrics.json']
     assert (tmp_path/'metrics.json').read_text() == 'old'
-
-
-def test_readme_script_runs(synthetic, tmp_path):
-    "The script of the README, word for word, on the small corpus"
-    text = (ROOT/'README.md').read_text(encoding='utf-8')
-    script = text.split('```python\n', 1)[1].split('```', 1)[0]
-    assert 10 <= len(script.strip().splitlines()) <= 20
-    corpus = f'asc.find_corpus(data_dir={str(synthetic)!r})'
-    script = script.replace("asc.find_corpus('synthetic')", corpus)
-    result = launch.run(sys.executable, '-c', script, cwd=tmp_path, PYTHONPATH=str(ROOT))
-    launch.check(result)
 
 
 def test_benchmark_runs(papermill, synthetic, tmp_path):
@@ -328,9 +352,12 @@ def test_a_killed_run_goes_on(papermill, kernels, short_test, tmp_path):
     undisturbed = tmp_path/'undisturbed'
     launch.check(papermill('train', data_dir=short_test, out=undisturbed, **SEVERAL))
     options = dict(data_dir=short_test, out=out, resume=True, **SEVERAL)
-    other = papermill('train', executed=tmp_path/'other.ipynb', lr=.001, **options)
+    before = listing(out)
+    other = papermill('train', lr=.001, **options)
     assert other.returncode != 0
     assert 'lr was 0.005, is 0.001' in other.stderr
+    assert listing(out) == before
+    assert '-p resume True' in papermill('train', **options | dict(resume=False)).stderr
     resumed = launch.check(papermill('train', **options))
     assert 'continuing after epoch' in resumed.stderr, resumed.stderr[-2000:]
     for name in ('metrics.json', 'predictions.csv', 'history.csv'):

@@ -9,6 +9,7 @@ from contextlib import redirect_stdout
 import pandas as pd
 import pytest
 import yaml
+from matplotlib import pyplot as plt
 
 pytest.importorskip('optuna')
 
@@ -16,8 +17,8 @@ from asc.core import InputError
 from asc.data.splits import carve_valid, read_split
 from asc.experiment.recipe import TrainingData, create_training
 from asc.experiment.search import best_recipe, open_study, Prune, run_trial
-from asc.experiment.space import read_space
-from asc.experiment.search import run_trials, settled_trials, trials_table, write_recipe
+from asc.experiment.space import read_space, suggest
+from asc.experiment.search import run_trials, settled_trials, study_drawers, trials_table, write_recipe
 from asc.run.parameters import full_parameters
 import launch
 
@@ -174,3 +175,53 @@ def test_the_notebook_reads_no_test_list(papermill, short_test, tmp_path):
     record = json.loads((out/'params.json').read_text())
     assert set(record['data']['lists']) == {'train', 'valid'}
     assert full_parameters('train', out/'best.yaml')['lr'] == metrics['best']['lr']
+
+
+SPACES = {
+    'one rate': {'lr': dict(low=1e-4, high=1e-1, log=True)},
+    'one number': {'bs': dict(low=8, high=64)},
+    'one category': {'optimizer': ['adamw', 'adam']},
+    'one table': {'loss': ['ce', {'focal': {'gamma': 2.}}]},
+    'one value': {'lr': [.01]},
+    'many': {**SPACE, 'optimizer': ['adamw', 'adam'], 'wd': dict(low=0., high=.1)},
+}
+
+
+def study_with(path, space, states):
+    "A study whose trials have ended in these states, with random proposals and values, and nothing trained"
+    import optuna
+    params = full_parameters('train', FIXED)
+    values = read_space(space, params)
+    study = open_study(path, dict(space=values), pruner='none')
+    for number, state in enumerate(states):
+        trial = study.ask()
+        suggest(trial, values)
+        if state == 'fail':
+            trial.set_user_attr('why', 'too large')
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            continue
+        trial.report(2. - .1 * number, 1)
+        study.tell(trial, 2. - .1 * number)
+    return study, params
+
+
+@pytest.mark.parametrize('space, states', [
+    *((space, 'complete complete') for space in SPACES), ('one rate', 'complete'), ('many', 'complete fail fail'),
+])
+def test_every_study_has_its_pictures_and_its_recipe(space, states, tmp_path):
+    "One parameter or many, on a log scale, of names or of tables; one trial or several, some failed"
+    study, params = study_with(tmp_path/'s.db', SPACES[space], states.split())
+    recipe = best_recipe(study, params)
+    assert set(recipe) >= {name.split('.')[0] for name in SPACES[space]}
+    drawers = study_drawers(study)
+    assert {'history', 'curves', 'slices'} <= set(drawers)
+    for name, draw in drawers.items(): draw().savefig(tmp_path/f'{name}.png')
+    plt.close('all')
+
+
+def test_a_study_without_a_finished_trial(tmp_path):
+    "All trials failed: no pictures, a table, and why"
+    study, params = study_with(tmp_path/'s.db', SPACES['one rate'], ['fail', 'fail'])
+    assert study_drawers(study) == {}
+    assert trials_table(study).state.tolist() == ['fail', 'fail']
+    with pytest.raises(InputError, match='no trial was finished: too large'): best_recipe(study, params)

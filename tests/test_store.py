@@ -322,16 +322,22 @@ def script(tmp_path, text, *args, **kw):
     )
 
 
+def noted(folder):
+    "Whether an attempt has come so far that something of it is kept"
+    return any(f.read_text() for f in folder.glob('c-*/progress')) or list(folder.glob('c-*/manifest.json'))
+
+
 def test_kill_9_at_any_moment(tmp_path):
     "Killed again and again, at random; what is there is never a store, and the end is the same to the byte"
     c = noise_corpus(tmp_path/'c', recs=60, snippets=5)
     good = tree(pack(c, tmp_path/'good', progress=False).folder)
     rng = random.Random(0)
     kills = 0
-    for _ in range(4):
+    for attempt in range(4):
         p = script(tmp_path, SCRIPT, c.dir, tmp_path/'s')
         assert p.stdout.readline() == 'go\n'
         time.sleep(rng.uniform(.02, .25))
+        while attempt == 3 and not noted(tmp_path/'s') and p.poll() is None: time.sleep(.005)
         p.send_signal(signal.SIGKILL)
         kills += p.wait() == -signal.SIGKILL
         p.communicate()
@@ -340,10 +346,7 @@ def test_kill_9_at_any_moment(tmp_path):
                 with pytest.raises(InputError, match='is not a finished store'):
                     Store.open(f)
     assert kills >= 2
-    noted = (tmp_path/'s').glob('c-*/progress')
-    assert any(f.read_text() for f in noted) or list(
-        (tmp_path/'s').glob('c-*/manifest.json')
-    ), 'every attempt began anew'
+    assert noted(tmp_path/'s'), 'every attempt began anew'
     s = pack(c, tmp_path/'s', progress=False)
     mine = tree(s.folder)
     for f in ('audio.i16', 'rows.csv'): assert mine[f] == good[f]

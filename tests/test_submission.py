@@ -175,6 +175,14 @@ def flip_label(df):
     return df
 
 
+def flip_last(path):
+    "Flip a byte of the largest tensor of a file of torch"
+    raw = bytearray(path.read_bytes())
+    tensor = max(torch.load(path, weights_only=True).values(), key=torch.Tensor.numel)
+    raw[raw.find(tensor.numpy().tobytes())] ^= 1
+    path.write_bytes(raw)
+
+
 def first(state):
     "Name of the first tensor of floats"
     return next(k for k, v in state.items() if v.is_floating_point())
@@ -263,6 +271,17 @@ DAMAGES = {
         edit_state(lambda s: {k: v for k, v in s.items() if k != first(s)}),
         'parameters, info.json says',
     ),
+    'other weights': (
+        edit_state(lambda s: {**s, first(s): -s[first(s)]}), 'not the weights the entry was made with'
+    ),
+    'a byte of the weights': (
+        lambda f: flip_last(f/f'{LABEL}.model_state_dict.pt'), 'fails its check sum'
+    ),
+    'year unknown': (edit_info(lambda i: i.update(year='1999')), 'unknown year'),
+    'no cost': (edit_info(lambda i: i.update(complexity={})), 'no field total_parameters'),
+    'scenes a number': (edit_info(lambda i: i.update(scenes=10)), 'scenes=10 is no list'),
+    'no digest': (edit_info(lambda i: i.pop('digests')), 'no field digests'),
+    'digests of no table': (edit_info(lambda i: i.update(digests={})), 'not the weights the entry was made with'),
     'weights missing': (
         lambda f: (f/f'{LABEL}.model_state_dict.pt').unlink(), 'model_state_dict.pt: missing'
     ),

@@ -13,8 +13,12 @@ import soundfile as sf
 import torch
 from torch import nn
 
+from asc.backbone.weights import weights_fingerprint
 from asc.backbone.zoo import create_backbone, list_backbones
+from asc.core import SCENES as SCENES_OF_TAU
 from asc.core import InputError, seed_everything
+from asc.data.samples import to_int16
+from asc.experiment.recipe import open_start
 from asc.export.c99 import export_c
 from asc.export.onnx import ExportedModel
 from asc.frontend.limits import samples_for
@@ -23,9 +27,10 @@ from asc.load import Hearing, OpenModel, opened
 from asc.model.adapter import Adapter
 from asc.model.classifier import create_classifier
 from asc.model.per_device import DeviceAware
-from asc.model.published import PublishedClassifier
+from asc.model.published import PublishedClassifier, load_published
 from asc.size.qdq import calibrate, calibration_batches, quantised_classifier
 from asc.train.clips import ClipData
+from asc.train.finetune import start_from
 from asc.train.learner import create_learner, make_dls, predict_logits, predictions
 from asc.train.melcache import MelCache
 from asc.train.tta import tta_predictions
@@ -421,3 +426,40 @@ def test_c_answers_silence_and_full_scale(program):
     for sound in (torch.zeros(RATE), torch.ones(RATE), square, square * 15):
         done = run_program(program, frontend(sound[None]).numpy().tobytes())
         assert done.returncode == 0 and np.isfinite([float(v) for v in done.stdout.split()]).all()
+
+
+# ---- the start of a training
+
+OTHERS = ['airplane', 'dog', 'rain', 'sea', 'wind', 'fire', 'clock', 'saw', 'helicopter', 'rooster']
+
+
+def test_a_head_for_other_classes_starts_anew(tmp_path):
+    "The issue's: ten classes of another corpus are not the ten scenes of a published checkpoint; the start is recorded"
+    seed_everything(0)
+    network = create_backbone('cp_mobile_24')
+    torch.save(network.state_dict(), tmp_path/'published.ckpt')
+    head = network.feed_forward[0].weight.clone()
+    for scenes, kept in ((OTHERS, False), (SCENES_OF_TAU, True), (SCENES_OF_TAU[::-1], False)):
+        model = create_classifier(rate=44100, scenes=scenes)
+        facts = start_from(model, open_start(tmp_path/'published.ckpt'), 'published.ckpt')
+        assert torch.equal(model.backbone.feed_forward[0].weight, head) == kept
+        assert ('starts anew' in facts['remark']) != kept
+        assert (facts['classes'], facts['rate']) == (list(SCENES_OF_TAU), 32000)
+        assert facts['frontend'].startswith('LogMel(') and facts['fingerprint'] == weights_fingerprint(network)
+    with pytest.raises(InputError, match='was trained on other spectrograms'):
+        start_from(create_classifier(rate=44100, frontend='cp'), open_start(tmp_path/'published.ckpt'), 'published.ckpt')
+
+
+def test_published_checkpoint_hears_a_corpus_at_another_rate(shared):
+    "The issue's: predictions of a loaded checkpoint are those of the opened one and of the checkpoint over the files"
+    path = shared/'data'/'weights'/'cpjku23_c0a7nzin.ckpt'
+    sounds = sorted((shared/'data'/'tau-samples').glob('*.wav'))
+    system = load_published(path)
+    rows = pd.DataFrame(dict(filename=[f'{i}.wav' for i in range(len(sounds))], scene='bus', device='a', city='x'))
+    store = Stand(44100)
+    store.pcm = np.stack([to_int16(sf.read(sound)[0]) for sound in sounds])
+    table = predictions(system, ClipData(store, rows, SCENES_OF_TAU[::-1], ['a']))
+    files = system.predict(sounds)
+    columns = list(SCENES_OF_TAU)
+    assert np.abs(table[columns].to_numpy() - files[columns].to_numpy()).max() < 1e-4
+    assert table[columns].idxmax(axis=1).tolist() == files.scene.tolist()

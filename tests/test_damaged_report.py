@@ -329,3 +329,17 @@ def test_rows_are_called_by_recipes(a_run):
         table = runs_table(runs, kind, published=None).to_frame()
         assert table.map(lambda cell: '±' in cell).iloc[:, 1:].any(axis=None)
     assert comparable(runs[0], runs[1]) == []
+
+
+@pytest.mark.parametrize('make', [fifo, loop, device, nothing])
+@pytest.mark.parametrize('door', [find_runs, read_run, lambda path: pair_table(path, path)],
+                         ids=['report', 'run', 'pair'])
+def test_folders_that_are_none(door, make, tmp_path, damage):
+    make(tmp_path/'runs')
+    damage('folder of runs', lambda: door(tmp_path/'runs'), ['runs'])
+
+
+@pytest.mark.parametrize('path', ['runs/' + 'a' * 5000, 'a\0b'])
+@pytest.mark.parametrize('door', [find_runs, read_run], ids=['report', 'run'])
+def test_paths_that_cannot_be(door, path, damage):
+    damage('folder of runs', lambda: door(path))

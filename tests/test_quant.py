@@ -234,7 +234,7 @@ def test_saved_and_loaded(classifier, tmp_path):
     _, spec, files = read_saved(tmp_path)
     other = tmp_path/'other'
     for change, says in (
-        (dict(backbone='cnn3', backbone_args={}), 'CNN3: 256×65'),
+        (dict(backbone='cnn3', backbone_args={}), 'CNN3: 256 mel bands'),
         (dict(format='asc-classifier-1'), 'expected asc-quantised-1'),
         (dict(quantised=dict(skip=['nothing'], logits=False)), 'unknown layer'),
     ):

@@ -13,7 +13,7 @@ import soundfile as sf
 
 import launch
 from asc.data.synthetic import make_synthetic
-from asc.run.command import read_argv
+from asc.run.command import read_options, split_argv
 from conftest import ROOT
 
 TUTORIALS = sorted((ROOT/'nbs/tutorials').glob('*.md'))
@@ -241,7 +241,8 @@ COMMANDS = [pytest.param(*pair, id=f'{pair[0]}-{i}') for i, pair in enumerate(co
 @pytest.mark.parametrize('where, command', COMMANDS)
 def test_papermill_commands_name_what_exists(where, command):
     "The notebook, its parameters and the recipe of a command exist"
-    words, options = read_argv(shlex.split(command)[1:])
+    words, options = split_argv(shlex.split(command)[1:])
+    options = read_options([(option, values) for option, values in options if option != '-f'])
     assert (ROOT/words[0]).is_file()
     assert set(options) <= set(parameters(ROOT/words[0])), f'{where}: {command}'
     for recipe in re.findall(r'nbs/recipes/([\w-]+)\.yaml', command):

@@ -137,7 +137,8 @@ ABOUT = {
     'scenes doubled': dict(scenes=['bus'] * 10), 'scenes numbers': dict(scenes=list(range(10))),
     'scenes empty': dict(scenes=[]), 'scenes none': dict(scenes=None), 'scene renamed': dict(scenes=['x', *SCENES[1:]]),
     'empty name': dict(scenes=['', *SCENES[1:]]), 'hop text': dict(hop='1'), 'hop negative': dict(hop=-1),
-    'hop true': dict(hop=True), 'hop list': dict(hop=[1]), 'hop huge': dict(hop=1e9), 'scenes table': dict(scenes={'a': 1}),
+    'hop true': dict(hop=True), 'hop list': dict(hop=[1]), 'hop huge': dict(hop=1e9),
+    'scenes table': dict(scenes={'a': 1}),
 }
 TEXTS = {
     'no json': 'x', 'list': '[1]', 'key twice': '{"format": 1, "format": 2}', 'nan': '{"hop": NaN}', 'empty': '{}',
@@ -158,22 +159,29 @@ def test_teacher_metadata_text(name, whole, damage, tmp_path):
 
 
 TENSORS = {
-    'logits float32': lambda t: dict(logits=t['logits'].float()), 'logits int': lambda t: dict(logits=t['logits'].int()),
-    'logits bool': lambda t: dict(logits=t['logits'] > 0), 'logits float64': lambda t: dict(logits=t['logits'].double()),
-    'logits flat': lambda t: dict(logits=t['logits'].flatten()), 'logits wide': lambda t: dict(logits=t['logits'].repeat(1, 2)),
-    'logits short': lambda t: dict(logits=t['logits'][1:]), 'logits long': lambda t: dict(logits=t['logits'].repeat(2, 1)),
+    'logits float32': lambda t: dict(logits=t['logits'].float()),
+    'logits int': lambda t: dict(logits=t['logits'].int()),
+    'logits bool': lambda t: dict(logits=t['logits'] > 0),
+    'logits float64': lambda t: dict(logits=t['logits'].double()),
+    'logits flat': lambda t: dict(logits=t['logits'].flatten()),
+    'logits wide': lambda t: dict(logits=t['logits'].repeat(1, 2)),
+    'logits short': lambda t: dict(logits=t['logits'][1:]),
+    'logits long': lambda t: dict(logits=t['logits'].repeat(2, 1)),
     'logits complex': lambda t: dict(logits=t['logits'].to(torch.complex64)),
     'logits empty': lambda t: dict(logits=t['logits'][:0]), 'no logits': lambda t: dict(logits=None),
-    'a NaN': lambda t: dict(logits=set_value(t['logits'], NAN)), 'an infinity': lambda t: dict(logits=set_value(t['logits'], INF)),
+    'a NaN': lambda t: dict(logits=set_value(t['logits'], NAN)),
+    'an infinity': lambda t: dict(logits=set_value(t['logits'], INF)),
     'all NaN': lambda t: dict(logits=t['logits'] * NAN), 'no names': lambda t: dict(names=None),
     'names int': lambda t: dict(names=t['names'].int()), 'names table': lambda t: dict(names=t['names'][None]),
-    'names no UTF-8': lambda t: dict(names=set_value(t['names'], 255)), 'names doubled': lambda t: dict(names=doubled(t)),
+    'names no UTF-8': lambda t: dict(names=set_value(t['names'], 255)),
+    'names doubled': lambda t: dict(names=doubled(t)),
     'names empty': lambda t: dict(names=t['names'][:0]), 'names cut': lambda t: dict(names=t['names'][:-40]),
     'spare tensor': lambda t: dict(extra=torch.zeros(1)), 'seen short': lambda t: dict(seen=t['seen'][1:]),
     'seen float': lambda t: dict(seen=t['seen'].float()), 'seen 7': lambda t: dict(seen=t['seen'] + 7),
     'which alone': lambda t: dict(which=torch.zeros(len(t['logits']), dtype=torch.int32)),
     'start alone': lambda t: dict(start=torch.zeros(len(t['logits']), dtype=torch.float64)),
-    'start negative': lambda t: window(t, -1.), 'start NaN': lambda t: window(t, NAN), 'start a year': lambda t: window(t, 3e7),
+    'start negative': lambda t: window(t, -1.), 'start NaN': lambda t: window(t, NAN),
+    'start a year': lambda t: window(t, 3e7),
     'which beyond': lambda t: window(t, 0., 10**6), 'which negative': lambda t: window(t, 0., -1),
     'windows at one time': lambda t: window(t, 0., 0),
 }
@@ -228,9 +236,11 @@ def softmax(z, rng): return np.exp(z) / np.exp(z).sum(1, keepdims=True)
 
 
 BLOCKS = {
-    'all shuffled': blocked(0, 480, shuffle), 'all shifted': blocked(0, 480, shift), 'last half shifted': blocked(240, 480, shift),
+    'all shuffled': blocked(0, 480, shuffle), 'all shifted': blocked(0, 480, shift),
+    'last half shifted': blocked(240, 480, shift),
     'first half shifted': blocked(0, 240, shift), 'quarter shifted': blocked(120, 240, shift),
-    'shifted back': blocked(240, 480, lambda z, rng: np.roll(z, -1, 0)), 'by seven': blocked(200, 480, lambda z, rng: np.roll(z, 7, 0)),
+    'shifted back': blocked(240, 480, lambda z, rng: np.roll(z, -1, 0)),
+    'by seven': blocked(200, 480, lambda z, rng: np.roll(z, 7, 0)),
     'ten shuffled': blocked(235, 245, lambda z, rng: np.roll(z, 4, 0)), 'twenty shuffled': blocked(100, 120, shuffle),
     'forty shuffled': blocked(300, 340, shuffle), 'reversed block': blocked(60, 120, lambda z, rng: z[::-1]),
     'end shuffled': blocked(440, 480, shuffle), 'beginning shuffled': blocked(0, 40, shuffle),
@@ -240,10 +250,14 @@ BLOCKS = {
     'negated block': blocked(100, 150, lambda z, rng: -z), 'zeros': blocked(100, 104, lambda z, rng: 0 * z),
     'one row of zeros': blocked(7, 8, lambda z, rng: 0 * z), 'constant rows': blocked(0, 9, lambda z, rng: 0 * z + 3),
     'probabilities': blocked(0, 480, softmax), 'probabilities in a block': blocked(50, 90, softmax),
-    'one-hot': blocked(0, 480, lambda z, rng: np.eye(10)[z.argmax(1)]), 'rounded': blocked(0, 480, lambda z, rng: z.round()),
-    'one row for all': blocked(0, 480, lambda z, rng: 0 * z + z[:1]), 'copies': blocked(100, 130, lambda z, rng: 0 * z + z[:1]),
-    'scaled block': blocked(100, 160, lambda z, rng: 100 * z), 'shrunk block': blocked(100, 160, lambda z, rng: z / 100),
-    'noise': blocked(0, 480, lambda z, rng: rng.normal(size=z.shape)), 'noise in a block': blocked(20, 70, lambda z, rng: rng.normal(size=z.shape)),
+    'one-hot': blocked(0, 480, lambda z, rng: np.eye(10)[z.argmax(1)]),
+    'rounded': blocked(0, 480, lambda z, rng: z.round()),
+    'one row for all': blocked(0, 480, lambda z, rng: 0 * z + z[:1]),
+    'copies': blocked(100, 130, lambda z, rng: 0 * z + z[:1]),
+    'scaled block': blocked(100, 160, lambda z, rng: 100 * z),
+    'shrunk block': blocked(100, 160, lambda z, rng: z / 100),
+    'noise': blocked(0, 480, lambda z, rng: rng.normal(size=z.shape)),
+    'noise in a block': blocked(20, 70, lambda z, rng: rng.normal(size=z.shape)),
 }
 
 
@@ -284,9 +298,12 @@ def test_teacher_of_another_corpus(name, damage):
 
 
 MADE = {
-    'integers': (np.ones((3, 2), int), None), 'booleans': (np.ones((3, 2), bool), None), 'complex': (np.ones((3, 2), complex), None),
-    'text': ([['a', 'b']] * 3, None), 'ragged': ([[1., 2.], [3.]], None), 'short': (np.ones((2, 2)), None), 'NaN': (np.full((3, 2), NAN), None),
-    'infinite': (np.full((3, 2), INF), None), 'beyond float16': (np.full((3, 2), 1e6), None), 'a vector': (np.ones(3), None),
+    'integers': (np.ones((3, 2), int), None), 'booleans': (np.ones((3, 2), bool), None),
+    'complex': (np.ones((3, 2), complex), None),
+    'text': ([['a', 'b']] * 3, None), 'ragged': ([[1., 2.], [3.]], None), 'short': (np.ones((2, 2)), None),
+    'NaN': (np.full((3, 2), NAN), None),
+    'infinite': (np.full((3, 2), INF), None), 'beyond float16': (np.full((3, 2), 1e6), None),
+    'a vector': (np.ones(3), None),
     'doubled name': (np.ones((3, 2)), ['a', 'a', 'b']), 'no names': (np.ones((0, 2)), []),
 }
 
@@ -299,10 +316,13 @@ def test_teacher_is_made(name, damage):
 
 
 PUBLISHED = {
-    'a table': dict(z=1), 'a list': [1, 2], 'a number': 3, 'integers': torch.ones(480, 10, dtype=torch.int64), 'flat': torch.ones(480),
+    'a table': dict(z=1), 'a list': [1, 2], 'a number': 3, 'integers': torch.ones(480, 10, dtype=torch.int64),
+    'flat': torch.ones(480),
     'three dimensions': torch.ones(480, 10, 1), 'nine columns': torch.ones(480, 9), 'short': torch.ones(479, 10),
-    'long': torch.ones(481, 10), 'NaN': torch.full((480, 10), NAN), 'infinite': torch.full((480, 10), INF), 'constant': torch.ones(480, 10),
-    'sparse': torch.eye(10).repeat(48, 1).to_sparse(), 'text': 'logits', 'none': None, 'complex': torch.ones(480, 10) * 1j,
+    'long': torch.ones(481, 10), 'NaN': torch.full((480, 10), NAN), 'infinite': torch.full((480, 10), INF),
+    'constant': torch.ones(480, 10),
+    'sparse': torch.eye(10).repeat(48, 1).to_sparse(), 'text': 'logits', 'none': None,
+    'complex': torch.ones(480, 10) * 1j,
 }
 
 
@@ -344,14 +364,16 @@ def with_weight(value):
     return changed
 
 
-CHECKPOINTS = {f'no {name}': without(name) for name in ('format', 'config', 'shape', 'epoch', 'train_iter', 'model', 'opt',
+CHECKPOINTS = {f'no {name}': without(name) for name in ('format', 'config', 'shape', 'epoch', 'train_iter', 'model',
+                                                        'opt',
                                                         'callbacks', 'recorder', 'random')}
 CHECKPOINTS |= {f'{name} a list': lambda state, name=name: dict(state, **{name: [1]})
                 for name in ('config', 'shape', 'epoch', 'model', 'opt', 'callbacks', 'recorder', 'random')}
 CHECKPOINTS |= {f'{name} empty': lambda state, name=name: dict(state, **{name: {}})
                 for name in ('shape', 'model', 'opt', 'callbacks', 'recorder', 'random')}
 CHECKPOINTS |= {
-    'a NaN': with_weight(NAN), 'an infinity': with_weight(INF), 'a list': lambda state: [1], 'a number': lambda state: 3,
+    'a NaN': with_weight(NAN), 'an infinity': with_weight(INF), 'a list': lambda state: [1],
+    'a number': lambda state: 3,
     'another format': lambda state: dict(state, format='asc-checkpoint-0'),
     'another shape': lambda state: dict(state, model=dict(state['model'], weight=torch.zeros(3, 3))),
     'another rate': lambda state: dict(state, config=dict(lr=.2)),
@@ -379,14 +401,20 @@ def test_no_checkpoint_file(place, damage, tmp_path):
 # numbers that train nothing, or break
 
 NUMBERS = {
-    'ema 1': (lambda: EMA(1.), 'ema'), 'ema above': (lambda: EMA(1.5), 'ema'), 'ema negative': (lambda: EMA(-.1), 'ema'),
+    'ema 1': (lambda: EMA(1.), 'ema'), 'ema above': (lambda: EMA(1.5), 'ema'),
+    'ema negative': (lambda: EMA(-.1), 'ema'),
     'ema NaN': (lambda: EMA(NAN), 'ema'), 'swa 0': (lambda: SWA(0.), 'swa'), 'swa above': (lambda: SWA(2.), 'swa'),
     'swa NaN': (lambda: SWA(NAN), 'swa'), 'patience 0': (lambda: EarlyStop(0), 'patience'),
-    'delta infinite': (lambda: EarlyStop(3, min_delta=INF), 'min_delta'), 'freeze -1': (lambda: Freeze('x', -1), 'freeze_epochs'),
-    'decay 0': (lambda: layer_groups(nn.Linear(1, 1), 0.), 'lr_decay'), 'decay NaN': (lambda: layer_groups(nn.Linear(1, 1), NAN), 'lr_decay'),
-    'temperature 0': (lambda: DistillLoss(0.), 'temperature'), 'temperature infinite': (lambda: DistillLoss(INF), 'temperature'),
-    'temperature NaN': (lambda: DistillLoss(NAN), 'temperature'), 'weight 7': (lambda: DistillLoss(2., 7.), 'hard_weight'),
-    'weight -1': (lambda: DistillLoss(2., -1.), 'hard_weight'), 'own average still': (lambda: SelfTeacher(nn.Linear(1, 1), 1.), 'decay'),
+    'delta infinite': (lambda: EarlyStop(3, min_delta=INF), 'min_delta'),
+    'freeze -1': (lambda: Freeze('x', -1), 'freeze_epochs'),
+    'decay 0': (lambda: layer_groups(nn.Linear(1, 1), 0.), 'lr_decay'),
+    'decay NaN': (lambda: layer_groups(nn.Linear(1, 1), NAN), 'lr_decay'),
+    'temperature 0': (lambda: DistillLoss(0.), 'temperature'),
+    'temperature infinite': (lambda: DistillLoss(INF), 'temperature'),
+    'temperature NaN': (lambda: DistillLoss(NAN), 'temperature'),
+    'weight 7': (lambda: DistillLoss(2., 7.), 'hard_weight'),
+    'weight -1': (lambda: DistillLoss(2., -1.), 'hard_weight'),
+    'own average still': (lambda: SelfTeacher(nn.Linear(1, 1), 1.), 'decay'),
     'distill decay': (lambda: read_distill(dict(decay=1.), 'self'), 'decay'),
     'distill temperature': (lambda: read_distill(dict(temperature=0.), 'files'), 'temperature'),
     'features weight': (lambda: read_layer_pairs([dict(student='a', weight=0.)]), 'weight'),
@@ -394,12 +422,14 @@ NUMBERS = {
     'smoothing 1.5': (lambda: create_loss({'ce': {'label_smoothing': 1.5}}), 'label_smoothing'),
     'smoothing 1': (lambda: create_loss({'focal': {'label_smoothing': 1.}}), 'label_smoothing'),
     'gamma -1': (lambda: FocalLoss(-1.), 'gamma'), 'gamma infinite': (lambda: FocalLoss(INF), 'gamma'),
-    'gamma NaN': (lambda: create_loss({'focal': {'gamma': NAN}}), 'gamma'), 'warm-up 2': (lambda: create_schedule({'warmup_cosine': {'warmup': 2.}}, 1, 1), 'warmup'),
+    'gamma NaN': (lambda: create_loss({'focal': {'gamma': NAN}}), 'gamma'),
+    'warm-up 2': (lambda: create_schedule({'warmup_cosine': {'warmup': 2.}}, 1, 1), 'warmup'),
     'factor 0': (lambda: create_schedule({'constant': {'factor': 0.}}, 1, 9, 9), 'schedule'),
     'nothing learnt': (lambda: create_schedule({'linear': {'first': 0., 'last': 0.}}, 1, 1, 100), 'schedule'),
     'key twice': (lambda: create_schedule('{"ramp": {"warmup": 1, "warmup": 2}}', 1, 1), 'warmup'),
     'no loss': (lambda: create_loss('mse'), 'loss'), 'no optimiser': (lambda: create_optimizer('sgd'), 'optimizer'),
-    'a list': (lambda: create_loss(['ce']), 'loss'), 'two losses': (lambda: create_loss({'ce': {}, 'focal': {}}), 'loss'),
+    'a list': (lambda: create_loss(['ce']), 'loss'),
+    'two losses': (lambda: create_loss({'ce': {}, 'focal': {}}), 'loss'),
 }
 
 

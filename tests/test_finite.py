@@ -69,7 +69,8 @@ def data(packed):
 SMALL = dict(epochs=2, bs=8, backbone_args=dict(base=8))
 
 
-@pytest.mark.parametrize('callbacks', [[], [EMA(.9)], [SWA(.5)], [MixedPrecision('bf16')]], ids=['plain', 'ema', 'swa', 'bf16'])
+@pytest.mark.parametrize('callbacks', [[], [EMA(.9)], [SWA(.5)], [MixedPrecision('bf16')]],
+                         ids=['plain', 'ema', 'swa', 'bf16'])
 def test_a_rate_too_high(callbacks):
     with pytest.raises(InputError, match=r'^the training loss is not finite .* in epoch 1, step \d, at lr=.*lower lr'):
         toy(*callbacks, lr=1e30)
@@ -77,7 +78,8 @@ def test_a_rate_too_high(callbacks):
 
 @pytest.mark.parametrize('bad', [float('nan'), float('inf')])
 def test_a_clip_that_is_no_sound(bad):
-    with pytest.raises(InputError, match='epoch 1, step . at lr|epoch 1, step .*the batch that was read.*check the sounds'):
+    with pytest.raises(InputError,
+                       match='epoch 1, step . at lr|epoch 1, step .*the batch that was read.*check the sounds'):
         toy(bad=bad)
 
 
@@ -90,7 +92,8 @@ def test_weights_before_they_are_kept(tmp_path):
     "A weight that no loss depends on is looked at, too"
     net = nn.Sequential(nn.Linear(4, 2))
     net.register_buffer('spare', torch.tensor(float('nan')))
-    with pytest.raises(InputError, match='1 weights are not finite after epoch 1, spare first'): toy(Checkpoint(tmp_path), net=net)
+    with pytest.raises(InputError,
+                       match='1 weights are not finite after epoch 1, spare first'): toy(Checkpoint(tmp_path), net=net)
     assert not list(tmp_path.glob('*.pt'))
 
 
@@ -180,7 +183,8 @@ def test_own_loss_and_optimiser(data, mine, tmp_path):
 
 @pytest.mark.parametrize('options, words', [
     (dict(loss='Poli'), 'no class Poli'), (dict(optimizer='Sing'), 'no class Sing'), (dict(loss='Sign'), 'loss'),
-    (dict(optimizer='Poly'), 'optimizer'), (dict(loss={'Poly': {'eps': 1.}}), 'eps'), (dict(optimizer='nowhere.py:X'), 'nowhere.py'),
+    (dict(optimizer='Poly'), 'optimizer'), (dict(loss={'Poly': {'eps': 1.}}), 'eps'),
+    (dict(optimizer='nowhere.py:X'), 'nowhere.py'),
 ])
 def test_own_classes_are_refused(options, words, mine):
     named = {}

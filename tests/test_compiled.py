@@ -13,7 +13,8 @@ import asc.experiment.recipe
 from asc.train.options import TrainingOptions
 from asc.core import InputError
 from asc.data.splits import read_split
-from asc.experiment.recipe import TrainingData, check_training, create_training
+from asc.experiment.checks import check_training
+from asc.experiment.recipe import TrainingData, create_training
 from asc.model.classifier import load_model, save_model
 from asc.train.compiled import Compiled, check_compile
 

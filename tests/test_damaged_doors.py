@@ -11,7 +11,7 @@ from asc.core import InputError
 from asc.data.trained_on import corpus_of
 from asc.entry.files import check_meta
 from asc.experiment.cells import sweep_cells
-from asc.experiment.recipe import check_device_numbers, check_training
+from asc.experiment.checks import check_device_numbers, check_training
 from asc.experiment.space import read_space
 from asc.experiment.sweeps import run_sweep, Sweep
 from asc.run.command import strict_argv

@@ -7,7 +7,8 @@ from asc.core import parse_json, parse_yaml, read_json, read_yaml
 
 REFUSED_YAML = {
     'key twice': 'lr: 1\nlr: 2', 'key twice inside': 'a: {b: 1, b: 2}', 'octal': 'epochs: 010', 'zeros': 'epochs: 00',
-    'negative octal': 'seed: -017', 'base 60': 'epochs: 1:30', 'base 60 float': 'lr: 1:30.5', 'list': '- 1', 'text': 'lr',
+    'negative octal': 'seed: -017', 'base 60': 'epochs: 1:30', 'base 60 float': 'lr: 1:30.5', 'list': '- 1',
+    'text': 'lr',
     'number': '3', 'reference': 'a: &x 1\nb: *x', 'loop': 'a: &x [*x]', 'object': 'a: !!python/object:os.system {}',
     'set': 'a: !!set {b}', 'binary': 'a: !!binary aGk=', 'own tag': 'a: !mine 3', 'list as key': '? [1, 2]\n: 3',
     'open bracket': 'a: [1', 'open quote': "a: 'b", 'tab': 'a:\n\tb: 1', 'levels': '{a: ' * 5000, 'zero byte': 'a: \0',
@@ -15,10 +16,12 @@ REFUSED_YAML = {
 }
 RIGHT_YAML = {
     'exponent': ('lr: 1e-3', {'lr': .001}), 'date': ('day: 2026-01-01', {'day': '2026-01-01'}), 'empty': ('', {}),
-    'quoted octal': ("a: '010'", {'a': '010'}), 'accents': ('scene: café', {'scene': 'café'}), 'mark': ('\ufeffa: 1', {'a': 1}),
+    'quoted octal': ("a: '010'", {'a': '010'}), 'accents': ('scene: café', {'scene': 'café'}),
+    'mark': ('\ufeffa: 1', {'a': 1}),
 }
 REFUSED_JSON = {
-    'key twice': '{"lr": 1, "lr": 2}', 'NaN': '{"lr": NaN}', 'infinity': '{"lr": -Infinity}', 'list': '[1]', 'text': '"lr"',
+    'key twice': '{"lr": 1, "lr": 2}', 'NaN': '{"lr": NaN}', 'infinity': '{"lr": -Infinity}', 'list': '[1]',
+    'text': '"lr"',
     'levels': '[' * 100000, 'cut': '{"lr": 1', 'empty': '', 'comma': '{"lr": 1,}', 'quotes': "{'lr': 1}",
 }
 

@@ -14,7 +14,8 @@ from asc.augment.mixup import mix_teacher
 from asc.core import InputError, seed_everything
 from asc.data.splits import read_split
 from asc.load import opened
-from asc.experiment.recipe import TrainingData, check_training, create_training
+from asc.experiment.checks import check_training
+from asc.experiment.recipe import TrainingData, create_training
 from asc.model.classifier import create_classifier, load_model, save_model
 from asc.teach.distill import soft_loss
 from asc.teach.logits import save_teacher

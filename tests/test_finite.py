@@ -10,7 +10,8 @@ from torch import nn
 import asc.train.learner
 from asc.core import InputError, seed_everything
 from asc.data.splits import read_split
-from asc.experiment.recipe import TrainingData, check_training, create_training
+from asc.experiment.checks import check_training
+from asc.experiment.recipe import TrainingData, create_training
 from asc.experiment.seeds import run_config
 from asc.experiment.stacked import check_stacked, train_stacked
 from asc.load import open_model
@@ -241,7 +242,8 @@ def test_interpretation(learn):
     matrix = seen.confusion_matrix()
     assert matrix.shape == (10, 10) and matrix.sum() == len(learn.dls.valid_ds)
     losses, numbers, items = seen.top_losses(3, items=True)
-    assert losses[0] == losses.max() and items.filename.tolist() == learn.dls.valid_ds.rows.filename.iloc[numbers].tolist()
+    assert losses[0] == losses.max()
+    assert items.filename.tolist() == learn.dls.valid_ds.rows.filename.iloc[numbers].tolist()
     seen.show_results([0, 1])
     seen.plot_confusion_matrix()
     with pytest.raises(InputError, match='use top_losses'): seen.plot_top_losses(2)

@@ -123,7 +123,7 @@ def test_notebook_is_small(path):
     assert len(lines) <= 300
     cells = json.loads(path.read_text(encoding='utf-8'))['cells']
     parameters = [''.join(cell['source']) for cell in cells if 'parameters' in cell['metadata'].get('tags', [])]
-    logic = [source for source in code if source not in parameters]    # a parameter takes a line, however many there are
+    logic = [source for source in code if source not in parameters]    # a parameter takes a line
     assert max((len(source.splitlines()) for source in logic), default=0) <= 40
     assert path.stat().st_size <= 300 * 1024
     text = [line for cell in cells for line in ''.join(cell['source']).splitlines()]

@@ -6,7 +6,8 @@ from asc.train.options import TrainingOptions
 from asc.augment.pipeline import create_pipeline
 from asc.core import InputError
 from asc.data.splits import read_split
-from asc.experiment.recipe import TrainingData, check_training, create_training
+from asc.experiment.checks import check_training
+from asc.experiment.recipe import TrainingData, create_training
 from asc.model.classifier import create_classifier, load_model, save_model
 
 CODE = '''

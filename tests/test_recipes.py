@@ -10,7 +10,7 @@ from asc.train.options import TrainingOptions
 from asc.augment.pipeline import create_pipeline, pipelines, revise
 from asc.backbone.zoo import create_backbone
 from asc.core import SCENES, InputError, seed_everything
-from asc.experiment.recipe import check_training
+from asc.experiment.checks import check_training
 from asc.model.classifier import create_classifier
 from asc.run.parameters import declared_parameters, find_notebook, full_parameters
 from asc.train.finetune import layer_groups

@@ -241,7 +241,8 @@ def test_interpretation(learn):
     matrix = seen.confusion_matrix()
     assert matrix.shape == (10, 10) and matrix.sum() == len(learn.dls.valid_ds)
     losses, numbers, items = seen.top_losses(3, items=True)
-    assert losses[0] == losses.max() and items.filename.tolist() == learn.dls.valid_ds.rows.filename.iloc[numbers].tolist()
+    expected = learn.dls.valid_ds.rows.filename.iloc[numbers].tolist()
+    assert losses[0] == losses.max() and items.filename.tolist() == expected
     seen.show_results([0, 1])
     seen.plot_confusion_matrix()
     with pytest.raises(InputError, match='use top_losses'): seen.plot_top_losses(2)

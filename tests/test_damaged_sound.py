@@ -12,7 +12,8 @@ import torch
 
 from asc.core import InputError
 from asc.data.reading import Sound, whole_sound
-from asc.data.sound import read_int16, scan_wavs
+from asc.data.reading import read_int16
+from asc.data.sound import scan_wavs
 from asc.frontend.windows import SoundWindows
 from asc.load import OpenModel
 from asc.use.devices import read_start

@@ -185,3 +185,34 @@ def test_readme_is_the_index():
     from nbconvert import MarkdownExporter
     text, _ = MarkdownExporter().from_filename(str(ROOT/'nbs/index.ipynb'))
     assert text.strip() == (ROOT/'README.md').read_text(encoding='utf-8').strip(), 'run make readme'
+
+
+@pytest.mark.parametrize('path', sorted((ROOT/'asc').rglob('*.py')), ids=lambda path: path.stem)
+def test_module_is_tidy(path):
+    "A name is defined and imported once, what is imported is used, and text is opened as UTF-8"
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    plain = [node.name for node in functions if not any('patch' in ast.unparse(mark) for mark in node.decorator_list)]
+    assert len(plain) == len(set(plain)), sorted(plain)
+    nodes = list(ast.walk(tree))
+    imported = [alias.asname or alias.name.partition('.')[0] for node in tree.body
+                if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names]
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
+    unused = [name for name in imported if name not in used | SIDE_EFFECTS]
+    assert len(imported) == len(set(imported)) and not unused, unused
+    assert not [ast.unparse(node) for node in nodes if isinstance(node, ast.Call) and opens_text_by_locale(node)]
+
+
+# `module_summary` brings `learn.summary`, by being imported.
+SIDE_EFFECTS = {'module_summary', 'annotations'}
+
+
+def opens_text_by_locale(call):
+    "Whether a call opens a text without saying its encoding"
+    function = call.func
+    name = getattr(function, 'attr', getattr(function, 'id', ''))
+    if any(word.arg == 'encoding' for word in call.keywords): return False
+    if name == 'read_text': return not call.args and isinstance(function, ast.Attribute)
+    if name == 'write_text': return isinstance(function, ast.Attribute)
+    modes = [getattr(part, 'value', 'b') for part in call.args[1:2]] or ['r']
+    return isinstance(function, ast.Name) and name == 'open' and 'b' not in str(modes[0])

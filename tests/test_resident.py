@@ -9,7 +9,7 @@ import asc.train.learner
 from asc.train.options import TrainingOptions
 from asc.core import seed_everything
 from asc.data.join import join_snippets, join_store
-from asc.data.sound import read_int16
+from asc.data.reading import read_int16
 from asc.data.splits import read_split, read_test
 from asc.data.store import pack
 from asc.experiment.recipe import TrainingData, create_training

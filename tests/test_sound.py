@@ -17,7 +17,8 @@ from asc.cli import main
 from asc.data.corpus import load_corpus
 from asc.data.reading import Sound, whole_sound
 from asc.data.samples import to_int16
-from asc.data.sound import read_int16, scan_wavs
+from asc.data.reading import read_int16
+from asc.data.sound import scan_wavs
 from asc.data.store import pack
 from asc.frontend.mel import Resample
 from asc.frontend.windows import SoundWindows, cut

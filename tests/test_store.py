@@ -25,7 +25,9 @@ from asc.core import InputError, project_root
 from asc.data.check import check_corpus
 from asc.data.corpus import META, ClipName, load_corpus
 from asc.data.packing import chunks, store_layout
-from asc.data.sound import read_int16, scan_wavs, to_int16
+from asc.data.reading import read_int16
+from asc.data.samples import to_int16
+from asc.data.sound import scan_wavs
 from asc.data.store import pack, Store
 from noise import RATE, noise_corpus
 

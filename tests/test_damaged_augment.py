@@ -1,4 +1,4 @@
-"""Numbers that an augmentation cannot mean: each is refused when the step is made, by step and keyword, at every door."""
+"""Numbers that an augmentation cannot mean: each is refused when it is made, by step and keyword."""
 import numpy as np
 import pandas as pd
 import pytest
@@ -74,13 +74,17 @@ def steps_with(step, keywords):
     return steps
 
 
-@pytest.mark.parametrize('step,key,value', [case for case in DOORS if case[1] == 'p' or case[2] is not None][::2], ids=str)
+RECIPES = [case for case in DOORS if case[1] == 'p' or case[2] is not None][::2]
+
+
+@pytest.mark.parametrize('step,key,value', RECIPES, ids=str)
 def test_keyword_is_refused_in_a_recipe(step, key, value, damage):
     def call(): check_training(TrainingOptions(steps=steps_with(step, {key: value})))
     damage('augmentation in a recipe', call, [step if value == value else 'steps', key])
 
 
-WEIGHTS = [[1, -1], [0, 0], [NAN, 1], [INF, 1], [1e-30, 0], [True, 1], ['1', 1], [1], [1, 1, 1], [], None, 1, 'ab', [None, 1]]
+WEIGHTS = [[1, -1], [0, 0], [NAN, 1], [INF, 1], [1e-30, 0], [True, 1], ['1', 1], [1], [1, 1, 1], [], None, 1, 'ab',
+           [None, 1]]
 
 
 @pytest.mark.parametrize('weights', WEIGHTS, ids=str)
@@ -95,7 +99,8 @@ def test_weights_of_a_choice_are_refused(door, weights, damage):
 PIPELINES = {
     'no list': dict(name=3), 'no name': dict(name=None), 'table': dict(name={'roll': {}}), 'empty': dict(name=[]),
     'null step': dict(name=[None, 'resample', 'mel', 'log']), 'empty step': dict(name=['', 'resample', 'mel', 'log']),
-    'set': dict(name=[{'roll': {'p': {1}}}, 'resample', 'mel', 'log']), 'rate 0': dict(rate=0), 'rate -1': dict(rate=-1),
+    'set': dict(name=[{'roll': {'p': {1}}}, 'resample', 'mel', 'log']), 'rate 0': dict(rate=0),
+    'rate -1': dict(rate=-1),
     'rate NaN': dict(rate=NAN), 'rate text': dict(rate='44100'), 'rate half': dict(rate=44100.5),
     'change True': dict(roll=True), 'change None': dict(roll=None), 'change number': dict(roll=.5),
     'change list': dict(roll=[.5]), 'change text': dict(roll='off'), 'change 0': dict(roll=0),
@@ -112,9 +117,12 @@ def test_pipeline_is_refused(name, damage):
 
 
 FUNCTIONS = {
-    'no responses': (lambda: synthetic_bank(32000, 0), 'n'), 'half a response': (lambda: synthetic_bank(32000, 1.5), 'n'),
-    'rate of a bank': (lambda: synthetic_bank(0), 'rate'), 'seed of a bank': (lambda: synthetic_bank(32000, seed=-1), 'seed'),
-    'no shifts': (lambda: draw_shifts(2, 100, ()), 'seconds'), 'NaN shift': (lambda: draw_shifts(2, 100, (NAN,)), 'seconds'),
+    'no responses': (lambda: synthetic_bank(32000, 0), 'n'), 'half a response': (lambda: synthetic_bank(32000, 1.5),
+    'n'),
+    'rate of a bank': (lambda: synthetic_bank(0), 'rate'), 'seed of a bank': (lambda: synthetic_bank(32000, seed=-1),
+    'seed'),
+    'no shifts': (lambda: draw_shifts(2, 100, ()), 'seconds'), 'NaN shift': (lambda: draw_shifts(2, 100, (NAN,)),
+    'seconds'),
     'temperature 0': (lambda: mix_teacher(torch.zeros(1, 2), torch.ones(1), torch.tensor([0]), 0.), 'temperature'),
     'temperature NaN': (lambda: mix_teacher(torch.zeros(1, 2), torch.ones(1), torch.tensor([0]), NAN), 'temperature'),
 }
@@ -148,10 +156,12 @@ PLANS = {
     'parameters 3': (dict(parameters=3), ['parameters']), 'twice': (dict(seeds=[1, 1]), ['seed1']),
 }
 PARAMETERS = {
-    'epoch': 3, 'epochs': 0, 'lr': -1., 'bs': 0, 'valid': .9, 'backbone': 'cnn4', 'frontend': 'mel', 'pipeline': 'dcase25',
+    'epoch': 3, 'epochs': 0, 'lr': -1., 'bs': 0, 'valid': .9, 'backbone': 'cnn4', 'frontend': 'mel',
+    'pipeline': 'dcase25',
     'steps': [{'roll': {'p': 2}}, 'mel', 'log'], 'backbone_args': {'q': 1}, 'frontend_args': {'q': 1}, 'loss': 'mse',
     'optimizer': 'sgd2', 'schedule': 'up', 'ema': 1., 'precision': 'int4', 'join': 0, 'crop': 'left', 'keep': 'first',
-    'distill': {'temperature': 0}, 'resume': True, 'out': 'x', 'wd': NAN, 'clip': INF, 'freeze_epochs': 2, 'target': 'sound',
+    'distill': {'temperature': 0}, 'resume': True, 'out': 'x', 'wd': NAN, 'clip': INF, 'freeze_epochs': 2,
+    'target': 'sound',
 }
 
 
@@ -180,7 +190,8 @@ def test_a_plan_does_without_files_that_are_yet_to_come():
 TABLE = pd.DataFrame(dict(filename=['a', 'b'], scene_label=['bus', 'tram'], device='a', city='oslo', bus=[.9, .2],
                           tram=[.1, .8]))
 TABLES = {
-    **{f'{bins} bins': (lambda bins=bins: reliability(TABLE, bins), 'bins') for bins in (0, -1, 1.5, NAN, INF, '9', True)},
+    **{f'{bins} bins': (lambda bins=bins: reliability(TABLE, bins), 'bins')
+           for bins in (0, -1, 1.5, NAN, INF, '9', True)},
     'calibration': (lambda: expected_calibration_error(TABLE, 0), 'bins'),
     'scenes twice': (lambda: metrics(TABLE, ['bus', 'tram', 'bus']), 'scenes'),
     'column twice': (lambda: metrics(pd.concat([TABLE, TABLE[['bus']]], axis=1)), 'bus'),
@@ -201,7 +212,8 @@ def test_table_is_refused(name, damage):
 
 
 LABELLED = [dict(rate=0), dict(rate=NAN), dict(rate=-1), dict(samples=0), dict(samples=-1), dict(samples=1.5),
-            dict(samples=10**12), dict(scenes=[]), dict(scenes='bus'), dict(scenes=['bus', 'bus']), dict(folder='nowhere')]
+            dict(samples=10**12), dict(scenes=[]), dict(scenes='bus'), dict(scenes=['bus', 'bus']),
+            dict(folder='nowhere')]
 
 
 @pytest.mark.parametrize('wrong', LABELLED, ids=str)

@@ -2,9 +2,12 @@
 import base64
 import json
 import os
+import socket
+import time
 
 import pytest
 
+from asc.backbone.images import _is_out_of_reach
 from asc.backbone.zoo import create_backbone
 from asc.cli import read_settings
 from asc.core import InputError
@@ -373,3 +376,20 @@ def test_pretrained_without_a_network(library, error, damage, monkeypatch):
         if pretrained: raise error
     monkeypatch.setattr(f'asc.backbone.images._{library}_network', offline)
     damage('network', lambda: create_backbone(f'{library}:any', pretrained=True), [f'{library}:any', 'pretrained'])
+
+
+def test_weights_of_a_server_out_of_reach(damage, monkeypatch, tmp_path):
+    "timm's server is asked once where there is no way to it, and as often as it likes where there may be one"
+    for name in ('http_proxy', 'https_proxy', 'all_proxy', 'HTTP_PROXY', 'HTTPS_PROXY', 'ALL_PROXY'):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(('localhost', 0)) as server:
+        address = f'http://localhost:{server.getsockname()[1]}'
+        assert not _is_out_of_reach(address)
+    assert _is_out_of_reach(address)
+    monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', address)
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
+    begun = time.monotonic()
+    damage('network', lambda: create_backbone('timm:resnet10t', pretrained=True), ['timm:resnet10t', 'pretrained'])
+    assert time.monotonic() - begun < 10
+    monkeypatch.setenv('https_proxy', 'http://localhost:1')
+    assert not _is_out_of_reach(address)

@@ -392,6 +392,16 @@ def test_cut_checkpoint(cut, trained, damage, tmp_path):
     damage('checkpoint', lambda: small_training(tmp_path, True), ['checkpoint.pt'])
 
 
+@pytest.mark.parametrize('bit', range(0, 64, 9))
+def test_flipped_checkpoint(bit, trained, damage, tmp_path):
+    "torch reads on over a changed weight; its check sum does not"
+    data = bytearray(trained[1])
+    at = data.index(trained[0]['model']['weight'].numpy().tobytes())
+    data[at + bit // 8] ^= 1 << bit % 8
+    (tmp_path/'checkpoint.pt').write_bytes(data)
+    damage('checkpoint', lambda: small_training(tmp_path, True), ['checkpoint.pt', 'remove it to begin again'])
+
+
 @pytest.mark.parametrize('place', [folder, pipe])
 def test_no_checkpoint_file(place, damage, tmp_path):
     place(tmp_path/'checkpoint.pt')

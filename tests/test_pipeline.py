@@ -170,7 +170,7 @@ def test_roll_is_counted_where_it_stands():
         (['resample', 'mel', {'log': {'eps': 1}}], 'takes no keywords'),
         ([['resample'], 'mel', 'log'], 'is no step'),
         ([{'roll': 3}, 'resample', 'mel', 'log'], 'is no step'),
-        ([{'roll': {'p': 2}}, 'resample', 'mel', 'log'], 'p is 2'),
+        ([{'roll': {'p': 2}}, 'resample', 'mel', 'log'], 'roll: p=2'),
         (
             [{'choice': {'weights': [1, 1], 'steps': ['roll']}}, 'resample', 'mel', 'log'],
             '1 steps for 2 weights',

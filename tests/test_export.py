@@ -235,7 +235,7 @@ def test_predict_like_a_published_classifier(model, files, tmp_path):
     with pytest.raises(InputError, match='44100 Hz; resample'):
         e.probabilities(noises(1), 32000)
     for wave in (noises(1)[:, :-1], noises(1)[0], noises(1).short()):
-        with pytest.raises(InputError, match='takes floats'): e.probabilities(wave)
+        with pytest.raises(InputError, match='takes floats|give'): e.probabilities(wave)
 
 
 def test_network_alone(quantised, files):
@@ -292,7 +292,7 @@ def test_refused_models(model, tmp_path):
         export_model(with_net(model, deepcopy(model.backbone).half()), tmp_path/'a.onnx')
     with pytest.raises(InputError, match='rate'):
         export_model(model, tmp_path/'a.onnx', rate=0)
-    with pytest.raises(InputError, match='at least 2049'):
+    with pytest.raises(InputError, match='at least 0.065 s'):
         export_model(model, tmp_path/'a.onnx', seconds=.05)
     with pytest.raises(InputError, match='not calibrated'):
         export_model(with_net(model, prepare(model.backbone)), tmp_path/'a.onnx', 'int8')

@@ -286,6 +286,16 @@ def test_honest_teachers_pass(seed, order):
     assert figures['agreement'] > 8
 
 
+@pytest.mark.parametrize('scale', [1, 4])
+def test_a_recording_misheard_as_a_whole_passes(scale):
+    "Certain and wrong on ten rows next to each other, but of one recording"
+    rows = listed(120, 10)
+    z = strong(rows)
+    misheard = rows.recording == rows.recording[600]
+    z[misheard] = scale * np.roll(z[misheard], 1, 1)
+    assert Teacher(rows.filename, z, SCENES).check(rows)['accuracy'] > .95
+
+
 ASKED = {
     'other classes': dict(scene='beach'), 'no labels': dict(scene=None), 'other clips': dict(filename='x.wav'),
 }

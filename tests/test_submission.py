@@ -221,7 +221,7 @@ DAMAGES = {
     'unknown label': (cell(0, 'scene_label', 'beach'), 'the label is no scene'),
     'table missing': (lambda f: table(f).unlink(), 'output.csv: missing'),
     'meta missing': (lambda f: (f/f'{LABEL}.meta.yaml').unlink(), 'meta.yaml: missing'),
-    'meta not YAML': (lambda f: (f/f'{LABEL}.meta.yaml').write_text('a: [b'), 'not YAML'),
+    'meta not YAML': (lambda f: (f/f'{LABEL}.meta.yaml').write_text('a: [b'), 'read as YAML'),
     'placeholder': (
         edit_meta(lambda m: m['submission'].update(name='FILL IN')),
         'submission.name is still a placeholder',

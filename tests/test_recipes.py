@@ -14,8 +14,8 @@ from asc.experiment.checks import check_training
 from asc.model.classifier import create_classifier
 from asc.run.parameters import declared_parameters, find_notebook, full_parameters
 from asc.train.finetune import layer_groups
-from asc.train.learner import optimizers
 from asc.train.losses import create_loss
+from asc.train.optimizers import optimizers
 from asc.train.schedules import create_schedule
 from conftest import ROOT
 from networks import SMALL, beats_file, need

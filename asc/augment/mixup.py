@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .spec import check_alpha, draw_beta
-from .wave import batch_coin, check_p
+from .wave import batch_coin, check_p, check_step
 from ..core import pick
 
 # %% ../../nbs/augment/20_mixup.ipynb #c333a323
@@ -23,7 +23,7 @@ class MixUp(nn.Module):
         lam='batch', # one λ per 'batch' or per 'sample'
     ):
         super().__init__()
-        self.alpha, self.p = check_alpha(alpha), check_p(p)
+        self.alpha, self.p = check_alpha(alpha, 'mixup'), check_p(p, 'mixup')
         self.per = pick(('batch', 'sample'), lam, 'mixup lam')
         self.lam = self.perm = None
 
@@ -53,5 +53,6 @@ def mix_teacher(
     temperature=1., # with which the loss softens them
 ) -> torch.Tensor: # logits (B,C)
     "Logits whose softened probabilities are the mixture of the softened probabilities"
+    check_step('teacher', temperature=(temperature, .01, 1000.))
     mixture = mix_rows((logits.float()/temperature).softmax(1), lam, perm)
     return mixture.clamp(min=1e-30).log()*temperature

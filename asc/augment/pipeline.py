@@ -13,9 +13,19 @@ from fastcore.basics import patch
 from torch import nn
 
 from .sequence import parse_step, place_augment, place_choice, place_steps
+from .wave import check_switch
 from ..core import InputError, pick
+from ..data.rates import check_rate
 from ..frontend.logmel import create_frontend
 from ..frontend.mel import Resample
+
+# %% ../../nbs/augment/30_pipeline.ipynb #9335c418
+def _plain_steps(steps): # -> a list of its own that JSON can hold
+    if not isinstance(steps, (list, tuple)):
+        raise InputError(f'pipeline: steps={steps!r:.60} must be a list; give the steps in order')
+    try: return json.loads(json.dumps(list(steps), default=os.fspath))
+    except (TypeError, ValueError, RecursionError) as e:
+        raise InputError(f'pipeline: steps hold what no file can ({e}); give numbers, texts and lists') from e
 
 # %% ../../nbs/augment/30_pipeline.ipynb #137a9dfa
 class Pipeline(nn.Module):
@@ -26,8 +36,8 @@ class Pipeline(nn.Module):
         steps,    # names or {name: keywords}, in order
     ):
         super().__init__()
-        self.frontend, self.rate = frontend, rate
-        self.steps = json.loads(json.dumps(list(steps), default=os.fspath))
+        self.frontend, self.rate = frontend, check_rate(rate, 'pipeline: rate')
+        self.steps = _plain_steps(steps)
         self.ops, self.plan, self.jitter = nn.ModuleDict(), [], True
         self._build_steps()
         if rate != frontend.sample_rate and 'resample' not in self.plan:
@@ -79,7 +89,9 @@ def _add_reserved(self:Pipeline, i, name, kw):
     if set(kw) - ({'jitter'} if name == 'mel' else set()):
         raise InputError(f'pipeline step {i + 1} ({name}) takes no keywords (mel: only jitter): '
                          'the frontend has them')
-    if name == 'mel': self.jitter = kw.get('jitter', True)
+    if name == 'mel':
+        self.jitter = kw.get('jitter', True)
+        check_switch('mel', jitter=self.jitter)
     if name == 'resample': self.ops[name] = Resample(self.rate, self.frontend.sample_rate)
 
 # %% ../../nbs/augment/30_pipeline.ipynb #4028966a
@@ -146,6 +158,12 @@ pipelines |= {
         {'freq_mask': {'size': 16, 'n': 2, 'fill': 'mean'}}]),
 }
 
+# %% ../../nbs/augment/30_pipeline.ipynb #e3909193
+def _inner_steps(name, kw): # of a choice
+    steps = kw.get('steps', [])
+    if isinstance(steps, (list, tuple)): return steps
+    raise InputError(f'{name}: steps={steps!r:.60} must be a list; give one step, or null, for each weight')
+
 # %% ../../nbs/augment/30_pipeline.ipynb #bb5a3146
 def step_names(steps) -> list:
     "The names of the steps, also of those inside a choice"
@@ -153,7 +171,7 @@ def step_names(steps) -> list:
     for step in steps:
         if step is None: continue
         name, kw = parse_step(step)
-        names += [name, *step_names(kw.get('steps', ()))]
+        names += [name, *step_names(_inner_steps(name, kw))]
     return names
 
 # %% ../../nbs/augment/30_pipeline.ipynb #e16948e6
@@ -161,12 +179,16 @@ def _revise_step(step, changes): # -> the step, or None
     name, kw = parse_step(step)
     change = changes.get(name)
     if change is False: return None
-    if 'steps' in kw: kw['steps'] = [s and _revise_step(s, changes) for s in kw['steps']]
+    if 'steps' in kw: kw['steps'] = [s and _revise_step(s, changes) for s in _inner_steps(name, kw)]
     kw.update(change or {})
     return {name: kw} if kw else name
 
 # %% ../../nbs/augment/30_pipeline.ipynb #5d12471a
 def _check_changes(changes, names):
+    for name, change in changes.items():
+        if change is not False and not isinstance(change, dict):
+            raise InputError(f'pipeline: {name}={change!r:.60} must be a table of keywords, or False to leave the '
+                             'step out; give one of them')
     if wrong := ', '.join(sorted(set(changes) - set(names))):
         raise InputError(f"pipeline: no step {wrong} to change; its steps are {', '.join(names)}")
 
@@ -178,7 +200,7 @@ def revise(
     "The steps with such changes, inside choices too"
     _check_changes(changes, step_names(steps))
     revised = [_revise_step(s, changes) for s in steps]
-    return [s for s in revised if s]
+    return [s for s in revised if s is not None]
 
 # %% ../../nbs/augment/30_pipeline.ipynb #a44cbb86
 def _find_preset(name): # of a preset, or a list of steps
@@ -196,6 +218,7 @@ def create_pipeline(
     **changes,          # step=dict(keyword=value) changes a step, step=False omits it
 ) -> Pipeline:
     "A pipeline from a name or a list of steps"
+    check_switch('pipeline', augment=augment, quirks=quirks)
     preset = _find_preset(name)
     steps = preset['steps']
     if quirks: steps = revise(steps, preset.get('quirks', {}))

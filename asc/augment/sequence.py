@@ -13,7 +13,9 @@ from fastcore.basics import patch
 from torch import nn
 
 from .zoo import augment_class, create_augment
+from .wave import check_step
 from ..core import InputError
+from ..run.values import check_type
 
 # %% ../../nbs/augment/28_sequence.ipynb #a41a57cb
 def _is_named_dict(step): # {'name': {…}} or {'name': None}
@@ -67,11 +69,24 @@ def place_augment(i, name, kw, at, rate) -> nn.Module:
     if 'rate' in inspect.signature(cls).parameters: kw = {'rate': rate} | kw
     return create_augment(name, **kw)
 
+# %% ../../nbs/augment/28_sequence.ipynb #a03a5a6e
+def _check_weights(title, weights): # of a choice
+    for weight in check_type(f'{title} weights', weights, list): check_step(title, weights=(weight, 0., 1e6))
+    if not max(weights, default=0) >= 1e-6:
+        raise InputError(f'{title} has weights {weights}: give none below 0 and one above')
+
+# %% ../../nbs/augment/28_sequence.ipynb #a2507b46
+def _check_count(title, steps, n): # title for messages; steps and how many are needed
+    if len(steps) != n:
+        raise InputError(f'{title} has {len(steps)} steps for {n} weights: give one for each, or None')
+
 # %% ../../nbs/augment/28_sequence.ipynb #e5ad3df7
 class Choice(nn.Module):
     "Each clip gets one of `ops`: drawn by `weights`, or as the earlier choice `first` drew"
     def __init__(self, ops, weights=None, first=None):
         super().__init__()
+        if first is None: _check_weights('choice', weights)
+        _check_count('choice', ops, len(first.ops if first else weights))
         self.ops, self.weights, self.first = nn.ModuleList(ops), weights, first
         self.drawn = None # which op each clip of the last batch got, int64 (B,)
 
@@ -95,17 +110,10 @@ def draw(self:Choice, n, at, device): # -> int64 (n,); len(ops) where no op with
     weights[:, -1] = weights.sum(1) == 0
     return torch.multinomial(weights, 1).squeeze(1)
 
-# %% ../../nbs/augment/28_sequence.ipynb #9e8cb5ce
-def _check_weights(title, weights): # None where an earlier choice draws
-    if weights is None: return
-    if min(weights) < 0 or sum(weights) <= 0:
-        raise InputError(f'{title} has weights {weights}: give none below 0 and one above')
-
 # %% ../../nbs/augment/28_sequence.ipynb #d22a2cb9
-def _check_choice(title, steps, n, weights): # title for messages; steps and how many are needed
-    if len(steps) != n:
-        raise InputError(f'{title} has {len(steps)} steps for {n} weights: give one for each, or None')
-    _check_weights(title, weights)
+def _check_choice(title, steps, weights, first): # title for messages; None for `weights` where `first` draws
+    if first is None: _check_weights(title, weights)
+    _check_count(title, steps, len(first.ops if first else weights))
     if 'mixup' in [parse_step(s)[0] for s in steps if s is not None]:
         raise InputError(f'{title}: mixup needs whole batches, put it after the choice')
 
@@ -119,7 +127,8 @@ def place_choice(i, name, kw, at, rate, first) -> Choice:
                          f"given: {', '.join(kw) or 'nothing'}")
     if name == 'choice': first = None
     elif first is None: raise InputError(f'{title} follows no choice: put one before it')
-    steps, weights = kw['steps'], kw.get('weights')
-    _check_choice(title, steps, len(first.ops if first else weights), weights)
+    steps, weights = (kw.get(key) if key not in kw else check_type(f'{title} {key}', kw[key], list)
+                      for key in ('steps', 'weights'))
+    _check_choice(title, steps, weights, first)
     ops = [nn.Identity() if s is None else place_augment(i, *parse_step(s), at, rate) for s in steps]
     return Choice(ops, weights, first)

@@ -12,30 +12,39 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from .wave import batch_coin, check_p, clip_coin
+from .wave import batch_coin, check_p, check_step, check_switch, clip_coin
 from ..core import InputError, pick
 
 # %% ../../nbs/augment/15_spec.ipynb #ef45bf40
-def _check_fill(fill): # -> the value, or 'mean'
-    return pick(('mean',), fill, 'mask fill') if isinstance(fill, str) else fill
+def _check_fill(step, fill): # -> the value, or 'mean'
+    if isinstance(fill, str): return pick(('mean',), fill, f'{step} fill')
+    check_step(step, fill=(fill, -1e6, 1e6))
+    return fill
+
+# %% ../../nbs/augment/15_spec.ipynb #c3c2773c
+def _check_size(step, size):
+    "InputError for a width that is neither a part of an axis nor a number of bins; 1 would hide nothing"
+    check_step(step, size=(size, 0., 1e6))
+    if 1 <= size < 2 or size % 1 and size > 1:
+        raise InputError(f'{step}: size={size} hides no whole bins; give a part below 1, or 2 bins or more')
 
 # %% ../../nbs/augment/15_spec.ipynb #2731b252
 class Mask(nn.Module):
     "Hide `n` stripes along `axis`; the base of `FreqMask` and `TimeMask`"
-    stage, axis = ('mel', 'spec'), -2
+    stage, axis, called = ('mel', 'spec'), -2, 'mask'
     def __init__(self,
-        size=48,      # a stripe is narrower: bins (int >= 1) or a part of the axis (float < 1)
+        size:int|float=48, # a stripe is narrower: bins (int >= 1) or a part of the axis (float < 1)
         n=1,          # stripes
-        fill=0.,      # value put in, or 'mean': of each frequency, over the batch
+        fill:float|str=0., # value put in, or 'mean': of each frequency, over the batch
         per='sample', # a mask for each 'sample', or one for the 'batch'
         p=1.,         # probability per clip (or batch)
     ):
         super().__init__()
-        if size < 0 or n < 1:
-            raise InputError(f'mask: size {size} and n {n} given, needed are size >= 0 and n >= 1')
-        self.per = pick(('sample', 'batch'), per, 'mask per')
-        self.fill = _check_fill(fill)
-        self.size, self.n, self.p = size, n, check_p(p)
+        _check_size(self.called, size)
+        check_step(self.called, n=(n, 1, 1000))
+        self.per = pick(('sample', 'batch'), per, f'{self.called} per')
+        self.fill = _check_fill(self.called, fill)
+        self.size, self.n, self.p = size, n, check_p(p, self.called)
 
     def forward(self, x, device=None): # x (B,F,T) or (B,1,F,T) -> same
         if not (self.training and self.p and self.size): return x
@@ -62,12 +71,12 @@ def draw(self:Mask, b, length, device): # -> bool (b, length)
 # %% ../../nbs/augment/15_spec.ipynb #d664f53d
 class FreqMask(Mask):
     "Hide bands of frequency bins"
-    axis = -2
+    axis, called = -2, 'freq_mask'
 
 # %% ../../nbs/augment/15_spec.ipynb #33200835
 class TimeMask(Mask):
     "Hide spans of frames"
-    axis = -1
+    axis, called = -1, 'time_mask'
 
 # %% ../../nbs/augment/15_spec.ipynb #636ad3d3
 def draw_beta(alpha, n, device=None) -> torch.Tensor: # (n,) in [0, 1]
@@ -76,10 +85,12 @@ def draw_beta(alpha, n, device=None) -> torch.Tensor: # (n,) in [0, 1]
     return torch.distributions.Beta(a, a, validate_args=False).sample()
 
 # %% ../../nbs/augment/15_spec.ipynb #8dce486a
-def check_alpha(alpha) -> float:
-    "`alpha` if it can be a parameter of a Beta distribution"
-    if not alpha > 0:
-        raise InputError(f'alpha is {alpha}: more than 0 is needed (leave the step out to switch it off)')
+def check_alpha(
+    alpha,
+    step, # whose it is, for the message
+) -> float:
+    "`alpha` if λ ~ Beta(alpha, alpha) can be drawn; a step is switched off by p = 0"
+    check_step(step, alpha=(alpha, .001, 1000.))
     return alpha
 
 # %% ../../nbs/augment/15_spec.ipynb #bbba3407
@@ -107,7 +118,7 @@ def _centre(x, dims): # -> the mean, x without it, the deviation
 # %% ../../nbs/augment/15_spec.ipynb #018661e2
 class MixStyle(nn.Module):
     "Blend each clip's statistics over `dims` with a partner's; the base of the two below"
-    stage, dims = 'spec', (1, 3)
+    stage, dims, called = 'spec', (1, 3), 'mixstyle'
     def __init__(self,
         p=0.4,        # probability, one decision per batch
         alpha=0.3,    # λ ~ Beta(alpha, alpha); λ is the part of the clip's own statistics
@@ -115,8 +126,9 @@ class MixStyle(nn.Module):
         cross=False,  # partner from another device only
     ):
         super().__init__()
-        self.p, self.alpha, self.cross = check_p(p), check_alpha(alpha), cross
-        self.lam = pick(('sample', 'batch'), lam, 'mixstyle lam')
+        check_switch(self.called, cross=cross)
+        self.p, self.alpha, self.cross = check_p(p, self.called), check_alpha(alpha, self.called), cross
+        self.lam = pick(('sample', 'batch'), lam, f'{self.called} lam')
 
     def forward(self, x, device=None): # x (B,C,F,T) -> same
         if not (self.training and batch_coin(self.p)): return x
@@ -129,16 +141,17 @@ class MixStyle(nn.Module):
 # %% ../../nbs/augment/15_spec.ipynb #13154cf4
 class FreqMixStyle(MixStyle):
     "MixStyle with the statistics of each frequency bin (or of each frame: `axis='time'`)"
+    called = 'freq_mixstyle'
     def __init__(self, p=0.4, alpha=0.3, lam='sample', cross=False,
         axis='freq', # 'freq', or 'time', the wrong axis of easy-dcase's BEATs recipe
     ):
         super().__init__(p, alpha, lam, cross)
-        self.dims = pick({'freq': (1, 3), 'time': (1, 2)}, axis, 'mixstyle axis')
+        self.dims = pick({'freq': (1, 3), 'time': (1, 2)}, axis, 'freq_mixstyle axis')
 
 # %% ../../nbs/augment/15_spec.ipynb #cf3d6544
 class ChannelMixStyle(MixStyle):
     "MixStyle with the statistics of each channel"
-    dims = (2, 3)
+    dims, called = (2, 3), 'channel_mixstyle'
     def __init__(self, p=0.5, alpha=0.1, lam='sample', cross=False):
         super().__init__(p, alpha, lam, cross)
 
@@ -146,6 +159,14 @@ class ChannelMixStyle(MixStyle):
 def _scale_bands(x, curve, p): # linear mel (B,F,T), gains in dB (B,F), probability per clip
     "Multiply by a gain per frequency, in some of the clips"
     return x*10**(curve*clip_coin(x, p)[:, None]/10)[..., None]
+
+# %% ../../nbs/augment/15_spec.ipynb #e7ffa4ff
+def _check_bands(bands): # -> (fewest, most)
+    if not isinstance(bands, (list, tuple)) or len(bands) != 2:
+        raise InputError(f'filter_augment: bands={bands!r:.60} must be two whole numbers, fewest and most; give both')
+    for count in bands: check_step('filter_augment', bands=(count, 1, 1000))
+    if bands[0] > bands[1]: raise InputError(f'filter_augment: bands={bands}; give the fewest first, then the most')
+    return tuple(bands)
 
 # %% ../../nbs/augment/15_spec.ipynb #78c6ed94
 class FilterAugment(nn.Module):
@@ -159,11 +180,10 @@ class FilterAugment(nn.Module):
         p=1.,          # probability per clip
     ):
         super().__init__()
-        if not (1 <= bands[0] <= bands[1] and width >= 1):
-            raise InputError(f'filter_augment: bands {bands}, width {width} given, '
-                             'needed is 1 <= fewest <= most and width >= 1')
-        self.step = pick({'linear': False, 'step': True}, kind, 'filter kind')
-        self.db, self.bands, self.width, self.p = db, tuple(bands), width, check_p(p)
+        check_step('filter_augment', db=(db, 0., 60.), width=(width, 1, 10_000))
+        self.step = pick({'linear': False, 'step': True}, kind, 'filter_augment kind')
+        self.db, self.width = db, width
+        self.bands, self.p = _check_bands(bands), check_p(p, 'filter_augment')
 
     def forward(self, x, device=None): # x (B,F,T) linear -> same
         if not (self.training and self.p): return x
@@ -213,8 +233,8 @@ class FreqGain(nn.Module):
         p=1.,    # probability per clip
     ):
         super().__init__()
-        if width < 1: raise InputError(f'freq_gain: width is {width} bins, give 1 or more')
-        self.db, self.width, self.p = db, width, check_p(p)
+        check_step('freq_gain', db=(db, 0., 60.), width=(width, 1, 10_000))
+        self.db, self.width, self.p = db, width, check_p(p, 'freq_gain')
 
     def forward(self, x, device=None): # x (B,F,T) linear -> same
         if not (self.training and self.p): return x

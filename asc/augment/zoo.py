@@ -15,6 +15,7 @@ from .mixup import MixUp
 from .spec import ChannelMixStyle, FilterAugment, FreqGain, FreqMask, FreqMixStyle, TimeMask
 from .wave import Gain, PitchShift, TimeRoll
 from ..core import InputError, pick
+from ..run.keywords import make_checked
 from ..run.plugin import is_own, own_class
 
 # %% ../../nbs/augment/25_zoo.ipynb #6b2c9c7e
@@ -65,9 +66,10 @@ def _check_keywords(name, kw, allowed):
 # %% ../../nbs/augment/25_zoo.ipynb #a24610c3
 def create_augment(
     name:str, # a key of `augments`, or 'file.py:Class'
+    /,
     **kw,     # its keywords
 ) -> nn.Module: # `stage` says where it may stand
     "The augmentation called `name`"
     cls = augment_class(name)
     _check_keywords(name, kw, inspect.signature(cls).parameters)
-    return cls(**kw)
+    return make_checked(f'augmentation {name}', cls, **kw)

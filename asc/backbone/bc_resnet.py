@@ -11,6 +11,7 @@ from functools import partial
 from torch import nn
 
 from .blocks import Add, ConvNorm, SubSpectralNorm, pool_freq
+from .length import check_frames, least_frames
 from .tf_sepnet import check_odd_kernel, make_layers, res_norm
 from ..core import InputError
 
@@ -48,7 +49,8 @@ def _check_bc_resnet(base, bands, k): # as `BCResNet`
 
 # %% ../../nbs/backbone/30_bc_resnet.ipynb #f71d272f
 class BCResNet(nn.Module):
-    "BC-ResNet of easy-dcase: (B, 1, F, T) -> (B, n_classes) logits"
+    "BC-ResNet of easy-dcase: (B, 1, F, T ≥ 7) -> (B, n_classes) logits"
+    frame_range = least_frames(1, 2), None
     def __init__(self,
         n_classes:int=10,   # outputs
         base:int=40,        # width, any positive number
@@ -65,4 +67,5 @@ class BCResNet(nn.Module):
         self.classifier = ConvNorm(c, n_classes, norm=None, act=None, bias=True, names=('conv', ''))
 
     def forward(self, x):
+        check_frames(self, x)
         return self.classifier(self.middle_layers(self.conv_layers(x))).mean((2, 3))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
+from .length import check_frames
 from .weights import load_weights
 from ..core import InputError, pick
 
@@ -199,6 +200,7 @@ BEATS_MODES = ('ssl*', 'ssl', 'ssl+sl')
 
 class BEATs(nn.Module):
     "BEATs with a linear classifier: (B, 1, mel ≥ 16, T ≥ 16) -> (B, n_classes) logits"
+    frame_range = 16, None                                 # a patch; positions are relative
     def __init__(self,
         n_classes:int=10,  # outputs
         mode:str='ssl',    # 'ssl*': frozen encoder
@@ -224,6 +226,7 @@ class BEATs(nn.Module):
 @patch
 def features(self:BEATs, x): # (B, 1, F, T) -> (B, tokens, C)
     "The encoder's tokens"
+    check_frames(self, x)
     return self.encoder(x.transpose(2, 3))
 
 # %% ../../nbs/backbone/50_beats.ipynb #90d650b1

@@ -14,17 +14,17 @@ def _unit7(ci, co):
 from torch import nn
 
 from .blocks import ConvNorm
+from .length import check_frames
 from ..core import InputError
 
 # %% ../../nbs/backbone/35_cnn3.ipynb #0bdbb4e4
-def _check_size(bands, frames):
-    if bands//20 != 2 or frames < 50:
-        raise InputError(f'CNN3: {bands}×{frames} input (bands × frames); '
-                         'it takes 40 to 59 bands and at least 50 frames')
+def _check_bands(bands):
+    if bands//20 != 2: raise InputError(f'CNN3: {bands} mel bands, it takes 40 to 59; choose the frontend cnn3')
 
 # %% ../../nbs/backbone/35_cnn3.ipynb #196a3c1e
 class CNN3(nn.Module):
     "The DCASE CNN baseline: (B, 1, 40, T ≥ 50) -> (B, n_classes) logits"
+    frame_range = 50, None
     def __init__(self,
         n_classes:int=10,   # outputs
         dropout:float=0.3,  # after both pools and the first dense layer
@@ -37,7 +37,8 @@ class CNN3(nn.Module):
         self.linear2 = nn.Linear(100, n_classes)
 
     def forward(self, x):
-        _check_size(*x.shape[2:])
+        _check_bands(x.shape[2])
+        check_frames(self, x)
         x = self.drop(self.pool1(self.conv2(self.conv1(x))))
         x = self.drop(self.pool2(self.conv3(x))).mean(3)
         return self.linear2(self.drop(self.relu(self.linear1(x.flatten(1)))))

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .blocks import Add
+from .length import check_frames, least_frames
 from ..core import InputError
 
 # %% ../../nbs/backbone/40_cnn6.ipynb #6218f590
@@ -43,6 +44,7 @@ def _check_cnn6(bands, widths): # as `Cnn6`
 # %% ../../nbs/backbone/40_cnn6.ipynb #36e45bd5
 class Cnn6(nn.Module):
     "Cnn6_60k of sp4asc: (B, 1, bands, T ≥ 16) -> (B, n_classes) logits"
+    frame_range = least_frames(0, 4), None
     def __init__(self,
         n_classes:int=10,            # outputs
         bands:int=256,               # mel bands, at least 16
@@ -60,7 +62,9 @@ class Cnn6(nn.Module):
     def forward(self, x):
         bands = self.bn0.num_features
         if x.shape[2] != bands:
-            raise InputError(f'Cnn6: {x.shape[2]} mel bands, but this network was made for {bands}')
+            raise InputError(f'Cnn6: {x.shape[2]} mel bands, but this network was made for {bands}; '
+                             'choose the frontend it was trained with')
+        check_frames(self, x)
         x = self.bn0(x[:, 0]).transpose(1, 2)[:, None]
         x = x.contiguous(memory_format=torch.channels_last)             # its fastest layout
         x = self.conv4(self.conv3(self.conv2(self.conv1(x)))).mean(3)

@@ -11,6 +11,7 @@ from math import prod, sqrt
 from torch import nn
 
 from .blocks import Add, ConvNorm, init_kaiming, pooled_classifier
+from .length import check_frames
 from ..core import InputError
 
 # %% ../../nbs/backbone/20_cp_resnet.ipynb #a4b73fb9
@@ -81,7 +82,8 @@ def _res_stage(
 
 # %% ../../nbs/backbone/20_cp_resnet.ipynb #f6c5418c
 class CPResNet(nn.Module):
-    "CP-ResNet: (B, 1, F, T) -> (B, n_classes) logits"
+    "CP-ResNet: (B, 1, F, T ≥ 5) -> (B, n_classes) logits"
+    frame_range = 5, None                                  # the stem rounds down, too
     def __init__(self,
         n_classes:int=10,  # outputs
         rho:int=8,         # receptive field, 0 … 12
@@ -102,6 +104,7 @@ class CPResNet(nn.Module):
         fixup(self)
 
     def forward(self, x):
+        check_frames(self, x)
         x = self.stage3(self.stage2(self.stage1(self.in_c(x))))
         return self.feed_forward(x).flatten(1)
 

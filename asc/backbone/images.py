@@ -7,7 +7,11 @@ __all__ = ['swap', 'new_head', 'one_channel', 'Resized', 'image_backbone']
 
 # %% ../../nbs/backbone/85_images.ipynb #2137d2f3
 import inspect
+import socket
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch import nn
@@ -90,13 +94,35 @@ def _make_with(make, name, kw):
     except TypeError as e:
         raise InputError(f"{name} does not take the options {', '.join(kw) or 'none'}: {e}") from e
 
+# %% ../../nbs/backbone/85_images.ipynb #3a74fbf3
+def _is_out_of_reach(address): # of a server, a URL
+    "Whether a server certainly cannot be reached from here"
+    if getproxies().keys() & {'http', 'https', 'all'}: return False
+    server = urlsplit(address)
+    port = server.port or (80 if server.scheme == 'http' else 443)
+    try: socket.create_connection((server.hostname, port), timeout=3).close()
+    except TimeoutError: return False
+    except OSError: return True
+    return False
+
+# %% ../../nbs/backbone/85_images.ipynb #d5e019d3
+@contextmanager
+def _without_retries():
+    "timm looks into its cache only, where its server is out of reach"
+    from huggingface_hub import constants
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or _is_out_of_reach(constants.ENDPOINT)
+    try: yield
+    finally: constants.HF_HUB_OFFLINE = before
+
 # %% ../../nbs/backbone/85_images.ipynb #01270679
 def _timm_network(name, n_classes, pretrained, kw):
     timm = need_timm(f'timm:{name}')
     if not timm.is_model(name): _refuse_name('timm', name, timm.list_models())
 
     def make(**options):
-        return timm.create_model(name, pretrained=pretrained, in_chans=1, num_classes=n_classes, **options)
+        with _without_retries() if pretrained else nullcontext():
+            return timm.create_model(name, pretrained=pretrained, in_chans=1, num_classes=n_classes, **options)
 
     try:
         net, fixed = make(**{'dynamic_img_size': True, 'dynamic_img_pad': True, **kw}), False
@@ -147,4 +173,10 @@ def image_backbone(
     "An image network for (B, 1, F, T)"
     libraries = {'timm': _timm_network, 'torchvision': _torchvision_network}
     network = pick(libraries, library, 'library of image networks')
-    return network(name, n_classes, pretrained, kw)
+    if not pretrained: return network(name, n_classes, False, kw)
+    network(name, n_classes, False, dict(kw))                  # refuses what has nothing to do with the weights
+    try: return network(name, n_classes, True, kw)
+    except Exception as e:
+        reason = f'{library}:{name}: its pretrained weights were not found ({type(e).__name__})'
+        raise InputError(f'{reason}; connect to the network, put them into the cache of {library}, '
+                         'or leave pretrained out') from e

@@ -12,6 +12,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
+from .length import check_frames
 from .weights import load_weights
 from ..core import InputError
 
@@ -60,7 +61,7 @@ def _init_passt(net):
 
 # %% ../../nbs/backbone/45_passt.ipynb #c538d4bd
 class PaSST(nn.Module):
-    "PaSST: (B, 1, 128, T ≥ 16) -> (B, n_classes) logits; `features` gives (B, dim)"
+    "PaSST: (B, 1, 128, 16 ≤ T ≤ 1005) -> (B, n_classes) logits; `features` gives (B, dim)"
     def __init__(self,
         n_classes:int=10,  # outputs
         patchout_f:int=6,  # rows of patches left out in training, 0 … 11 (published: 6)
@@ -76,6 +77,7 @@ class PaSST(nn.Module):
         block = need_timm('PaSST').models.vision_transformer.Block
         _check_patchout(patchout_f, patchout_t, patchout, grid[0])
         self.patchout_f, self.patchout_t, self.patchout = patchout_f, patchout_t, patchout
+        self.most_frames = 16 + stride*grid[1] - 1             # of which the last patch leaves out less than a stride
         self.cls_token, self.dist_token = _zeros(1, dim), _zeros(1, dim)
         self.new_pos_embed = _zeros(2, dim)
         self.freq_new_pos_embed, self.time_new_pos_embed = _zeros(dim, grid[0], 1), _zeros(dim, 1, grid[1])
@@ -90,6 +92,12 @@ class PaSST(nn.Module):
 
     def forward(self, x): return self.head(self.features(x))
 
+# %% ../../nbs/backbone/45_passt.ipynb #d474fe96
+@patch(as_prop=True)
+def frame_range(self:PaSST):
+    "In training any number of frames from 16 on, see `patches`"
+    return 16, None if self.training else self.most_frames
+
 # %% ../../nbs/backbone/45_passt.ipynb #35eda560
 @patch
 def time_positions(self:PaSST, n): # -> (1, dim, 1, n)
@@ -101,9 +109,10 @@ def time_positions(self:PaSST, n): # -> (1, dim, 1, n)
 # %% ../../nbs/backbone/45_passt.ipynb #f59d653a
 @patch
 def patches(self:PaSST, x): # (B, 1, F, T) -> (B, dim, rows, columns)
-    "The embedded patches, positions added"
+    "The embedded patches, positions added; in training without what lies beyond the last position"
+    check_frames(self, x)
     rows, columns = self.freq_new_pos_embed.shape[2], self.time_new_pos_embed.shape[-1]
-    x = self.patch_embed(x)[..., :columns]
+    x = self.patch_embed(x)[..., :columns]                 # cuts in training only
     if x.shape[2] != rows:
         raise InputError(f'PaSST: the input gives {x.shape[2]} rows of patches for {rows} positions; '
                          'it needs 128 mel bands')

@@ -13,6 +13,7 @@ from torch import nn
 
 from .blocks import (AdaResNorm, Add, ConvNorm, ResNorm, init_kaiming, pool_freq,
                                  pool_time, shuffle)
+from .length import check_frames, least_frames
 from ..core import InputError, pick
 
 # %% ../../nbs/backbone/25_tf_sepnet.ipynb #cb36cebe
@@ -96,6 +97,7 @@ class TFSepNet(nn.Module):
         k:int=3,            # kernel of the depthwise convolutions, odd
     ):
         super().__init__()
+        self.frame_range = least_frames(2, LAYOUTS[pick(list(LAYOUTS), depth, 'depth')].count('M')), None
         check_odd_kernel(k, 'TF-SepNet')
         _check_multiple(base, 4, 'TF-SepNet', '(published: 40, 64), '
                         'and its blocks split 1.5·base channels into halves')
@@ -108,6 +110,7 @@ class TFSepNet(nn.Module):
         self.classifier = ConvNorm(c, n_classes, norm=None, act=None, bias=True, names=('conv', ''))
 
     def forward(self, x):
+        check_frames(self, x)
         return self.classifier(self.middle_layers(self.conv_layers(x))).mean((2, 3))
 
 # %% ../../nbs/backbone/25_tf_sepnet.ipynb #2b7ad34b
@@ -117,7 +120,8 @@ def _init_dragon(layers): # all convolutions but the transitions
 
 # %% ../../nbs/backbone/25_tf_sepnet.ipynb #eeb2f12f
 class DragonTFSepNet(nn.Module):
-    "TF-SepNet of dragonsearch: (B, 1, F, T) -> (B, n_classes) logits"
+    "TF-SepNet of dragonsearch: (B, 1, F, T ≥ 7) -> (B, n_classes) logits"
+    frame_range = least_frames(1, 2), None
     def __init__(self,
         n_classes:int=10,   # outputs
         base:int=60,        # width, a multiple of 20: 60 student, 80 teacher
@@ -132,4 +136,6 @@ class DragonTFSepNet(nn.Module):
         self.classifier = nn.Conv2d(c, n_classes, 1)
         _init_dragon(self.feature)
 
-    def forward(self, x): return self.classifier(self.feature(x)).mean((2, 3))
+    def forward(self, x):
+        check_frames(self, x)
+        return self.classifier(self.feature(x)).mean((2, 3))

@@ -22,6 +22,7 @@ from .passt import PaSST, load_passt
 from .tf_sepnet import DragonTFSepNet, TFSepNet
 from .weights import load_weights, read_weights, state_of
 from ..core import InputError, pick
+from ..run.keywords import check_keywords, make_checked
 from ..run.plugin import is_own, make_own
 
 # %% ../../nbs/backbone/90_zoo.ipynb #51e9cdc9
@@ -93,8 +94,11 @@ def _own_backbone(name, n_classes, kw): # as `create_backbone`
 
 # %% ../../nbs/backbone/90_zoo.ipynb #1082119d
 def _foreign_backbone(name, n_classes, weights, kw): # as `create_backbone`
+    library, model = name.split(':', 1)
     if is_own(name): net = _own_backbone(name, n_classes, kw)
-    else: net = image_backbone(*name.split(':', 1), n_classes, **kw)
+    else:
+        given = dict(library=library, name=model, n_classes=n_classes)
+        net = make_checked(f'backbone {name}', image_backbone, given, **kw)
     if weights: load_weights(net, state_of(read_weights(weights), weights), what=weights)
     return net
 
@@ -103,11 +107,12 @@ def _check_options(name, make, kw):
     options = list(inspect.signature(make).parameters)[1:]
     if unknown := [k for k in kw if k not in options]:
         raise InputError(f"backbone {name!r} has no option {', '.join(unknown)}: "
-                         f"its options are {', '.join(options)}")
+                         f"its options are {', '.join(options)}; give one of them")
 
 # %% ../../nbs/backbone/90_zoo.ipynb #f1cc0679
 def create_backbone(
     name:str,         # one of `list_backbones()`, timm:NAME, torchvision:NAME or 'file.py:Class'
+    /,
     n_classes:int=10, # outputs
     weights=None,     # checkpoint (path or public name) under the published tensor names
     **kw):            # options of that network, instead of the published ones
@@ -117,6 +122,7 @@ def create_backbone(
     if ':' in name: return _foreign_backbone(name, n_classes, weights, kw)
     entry = pick(backbones, name, 'backbone')
     _check_options(name, entry.make, kw)
+    check_keywords(f'backbone {name}', entry.make, kw)
     kw = {**entry.kw, **kw}
     if weights: return _load_named(entry.make, n_classes, weights, kw)
-    return entry.make(n_classes, **kw)
+    return make_checked(f'backbone {name}', entry.make, dict(n_classes=n_classes), **kw)

@@ -90,7 +90,7 @@ def _peak_by_getrusage():
 def peak_memory() -> int: # bytes
     "The most resident memory this process has had"
     try:
-        text = Path('/proc/self/status').read_text()
+        text = Path('/proc/self/status').read_text(encoding='utf-8')
     except OSError:
         return _peak_by_getrusage()
     return 1024 * int(text.split('VmHWM:')[1].split()[0])

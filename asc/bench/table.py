@@ -27,7 +27,7 @@ def core_count() -> int:
 # %% ../../nbs/bench/18_table.ipynb #a4726470
 def cpu_name() -> str:
     "What the processor calls itself"
-    try: lines = Path('/proc/cpuinfo').read_text().splitlines()
+    try: lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
     except OSError: return platform.processor()
     return next((line.split(':')[1].strip() for line in lines if 'model name' in line), '')
 

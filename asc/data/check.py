@@ -7,60 +7,19 @@ __all__ = ['LISTS', 'scan_audio', 'find_list', 'leaks', 'check_corpus']
 
 # %% ../../nbs/data/17_check.ipynb #7fb5bb4d
 import os
-import re
+import unicodedata
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..core import SCENES, InputError, fingerprint
-from .corpus import FINGERPRINTS, OFFICIAL, load_corpus, name_parts, read_list, recordings
+from ..core import InputError, fingerprint
+from .corpus import FINGERPRINTS, OFFICIAL, load_corpus
+from .findings import check_counts, check_gaps, say, table_findings
+from .lists import read_list
+from .reading import SoundFile, pcm_blocks
 from .sound import scan_wavs
-
-# %% ../../nbs/data/17_check.ipynb #69af92a2
-def _check_columns(meta):
-    "meta.csv against the file names"
-    parts = name_parts(meta.filename)
-    place = parts.city + '-' + parts.location
-    columns = [('scene', meta.scene, parts.scene), ('identifier', meta.location, place),
-               ('device', meta.device, parts.device)]
-    for column, listed, named in columns:
-        wrong = parts.scene.notna() & (listed != named)
-        if not wrong.any(): continue
-        example = f'{meta.filename[wrong].iloc[0]}: {listed[wrong].iloc[0]}'
-        yield ('error', f'{column} in meta.csv differs from the file name', int(wrong.sum()),
-               example, 'fetch meta.csv again; the table rules until then')
-
-# %% ../../nbs/data/17_check.ipynb #6205f4e7
-def _check_gaps(meta):
-    "Recordings that lack snippets"
-    rec = recordings(meta)
-    gaps = rec[~rec.complete]
-    if 0 < 2*len(gaps) < len(rec):
-        yield ('warning', 'recordings lack snippets', len(gaps), gaps.recording.iloc[0],
-               'unpack all parts of the download again')
-
-# %% ../../nbs/data/17_check.ipynb #9743e346
-def _check_counts(rows, official, what):
-    "Where the counts of a list differ from the published ones"
-    mine = pd.concat([rows[c].value_counts() for c in ('scene', 'device', 'city')])
-    mine = mine.reindex(official.index, fill_value=0)
-    share = (mine - official).abs()/official.clip(lower=1)
-    worst = share[share > 0].sort_values(ascending=False, kind='stable').index[:4]
-    example = ', '.join(f'{name} {mine[name]} for {official[name]}' for name in worst)
-    clips = abs(len(rows) - int(official[list(SCENES)].sum()))
-    example = example or 'the counts agree, the names do not'
-    yield ('error', f'{what} is not the official one', clips, example, 'fetch it again')
-
-# %% ../../nbs/data/17_check.ipynb #ce147e30
-_TAU = re.compile(r'TAU-urban-acoustic-scenes-(2020|2022)-mobile-development')
-
-def _check_edition(corpus):
-    "Whether a folder with TAU's name is TAU"
-    year = _TAU.match(corpus.dir.name)
-    if not year or corpus.edition: return
-    cut = 10 if year[1] == '2020' else 1
-    yield from _check_counts(corpus.meta, OFFICIAL['all']//cut, 'meta.csv')
 
 # %% ../../nbs/data/17_check.ipynb #209c12bf
 def scan_audio(corpus, deep=False, workers=None, progress=True):
@@ -69,26 +28,71 @@ def scan_audio(corpus, deep=False, workers=None, progress=True):
     return scan_wavs(corpus.dir, corpus.meta.filename, slack, deep, workers, progress)
 
 # %% ../../nbs/data/17_check.ipynb #609c2f38
-def _check_faults(corpus, deep, progress):
+def _check_faults(corpus, scan):
     "Listed files that are missing or broken, by kind of fault"
-    scan = scan_audio(corpus, deep=deep, progress=progress)
     bad = scan[scan.fault != '']
     kinds = bad.fault.str.replace(r' \(.*', '', regex=True)
     for kind, group in bad.groupby(kinds, sort=False):
         what = 'sound files missing' if kind == 'missing' else f'sound files: {kind}'
         yield ('error', what, len(group), f'{group.filename.iloc[0]}: {group.fault.iloc[0]}',
-               'unpack them again, or fetch the archive again')
+               _remedy(kind, corpus.dir, group.filename.iloc[0]))
+
+# %% ../../nbs/data/17_check.ipynb #4b48737b
+def _remedy(kind, folder, name):
+    "What to do about a kind of fault"
+    if kind in ('not mono', 'wrong rate', 'wrong length'):
+        return 'convert them, or take them out of meta.csv and the lists'
+    if kind != 'missing': return 'unpack them again, or fetch the archive again'
+    near = _near_name(Path(folder, name))
+    return f'the folder holds {near}: rename it' if near else 'unpack them again, or fetch the archive again'
+
+# %% ../../nbs/data/17_check.ipynb #997b4ebc
+def _near_name(path):
+    "A file beside a missing one whose name differs in case or Unicode form only, or None"
+    def plain(name): return unicodedata.normalize('NFKC', name).casefold()
+    try: return next((name for name in os.listdir(path.parent) if plain(name) == plain(path.name)), None)
+    except OSError: return None
 
 # %% ../../nbs/data/17_check.ipynb #1ede7f21
 def _check_extra(corpus):
     "Files that are not listed"
     audio = corpus.dir/'audio'
     if not audio.is_dir(): return
-    names = {f'audio/{entry.name}' for entry in os.scandir(audio) if entry.name.endswith('.wav')}
+    names = {f'audio/{entry.name}' for entry in os.scandir(audio) if entry.name.lower().endswith('.wav')}
     extra = sorted(names - set(corpus.meta.filename))
     if extra:
         yield ('note', 'sound files not in meta.csv', len(extra), extra[0],
                'they are not used; nothing to do')
+
+# %% ../../nbs/data/17_check.ipynb #5562b2ed
+def _check_scale(scan):
+    "Clips with samples beyond full scale"
+    loud = scan[(scan.fault == '') & (scan.clipped > 0)]
+    if not len(loud): return
+    first = loud.iloc[0]
+    yield ('warning', 'clips beyond full scale', len(loud), f'{first.filename}: {first.clipped:.0f} samples',
+           'scale them to 1.0 at most, or let them be cut, as they are now')
+
+# %% ../../nbs/data/17_check.ipynb #a27d43c8
+def _is_cut(path):
+    "Whether a clip stays at full scale for three samples somewhere; False where it cannot be read"
+    try:
+        with SoundFile(path) as f:
+            for pcm, _ in pcm_blocks(f):
+                full = np.abs(pcm[:, 0].astype(np.int32)) >= 32767
+                if (full[2:] & full[1:-1] & full[:-2]).any(): return True
+    except Exception: pass                                # told elsewhere
+    return False
+
+# %% ../../nbs/data/17_check.ipynb #9359ef99
+def _check_cut(corpus, scan, deep):
+    "Clips that were cut by their recorder"
+    names = scan.filename[(scan.fault == '') & (scan.clipped == 0)]
+    if not deep: names = names[::max(1, -(-len(names)//500))]
+    cut = [name for name in names if _is_cut(corpus.dir/name)]
+    if not cut: return
+    yield ('note', f'clips cut at full scale by their recorder (of {len(names):,} heard)', len(cut), cut[0],
+           'nothing to do, if that is part of what the devices do')
 
 # %% ../../nbs/data/17_check.ipynb #f3dd2c94
 LISTS = {'split5': ['split5.csv'], 'split10': ['split10.csv'], 'split25': ['split25.csv'],
@@ -162,7 +166,7 @@ def _check_list(corpus, name, path, listed, rows):
     yield from _check_known(listed, corpus, path.name)
     yield from _check_labels(listed, rows, path.name)
     if corpus.edition != '2022' or fingerprint(listed.filename) == FINGERPRINTS['2022'][name]: return
-    yield from _check_counts(rows, OFFICIAL[name], path.name)
+    yield from check_counts(rows, OFFICIAL[name], path.name)
 
 # %% ../../nbs/data/17_check.ipynb #be22a6ef
 def _check_lists(corpus):
@@ -182,16 +186,24 @@ def _check_lists(corpus):
 
 # %% ../../nbs/data/17_check.ipynb #0f9bb53c
 def _check_all(corpus, deep, progress):
-    yield from _check_faults(corpus, deep, progress)
+    scan = scan_audio(corpus, deep=deep, progress=progress)
+    yield from _check_faults(corpus, scan)
+    yield from _check_scale(scan)
+    yield from _check_cut(corpus, scan, deep)
     yield from _check_extra(corpus)
-    if corpus.kind == 'development': yield from _check_tables(corpus)
+    yield from table_findings(corpus)
+    if corpus.kind == 'development':
+        yield from check_gaps(corpus.meta)
+        yield from _check_lists(corpus)
 
-# %% ../../nbs/data/17_check.ipynb #30a88abe
-def _check_tables(corpus):
-    yield from _check_columns(corpus.meta)
-    yield from _check_gaps(corpus.meta)
-    yield from _check_edition(corpus)
-    yield from _check_lists(corpus)
+# %% ../../nbs/data/17_check.ipynb #4a7dbe21
+def _praise(corpus):
+    "What can be said of a corpus without findings"
+    listed = [name for name in LISTS if find_list([corpus.dir], name)]
+    clips = f'{len(corpus.meta):,} clips'
+    if corpus.kind == 'development':
+        clips += f' of {corpus.meta.scene.nunique()} scenes and {corpus.meta.device.nunique()} devices'
+    return f'nothing is wrong with {corpus.dir}: {clips}, {len(listed)} lists ({", ".join(listed) or "none"})'
 
 # %% ../../nbs/data/17_check.ipynb #065d6d6d
 def check_corpus(data_dir,      # folder of a corpus
@@ -199,8 +211,10 @@ def check_corpus(data_dir,      # folder of a corpus
                  progress=True, # show bars
                  kind='development', # or 'evaluation'
                  ) -> pd.DataFrame: # one a finding: severity what count example remedy
-    "Everything that is wrong with a corpus on disk; no rows when all is well"
+    "Everything that is wrong with a corpus on disk; no rows, and a sentence that says so, when all is well"
     try: corpus = load_corpus(data_dir, kind)
     except InputError as e: findings = [('error', str(e), 1, '', 'see there')]
-    else: findings = list(_check_all(corpus, deep, progress))
+    else:
+        findings = list(_check_all(corpus, deep, progress))
+        if not findings: say(_praise(corpus))
     return pd.DataFrame(findings, columns=['severity', 'what', 'count', 'example', 'remedy'])

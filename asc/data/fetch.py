@@ -16,7 +16,7 @@ from pathlib import Path
 import requests
 from fastcore.basics import patch
 
-from ..core import InputError, pick, resolve
+from ..core import InputError, pick, regular_file, resolve
 from .sound import with_bar
 
 with warnings.catch_warnings():
@@ -126,8 +126,10 @@ def fetch(url,           # where it is
 
 # %% ../../nbs/data/10_fetch.ipynb #98bfb5c4
 def _open_zip(archive):
-    try: return zipfile.ZipFile(archive)
-    except (zipfile.BadZipFile, FileNotFoundError) as e:
+    "An open archive, or InputError"
+    path = regular_file(archive, 'zip file')
+    try: return zipfile.ZipFile(path)
+    except Exception as e:                                # a damaged directory ends in any error
         raise InputError(f'{archive} cannot be unpacked: {e}. Remove it and fetch it again') from e
 
 # %% ../../nbs/data/10_fetch.ipynb #5fc16c22
@@ -136,7 +138,7 @@ def _check_inside(names, out, archive):
     folder = Path(out).resolve()
     for name in names:
         if not Path(out, name).resolve().is_relative_to(folder):
-            raise InputError(f'{archive} would write outside {out}: {name!r}')
+            raise InputError(f'{archive} would write outside {out}: {name!r}; fetch it again, or from elsewhere')
 
 # %% ../../nbs/data/10_fetch.ipynb #ff4263c6
 def _unpack_member(zf, member, out):
@@ -149,10 +151,19 @@ def _unpack_member(zf, member, out):
         with zf.open(member) as source, open(part, 'wb') as target:
             shutil.copyfileobj(source, target, 1 << 20)
         os.replace(part, path)
-    except (zipfile.BadZipFile, OSError) as e:
+    except Exception as e:                                # also a cipher or a method that is not known here
         part.unlink(missing_ok=True)
         reason = getattr(e, 'strerror', None) or e
-        raise InputError(f'{member.filename} of {zf.filename} cannot be unpacked: {reason}') from e
+        raise InputError(f'{member.filename} of {zf.filename} cannot be unpacked: {reason}. '
+                         'Remove the archive and fetch it again') from e
+
+# %% ../../nbs/data/10_fetch.ipynb #fb47de72
+def _check_space(members, out, archive):
+    "InputError if a disk has no room for what an archive says it holds"
+    need, free = sum(m.file_size for m in members), shutil.disk_usage(out).free
+    if need > free:
+        raise InputError(f'{archive} needs {need/1e9:.1f} GB in {out}, and {free/1e9:.1f} GB are free: '
+                         'free some space or choose another folder')
 
 # %% ../../nbs/data/10_fetch.ipynb #3b0c4132
 def unpack(archive,       # zip file
@@ -163,6 +174,8 @@ def unpack(archive,       # zip file
     with _open_zip(archive) as zf:
         members = [m for m in zf.infolist() if not m.is_dir()]
         _check_inside([m.filename for m in members], out, archive)
+        Path(out).mkdir(parents=True, exist_ok=True)
+        _check_space(members, out, archive)
         for member in with_bar(members, len(members), progress): _unpack_member(zf, member, out)
 
 # %% ../../nbs/data/10_fetch.ipynb #b776a9fb
@@ -172,12 +185,12 @@ def _record(url):
         response = requests.get(url, timeout=30)
         response.raise_for_status()
         files = [f for f in response.json()['files'] if f['checksum'].startswith('md5:')]
-        return [dict(name=f['key'], size=f['size'], md5=f['checksum'][4:], url=f['links']['self'])
+        return [dict(name=f['key'], size=int(f['size']), md5=f['checksum'][4:], url=f['links']['self'])
                 for f in files]
     except requests.RequestException as e:
         raise InputError(f'could not ask {url} for its files ({type(e).__name__}): check the connection, '
                          'or download by hand and unpack into one folder') from e
-    except (KeyError, ValueError) as e:
+    except (KeyError, ValueError, TypeError, AttributeError) as e:
         raise InputError(f'{url} is not a record with files and MD5 sums: check the number') from e
 
 # %% ../../nbs/data/10_fetch.ipynb #3d1b90e6
@@ -203,6 +216,7 @@ def download_corpus(name,          # one of CORPORA, or the number of any Zenodo
     record = int(name) if str(name).isdigit() else pick(CORPORA, name, 'corpus')
     out = resolve(out)
     files = _record(f'{base_url}/{record}')
+    _check_inside([f['name'] for f in files], out/'archives', f'{base_url}/{record}')
     _check_room(files, out, name)
     for f in files:
         path = fetch(f['url'], out/'archives'/f['name'], md5=f['md5'], progress=progress)

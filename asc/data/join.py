@@ -9,14 +9,8 @@ __all__ = ['join_snippets', 'JoinedStore', 'join_store']
 import pandas as pd
 
 from ..core import InputError, check_range
+from .corpus import check_grammar, with_snippet
 from .store import Store
-
-# %% ../../nbs/data/35_join.ipynb #b72182d2
-def _joined_name(filename, number):
-    "The name of a snippet with another number, or with none"
-    head, device = filename.rsplit('-', 1)
-    recording = head.rsplit('-', 1)[0]
-    return f'{recording}-{device}' if number is pd.NA else f'{recording}-{number}-{device}'
 
 # %% ../../nbs/data/35_join.ipynb #2788e30d
 def _whole_clips(rows, k, snippet):
@@ -27,7 +21,7 @@ def _whole_clips(rows, k, snippet):
 # %% ../../nbs/data/35_join.ipynb #c6167e71
 def _renumbered(rows, numbers):
     "Clips with new numbers for their snippets, or with none"
-    names = [_joined_name(name, n) for name, n in zip(rows.filename, numbers)]
+    names = [with_snippet(name, None if n is pd.NA else n) for name, n in zip(rows.filename, numbers)]
     return rows.assign(filename=names, snippet=numbers).reset_index(drop=True)
 
 # %% ../../nbs/data/35_join.ipynb #433a46a7
@@ -38,7 +32,9 @@ def join_snippets(rows,            # of `Corpus.meta` or a store; no snippet mea
                   ) -> pd.DataFrame: # the clips' first snippets, renamed, in the order of `rows`
     "The clips of `k` snippets each that are whole in `rows`"
     check_range(join=(k, 1, None))
-    if k == 1 or rows.snippet.isna().all(): return rows
+    if k == 1: return rows
+    check_grammar(rows.filename, f'join={k}')
+    if rows.snippet.isna().all(): return rows
     if k > longest:
         raise InputError(f'join={k}: the longest recording has {longest} snippets; '
                          'choose at most that many')
@@ -66,4 +62,6 @@ class JoinedStore(Store):
 # %% ../../nbs/data/35_join.ipynb #1bbda8c2
 def join_store(store, k:int): # `JoinedStore`, or the store itself where there is nothing to join
     "A store in clips of `k` snippets; a store of whole recordings stays as it is"
-    return store if k == 1 or not store.rows.snippet.any() else JoinedStore(store, k)
+    if k == 1: return store
+    check_grammar(store.rows.filename, f'join={k}')
+    return JoinedStore(store, k) if store.rows.snippet.any() else store

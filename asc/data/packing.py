@@ -9,6 +9,7 @@ __all__ = ['CHUNK', 'STORE_FORMAT', 'store_layout', 'chunks', 'crc_of', 'Packing
 import hashlib
 import json
 import os
+import re
 import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,10 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..core import write_json, write_text
-from .sound import FAULTS, with_bar, fault_of, read_int16, to_int16
+from .rates import small_ratio
+from .reading import fault_of, read_int16
+from .samples import to_int16
+from .sound import with_bar
 
 # %% ../../nbs/data/28_packing.ipynb #0cae2b2a
 def _stretches(rows):
@@ -76,10 +80,12 @@ class Packing:
         self.clip_len = int(rows.frames[0])
         self.chunks = chunks(rows.stretch.values, self.clip_len)
         self.part, self.final = folder/'audio.part', folder/'audio.i16'
-        self.resample = _resampler(src_rate, rate) if rate != src_rate else None
+        self.ratio = small_ratio(src_rate, rate)                    # samples in, samples out
+        self.resample = _resampler(*self.ratio) if rate != src_rate else None
 
 # %% ../../nbs/data/28_packing.ipynb #9ac07218
 def _resampler(source, target):
+    "A function of sound that makes `target` samples of `source`"
     from torchaudio.transforms import Resample
     return Resample(source, target)
 
@@ -91,7 +97,7 @@ def decode(self:Packing, chunk):
     x, faults = np.empty((end - first, self.src_len), np.int16), {}
     for name, clip in zip(self.rows.filename[first:end], x):
         try: read_int16(self.src_dir/name, self.src_len, clip)
-        except FAULTS as e: faults[name] = fault_of(e)
+        except Exception as e: faults[name] = fault_of(e)
     return x, faults
 
 # %% ../../nbs/data/28_packing.ipynb #7fec1c2f
@@ -101,18 +107,40 @@ def at_rate(self:Packing, x, stretch):
     import torch
     resampled = []
     for number in np.unique(stretch):
-        sound = torch.from_numpy(x[stretch == number].reshape(-1)/np.float32(32768))
-        with torch.inference_mode(): resampled.append(self.resample(sound).numpy())
+        clips = x[stretch == number]
+        sound = torch.from_numpy(clips.reshape(-1)/np.float32(32768))
+        with torch.inference_mode(): sound = self.resample(sound).numpy()
+        resampled.append(_of_length(sound, len(clips)*self.clip_len))
     return to_int16(np.concatenate(resampled))
+
+# %% ../../nbs/data/28_packing.ipynb #a5735b48
+def _of_length(x, n):
+    "The first `n` samples; the last one is repeated where there are fewer"
+    return x[:n] if len(x) >= n else np.pad(x, (0, n - len(x)), 'edge')
 
 # %% ../../nbs/data/28_packing.ipynb #f12f97d1
 @patch
-def do(self:Packing, chunk):
-    "Decode one chunk and write it: (chunk, checksum, faults)"
+def made(self:Packing, chunk):
+    "The samples of a chunk as they are stored, and faults"
     first, end = chunk
     x, faults = self.decode(chunk)
+    if self.resample and not faults: x = self.at_rate(x, self.rows.stretch.values[first:end])
+    return x, faults
+
+# %% ../../nbs/data/28_packing.ipynb #dfa514b8
+@patch
+def checksum(self:Packing, chunk):
+    "CRC-32 of a chunk as its sources are now; None where they cannot be read"
+    x, faults = self.made(chunk)
+    return None if faults else zlib.crc32(x)
+
+# %% ../../nbs/data/28_packing.ipynb #65df3ffb
+@patch
+def do(self:Packing, chunk):
+    "Decode one chunk and write it: (chunk, checksum, faults)"
+    first, _ = chunk
+    x, faults = self.made(chunk)
     if faults: return chunk, None, faults
-    if self.resample: x = self.at_rate(x, self.rows.stretch.values[first:end])
     with open(self.part, 'r+b') as f:
         f.seek(first*self.clip_len*2)
         f.write(x)
@@ -123,9 +151,10 @@ def do(self:Packing, chunk):
 def noted(self:Packing):
     "What an earlier attempt noted: {(first, end): checksum}"
     log = self.folder/'progress'
-    if not (self.part.exists() and log.exists()): return {}
-    notes = [map(int, line.split()) for line in log.read_text().split('\n')[:-1]]
-    return {(first, end): crc for first, end, crc in notes}
+    if not (self.part.is_file() and log.is_file()): return {}
+    lines = log.read_bytes().split(b'\n')[:-1]
+    notes = [line.split() for line in lines if re.fullmatch(rb'\d+ \d+ \d+', line)]
+    return {(int(first), int(end)): int(crc) for first, end, crc in notes}
 
 # %% ../../nbs/data/28_packing.ipynb #a8476d34
 @patch
@@ -154,7 +183,7 @@ def run(self:Packing, workers=None, progress=True):
     self.reserve(sums)
     left = [chunk for chunk in self.chunks if chunk not in sums]
     threads = workers or 2*(os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool, open(self.folder/'progress', 'w') as log:
+    with ThreadPoolExecutor(threads) as pool, open(self.folder/'progress', 'w', encoding='utf-8') as log:
         for chunk, crc in sums.items(): print(*chunk, crc, file=log, flush=True)
         for chunk, crc, chunk_faults in with_bar(pool.map(self.do, left), len(left), progress):
             faults |= chunk_faults
@@ -176,7 +205,7 @@ def facts(self:Packing, sums, rows):
     return dict(format=STORE_FORMAT, clips=len(self.rows), clip_len=self.clip_len,
                 dtype='int16, little endian', rows=sha256_of(rows),
                 rounding='to the nearest, halves up, saturating',
-                resampling=_RESAMPLING if self.resample else 'none',
+                resampling=f'{_RESAMPLING}, {self.ratio[0]} samples to {self.ratio[1]}' if self.resample else 'none',
                 chunks=[[first, end, crc] for (first, end), crc in zip(self.chunks, sums)])
 
 # %% ../../nbs/data/28_packing.ipynb #255d4794

@@ -7,26 +7,46 @@ __all__ = ['Samples']
 
 # %% ../../nbs/data/25_pcm.ipynb #f7cf54bb
 import os
-from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import InputError
+from ..core import InputError, regular_file
 
 # %% ../../nbs/data/25_pcm.ipynb #0783a490
 class Samples:
     "The int16 samples of a file, read-only"
     def __init__(self, path):
-        self.path = Path(path)
+        self.path = regular_file(path, 'file of samples')
         self.file = open(path, 'rb', buffering=0)
-        self.flat = np.asarray(np.memmap(self.file, '<i2', 'r'))
+        self.size = os.fstat(self.file.fileno()).st_size//2
 
-# %% ../../nbs/data/25_pcm.ipynb #451ba03b
+# %% ../../nbs/data/25_pcm.ipynb #b6c652b9
 @patch
-def close(self:Samples):
-    self.file.close()
-    self.flat = None
+def __len__(self:Samples): return self.size
+
+@patch
+def close(self:Samples): self.file.close()
+
+# %% ../../nbs/data/25_pcm.ipynb #4490bc5e
+@patch
+def _read(self:Samples, piece, start):
+    "Fill an array with the samples from `start` on; InputError where the file has none"
+    try: read = self._read_at(piece, 2*start)
+    except OSError as e:
+        raise InputError(f'{self.path}: cannot be read ({e.strerror or e}); remove its folder and pack again') from e
+    if read < piece.nbytes:
+        raise InputError(f'{self.path} ends before sample {start + len(piece)}: it was cut short; remove its folder '
+                         'and pack again')
+
+# %% ../../nbs/data/25_pcm.ipynb #fbb2bdde
+@patch
+def _read_at(self:Samples, piece, offset):
+    "Read into an array from a byte on, in threads too; the number of bytes read"
+    if hasattr(os, 'preadv'): return os.preadv(self.file.fileno(), (piece,), offset)
+    with open(self.path, 'rb', buffering=0) as f:                              # Windows, macOS
+        f.seek(offset)
+        return f.readinto(piece)
 
 # %% ../../nbs/data/25_pcm.ipynb #bcf41e27
 @patch
@@ -36,13 +56,17 @@ def take(self:Samples,
          ) -> np.ndarray: # int16 (B, n), a copy
     "Pieces from anywhere"
     first = np.asarray(first, np.int64)
-    if not hasattr(os, 'preadv'):                                              # Windows
-        return np.lib.stride_tricks.sliding_window_view(self.flat, n)[first]
     pieces = np.empty((len(first), n), '<i2')
-    for piece, start in zip(pieces, first.tolist()):
-        if os.preadv(self.file.fileno(), (piece,), 2*start) < 2*n:
-            raise InputError(f'{self.path} ends before sample {start + n}: it was cut short')
+    for piece, start in zip(pieces, first.tolist()): self._read(piece, start)
     return pieces
+
+# %% ../../nbs/data/25_pcm.ipynb #20513a36
+@patch(as_prop=True)
+def flat(self:Samples):
+    "All samples, a copy that cannot be written to"
+    samples = self.take([0], len(self))[0]
+    samples.flags.writeable = False
+    return samples
 
 # %% ../../nbs/data/25_pcm.ipynb #5de11c1f
 @patch

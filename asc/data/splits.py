@@ -16,8 +16,9 @@ from fastcore.basics import patch
 
 from ..core import SUBSETS, InputError, fingerprint, pick, project_root
 from .check import find_list, leaks
-from .corpus import FINGERPRINTS, read_list
+from .corpus import FINGERPRINTS, with_snippet
 from .fetch import fetch
+from .lists import read_list
 
 # %% ../../nbs/data/20_splits.ipynb #f1d7f528
 def _folders(corpus):
@@ -36,16 +37,12 @@ def expand_2020(list2020,          # filename and scene_label of 10-s recordings
                 ) -> pd.DataFrame: # ten times as many rows, snippets 0–9 of each recording
     "The 1-s list that a list of the 2020 edition stands for"
     long = list2020.loc[list2020.index.repeat(10)].reset_index(drop=True)
-    snippet = pd.Series(range(len(long))) % 10
-    stem = long.filename.str.removesuffix('.wav').str.rsplit('-', n=1)
-    names = stem.str[0] + '-' + snippet.astype(str) + '-' + stem.str[1] + '.wav'
-    return long.assign(filename=names)
+    return long.assign(filename=[with_snippet(name, k) for name in list2020.filename for k in range(10)])
 
 # %% ../../nbs/data/20_splits.ipynb #a0f871f6
 def _without_snippets(listed):
     "The 10-s list that a list of the 2022 edition stands for"
-    names = listed.filename.str.replace(r'-\d+(-[^-]+\.wav)$', r'\1', regex=True)
-    return listed.assign(filename=names).drop_duplicates('filename')
+    return listed.assign(filename=[with_snippet(name) for name in listed.filename]).drop_duplicates('filename')
 
 # %% ../../nbs/data/20_splits.ipynb #d064ecc4
 def _translate(listed, names):
@@ -110,9 +107,10 @@ def fetch_split(name,                # 'test', or 'split5' … 'split100'
 def _no_list(corpus, name):
     "Why there is no list"
     if name == 'test':
-        return f'{corpus.dir} has no test.csv and no evaluation_setup/fold1_evaluate.csv'
+        return (f'{corpus.dir} has no test.csv and no evaluation_setup/fold1_evaluate.csv: put one of these lists '
+                'there, as a file')
     lists = ', '.join(f'split{s}' for s in subsets_of(corpus)) or 'none'
-    return f'{corpus.dir} has no {name}.csv: its training lists are {lists}'
+    return f'{corpus.dir} has no {name}.csv: its training lists are {lists}; choose one, or add that list as a file'
 
 # %% ../../nbs/data/20_splits.ipynb #bc40745b
 def _home_of(corpus):

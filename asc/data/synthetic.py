@@ -20,7 +20,7 @@ import numpy as np
 import soundfile as sf
 from fastprogress.fastprogress import progress_bar
 
-from ..core import CITIES, DEVICES, SCENES, SUBSETS, InputError, project_root
+from ..core import CITIES, DEVICES, SCENES, SUBSETS, InputError, project_root, read_json
 from .soundscape import RATE, SECONDS, draw_location, play, record
 
 # %% ../../nbs/data/40_synthetic.ipynb #2fe9698e
@@ -36,8 +36,7 @@ class _Recording(NamedTuple):
 # %% ../../nbs/data/40_synthetic.ipynb #53a510ec
 def _segments(s, train, test):
     "The segments of scene number `s`, `train` and `test` of them, as recorded by device a"
-    a_place = 1 if train < 6 else 2                     # training segments
-    training = [j // a_place for j in range(train)]
+    training = [j if train < 6 else 2*(j // 4) + (j % 4 > 0) for j in range(train)]
     places = len(set(training))
     testing = [places + j for j in range(test)]
     rows = []
@@ -50,7 +49,7 @@ def _segments(s, train, test):
 
 # %% ../../nbs/data/40_synthetic.ipynb #d2eb0f64
 def _parallel(s, recordings):
-    "The same segments, recorded by devices b to s3 in turn"
+    "The same segments, recorded by one of the devices b to s3 each"
     devices = DEVICES[1:6]
     return [r._replace(device=devices[(s + j) % 5]) for j, r in enumerate(recordings)]
 
@@ -64,7 +63,7 @@ def plan(train:int=12,  # training recordings a scene
     n_a = -(-2 * train // 3)                             # recordings of device a
     for s in range(len(SCENES)):
         training, testing = _segments(s, n_a, test)
-        parallel = _parallel(s, training[:train - n_a])
+        parallel = _parallel(s, training[::2][:train - n_a])
         later = training[1:] + parallel
         order = np.random.default_rng([seed, s]).permutation(len(later))
         rows += [training[0], *(later[i] for i in order)]
@@ -149,7 +148,8 @@ def _write_lists(folder, rows):
 def _made_with(folder):
     "The arguments a synthetic corpus was made with, or None"
     path = folder/'SYNTHETIC'
-    return json.loads(path.read_text())['made'] if path.is_file() else None
+    try: return read_json(path, 'note')['made'] if path.is_file() else None
+    except (InputError, KeyError): return 'a damaged note'
 
 # %% ../../nbs/data/40_synthetic.ipynb #f1deaa5d
 def _write_corpus(out, made, progress):
@@ -160,7 +160,7 @@ def _write_corpus(out, made, progress):
     try:
         _write_sounds(tmp, rows, made['seed'], progress)
         _write_lists(tmp, rows)
-        (tmp/'SYNTHETIC').write_text(json.dumps(dict(note=note, made=made)))
+        (tmp/'SYNTHETIC').write_text(json.dumps(dict(note=note, made=made)), encoding='utf-8')
         os.replace(tmp, out)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
@@ -175,7 +175,7 @@ def make_synthetic(out=None,      # folder to create; default: data/synthetic-â€
     if train < 2 or test < 1:
         raise InputError(f'train={train}, test={test}: a synthetic corpus needs train >= 2, test >= 1')
     out = Path(out or project_root()/'data'/f'synthetic-{train}x{test}-seed{seed}')
-    made = dict(train=train, test=test, seed=seed, version=1)
+    made = dict(train=train, test=test, seed=seed, version=2)
     if out.exists():
         if _made_with(out) == made: return out
         raise InputError(f'{out} exists and is not the synthetic corpus {made}: '

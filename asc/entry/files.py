@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from ..core import atomic, write_text
+from ..core import InputError, atomic, read_yaml, write_text
 from ..augment.pipeline import pipelines
 
 # %% ../../nbs/entry/05_files.ipynb #14356e2a
@@ -257,6 +257,8 @@ def _is_address(email):
 def _check_authors(authors):
     "Complaints about the authors, of whom exactly one corresponds"
     if not authors: return ['no author']
+    if not isinstance(authors, list) or not all(isinstance(author, dict) for author in authors):
+        return ['authors must be a list of tables']
     emails = [author.get('email') for author in authors]
     faults = [f'e-mail address {email!r}' for email in emails if not _is_address(email)]
     if sum(bool(author.get('corresponding')) for author in authors) == 1: return faults
@@ -275,12 +277,10 @@ def _check_measured(block, written, measured):
 
 # %% ../../nbs/entry/05_files.ipynb #1cc68c60
 def _read_meta(path):
-    "The three blocks of a meta file; ValueError says why it cannot be read"
-    try: meta = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise ValueError(f'not YAML ({str(e).splitlines()[0]})') from e
+    "The three blocks of a meta file; InputError or ValueError says why it cannot be read"
+    meta = read_yaml(path, 'meta file')
     blocks = ('submission', 'system', 'results')
-    if not isinstance(meta, dict) or any(not isinstance(meta.get(b), dict) for b in blocks):
+    if any(not isinstance(meta.get(b), dict) for b in blocks):
         raise ValueError(f"the blocks {', '.join(blocks)} are required")
     return meta
 
@@ -295,6 +295,7 @@ def check_meta(
     path = Path(path)
     if not path.is_file(): return [f'{path.name}: missing']
     try: meta = _read_meta(path)
+    except InputError as e: return [str(e)]
     except ValueError as e: return [f'{path.name}: {e}']
     submission = meta['submission']
     faults = [

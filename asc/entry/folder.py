@@ -6,7 +6,6 @@
 __all__ = ['write_package', 'check_package']
 
 # %% ../../nbs/entry/10_folder.ipynb #aaf88ee2
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core import InputError, atomic, fingerprint, resolve, write_json
+from ..backbone.tensors import tensors_digest
+from ..core import InputError, atomic, fingerprint, pick, read_json, resolve, write_json
 from ..train.clips import ClipData
 from ..train.learner import predict_logits
 from ..score.runs import read_run
-from ..size.rules import judge
+from ..size.rules import RULES, judge
 from ..data.store import pack
 from .files import (LABEL, check_meta, check_output, describe_system, results_of, write_meta,
                              write_output)
@@ -91,10 +91,11 @@ def _split_files(folder, label, tag):
 
 # %% ../../nbs/entry/10_folder.ipynb #701caca0
 def _write_answers(folder, label, tag, answers, rows):
-    "The table and the weights of one split"
+    "The table and the weights of one split; the digest of the weights by the name of their file"
     table, weights = _split_files(folder, label, tag)
     write_output(table, rows.filename, answers.probs, answers.scenes)
     with atomic(weights) as tmp: torch.save(answers.state, tmp)
+    return {weights.name: tensors_digest(answers.state)}
 
 # %% ../../nbs/entry/10_folder.ipynb #c2d232c5
 def _total_cost(costs, bits):
@@ -104,7 +105,7 @@ def _total_cost(costs, bits):
                 total_model_size=params*bits//8)
 
 # %% ../../nbs/entry/10_folder.ipynb #76f9f048
-def _write_info(path, cost, results, tests, answers, corpus, rows, year):
+def _write_info(path, cost, results, tests, answers, corpus, rows, year, digests):
     "info.json as the 2024 baseline writes it, and what the validator compares with"
     write_json(path, dict(
         MACs=cost['macs'],
@@ -118,6 +119,7 @@ def _write_info(path, cost, results, tests, answers, corpus, rows, year):
         splits=list(tests),
         clips=len(rows),
         fingerprint=fingerprint(rows.filename),
+        digests=digests,
         corpus=corpus.name,
         synthetic=corpus.synthetic,
     ))
@@ -134,15 +136,15 @@ def _group_by_split(records):
 def _fill_package(part, label, records, corpus, rows, year, store_dir, progress, info):
     "Everything a package consists of, into a folder"
     groups = _group_by_split(records)
-    costs, blocks, tests = [], {}, {}
+    costs, blocks, tests, digests = [], {}, {}, {}
     for split, group in groups.items():
         answers = _evaluate([r['dir'] for r in group], corpus, rows, store_dir, progress)
-        _write_answers(part, label, f'.{split}' if len(groups) > 1 else '', answers, rows)
+        digests |= _write_answers(part, label, f'.{split}' if len(groups) > 1 else '', answers, rows)
         costs.append(answers.cost)
         tests[split] = [r['metrics'] for r in group]
         blocks |= _blocks(split, tests[split])
     cost = _total_cost(costs, answers.bits)
-    _write_info(part/'info.json', cost, blocks, tests, answers, corpus, rows, year)
+    _write_info(part/'info.json', cost, blocks, tests, answers, corpus, rows, year, digests)
     trained = dict(records[0], parameters=_training_parameters(records[0]))
     description = describe_system(trained, answers.bits) | dict(info.pop('description', None) or {})
     write_meta(part/f'{label}.meta.yaml', label, blocks, cost, description, **info)
@@ -185,15 +187,26 @@ def _check_list(path, info):
     return []
 
 # %% ../../nbs/entry/10_folder.ipynb #c61dbb1e
-_INFO_FIELDS = 'MACs Params bits year results splits complexity scenes clips fingerprint'.split()
+_INFO_TYPES = dict(MACs=int, Params=int, bits=int, year=str, results=dict, splits=list, complexity=dict, scenes=list,
+                   clips=int, fingerprint=str, digests=dict)
+
+def _check_types(table, types):
+    "ValueError for the first field that is not there or of another type"
+    for field, kind in types.items():
+        if field not in table: raise ValueError(f'no field {field}')
+        if type(table[field]) is not kind: raise ValueError(f'{field}={table[field]!r:.40} is no {kind.__name__}')
+
+# %% ../../nbs/entry/10_folder.ipynb #f00d7d2e
+_COST_TYPES = dict.fromkeys(['total_parameters', 'macs', 'total_parameters_non_zero'], int)
 
 def _read_info(path):
     "info.json; ValueError says why it cannot be used"
-    try: info = json.loads(path.read_text())
-    except FileNotFoundError: raise ValueError('missing') from None
-    except ValueError as e: raise ValueError(f'not JSON ({e})') from e
-    if absent := [field for field in _INFO_FIELDS if field not in info]:
-        raise ValueError(f'no field {absent[0]}')
+    if not path.exists(): raise ValueError('missing')
+    try: info = read_json(path)
+    except InputError as e: raise ValueError(f'not JSON ({e})') from e
+    _check_types(info, _INFO_TYPES)
+    _check_types(info['complexity'], _COST_TYPES)
+    pick(RULES, info['year'], 'year')
     return info
 
 # %% ../../nbs/entry/10_folder.ipynb #aa37666b

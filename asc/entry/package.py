@@ -15,14 +15,13 @@ import sys
 from configparser import ConfigParser
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-
 import asc
+from ..backbone.tensors import TensorFile
 from ..model.classifier import save_model
 from ..core import InputError, resolve, write_text
 from ..load import open_model
 from ..model.per_device import save_devices
+from ..model.saved import read_saved, write_saved
 from .files import LABEL
 
 # %% ../../nbs/entry/15_package.ipynb #ed0b7ce6
@@ -77,8 +76,10 @@ import torch
 
 from .asc.frontend.logmel import load_sound
 from .asc.frontend.mel import Resample
-from .asc.model.classifier import load_model as load_general
-from .asc.model.per_device import load_devices
+from .asc.model.adapter import check_answer, check_heard
+from .asc.model.classifier import rebuild
+from .asc.model.per_device import rebuild_devices
+from .asc.model.saved import read_saved
 
 CHECKPOINT = Path(__file__).parent/'ckpts'/'{label}'
 '''
@@ -88,9 +89,8 @@ _INTERFACE += '''
 
 def load_model(model_file_path=None):
     "The model: of this package, or of a folder with model.json and model.safetensors"
-    folder = Path(model_file_path or CHECKPOINT)
-    if (folder/'devices.safetensors').is_file(): return load_devices(folder)
-    return load_general(folder)
+    saved = read_saved(model_file_path or CHECKPOINT)
+    return (rebuild_devices if 'devices.safetensors' in saved.weights else rebuild)(saved)
 
 
 def load_inputs(file_paths, device_ids, model):
@@ -100,6 +100,7 @@ def load_inputs(file_paths, device_ids, model):
     with torch.no_grad():
         for path in file_paths:
             wave, rate = load_sound(path)
+            check_heard(wave, [str(path)])
             wave = Resample(rate, model.spec['rate'])(wave).to(device)
             spectrograms.append(model.pipeline(wave).contiguous(memory_format=torch.channels_last))
     return spectrograms
@@ -125,7 +126,9 @@ def predict(file_paths, device_ids, model_file_path=None, use_cuda=False):
         for path, device_id in zip(file_paths, device_ids):
             spectrogram, = load_inputs([path], [device_id], model)
             network = get_model_for_device(model, device_id)
-            logits.append(network(spectrogram)[0].float().cpu())
+            answer = network(spectrogram).float().cpu()
+            check_answer(answer, [str(path)])
+            logits.append(answer[0])
     return logits, list(model.scenes)
 '''
 
@@ -157,11 +160,13 @@ def _requirements(packages):
 # %% ../../nbs/entry/15_package.ipynb #925c7668
 def halve_weights(folder):
     "Write the weights of a saved model in half precision"
-    for path in Path(folder).glob('*.safetensors'):
-        with safe_open(path, 'pt') as f: metadata = f.metadata()
-        tensors = {name: tensor.half() if tensor.is_floating_point() else tensor
-                   for name, tensor in load_file(path).items()}
-        save_file(tensors, path, metadata=metadata)
+    saved = read_saved(folder)
+    write_saved(folder, saved.description, {name: _halved(file) for name, file in saved.weights.items()})
+
+# %% ../../nbs/entry/15_package.ipynb #a4dbabc2
+def _halved(file): # a TensorFile
+    tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in file.tensors.items()}
+    return TensorFile(tensors, file.metadata)
 
 # %% ../../nbs/entry/15_package.ipynb #a517ab2a
 def open_system(source):
@@ -172,7 +177,7 @@ def open_system(source):
 def _copy_library(root):
     "Copy the modules the interface needs; the packages of others they import"
     modules, others = modules_for(
-        'model.classifier', 'model.per_device', 'frontend.logmel', 'frontend.mel')
+        'model.adapter', 'model.classifier', 'model.per_device', 'frontend.logmel', 'frontend.mel')
     for module in modules:
         target = root/'asc'/_source_of(module).relative_to(Path(asc.__file__).parent)
         target.parent.mkdir(parents=True, exist_ok=True)

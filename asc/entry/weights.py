@@ -6,17 +6,18 @@
 __all__ = ['networks_of', 'load_entrant', 'entry_cost', 'entry_state', 'check_state']
 
 # %% ../../nbs/entry/07_weights.ipynb #71424b8f
-from pathlib import Path
-
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
+from ..backbone.tensors import tensors_digest
+from ..backbone.weights import read_weights
 from ..backbone.zoo import create_backbone
+from ..core import InputError
 from ..size.cost import complexity
 from ..size.fold import half_weights
-from ..size.qdq import quantisers
 from ..load import open_model
+from ..model.description import WEIGHTS
+from ..model.saved import read_saved
 
 # %% ../../nbs/entry/07_weights.ipynb #84ebbd0b
 def networks_of(model) -> dict: # '' or 'base_model', 'device_models.a' … -> network
@@ -56,7 +57,7 @@ def entry_state(
 ) -> dict:     # name -> tensor
     "The tensors handed in for one model"
     if bits == 8:
-        codes = load_file(Path(folder)/'model.safetensors')
+        codes = read_saved(folder).weights[WEIGHTS].tensors
         return {prefix + key: value for key, value in codes.items()}
     tensors = {}
     for name, net in networks_of(model).items():
@@ -123,16 +124,22 @@ def _check_int8(name, state, info):
     if info['year'] == '2022': faults += _check_rules_of_2022(name, state)
     return faults
 
+# %% ../../nbs/entry/07_weights.ipynb #4997d3bb
+def _check_digest(name, state, info):
+    "Whether these are the weights that the answers were computed with"
+    if tensors_digest(state) == info['digests'].get(name): return []
+    return [f'{name}: not the weights the entry was made with (another digest); write the entry again']
+
 # %% ../../nbs/entry/07_weights.ipynb #f8beafbb
 def check_state(
     path, # of a file of weights
-    info, # bits, year and Params of the entry
+    info, # bits, year, Params and digests of the entry
 ) -> list: # sentences, empty if all is well
     "Whether the weights can be read and are what was declared"
     if not path.is_file(): return [f'{path.name}: missing']
-    try: state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e: return [f'{path.name}: cannot be read as weights ({type(e).__name__})']
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+    try: state = read_weights(path)
+    except InputError as e: return [f'{path.name}: cannot be read as weights ({e})']
+    if not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()):
         return [f'{path.name}: holds more than tensors']
     check = _check_int8 if info['bits'] == 8 else _check_half
-    return check(path.name, state, info)
+    return check(path.name, state, info) or _check_digest(path.name, state, info)

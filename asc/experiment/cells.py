@@ -8,12 +8,15 @@ __all__ = ['Cell', 'sweep_cells', 'seed_groups']
 # %% ../../nbs/experiment/17_cells.ipynb #a9180520
 import json
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
 from ..core import InputError
-from ..run.parameters import full_parameters
+from ..run.parameters import find_notebook, full_parameters
+from ..run.recipe import recipe_environment
+from ..run.values import check_type
 
 # %% ../../nbs/experiment/17_cells.ipynb #40fa63a4
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Cell:
     name:str                                # of its folder
     parameters:dict                         # all that the notebook declares
     swept:dict = field(default_factory=dict) # what tells it apart: recipe, subset, seed …
+    env:dict = field(default_factory=dict)   # environment variables: the recipe it comes from
 
 # %% ../../nbs/experiment/17_cells.ipynb #dd488982
 def _recipe_label(recipe):
@@ -34,6 +38,13 @@ def _default_name(label, own):
     "The name of a run that was given none, such as easy-cnn3-split25-seed0"
     short = dict(subset='split', seed='seed')
     return '-'.join([label, *(f"{short.get(key, key + '_')}{value}" for key, value in own.items())])
+
+# %% ../../nbs/experiment/17_cells.ipynb #d581e012
+@contextmanager
+def _naming(cell):
+    "What is refused inside is refused for this cell"
+    try: yield
+    except InputError as e: raise InputError(f'cell {cell}: {e}') from e
 
 # %% ../../nbs/experiment/17_cells.ipynb #8dc46916
 def _cell(notebook, recipe, common, own, name=''):
@@ -48,8 +59,8 @@ def _cell(notebook, recipe, common, own, name=''):
         if key in parameters:
             raise InputError(f'cells: parameter {key} of {name} is chosen by the sweep: '
                              'leave it out')
-    complete = full_parameters(notebook, recipe or None, parameters)
-    return Cell(name, complete, dict(recipe=label, **own))
+    with _naming(name): complete = full_parameters(notebook, recipe or None, parameters)
+    return Cell(name, complete, dict(recipe=label, **own), recipe_environment(recipe))
 
 # %% ../../nbs/experiment/17_cells.ipynb #49627d64
 def _refuse_twins(cells):
@@ -78,6 +89,19 @@ def _further_cell(notebook, common, entry):
     own = {key: value for key, value in entry.items() if key not in ('recipe', 'name')}
     return _cell(notebook, entry.get('recipe', ''), common, own, entry.get('name', ''))
 
+# %% ../../nbs/experiment/17_cells.ipynb #ec22cc8d
+def _check_trainings(cells):
+    "InputError that names the first cell which no machine can train"
+    from asc.experiment.checks import check_plan # loads torch
+    for cell in cells:
+        with _naming(cell.name): check_plan(cell.parameters)
+
+# %% ../../nbs/experiment/17_cells.ipynb #79b7bc00
+def _check_axes(**axes): # name=values
+    "InputError for what is no list of values"
+    for name, values in axes.items():
+        check_type(name, list(values) if isinstance(values, (tuple, range)) else values, list)
+
 # %% ../../nbs/experiment/17_cells.ipynb #e4456d62
 def sweep_cells(
     recipes=(),      # names or paths of recipes; '' for the notebook's defaults
@@ -88,11 +112,13 @@ def sweep_cells(
     notebook='train',
 ) -> list:           # of `Cell`
     "Every recipe on every subset with every seed, and the further ones"
-    common, grid = parameters or {}, _grid(subsets, seeds)
+    _check_axes(recipes=recipes, subsets=subsets, seeds=seeds, cells=cells)
+    common, grid = check_type('parameters', parameters or {}, dict), _grid(subsets, seeds)
     swept = [_cell(notebook, recipe, common, own) for recipe in recipes for own in grid]
     swept += [_further_cell(notebook, common, entry) for entry in cells]
     if not swept: raise InputError('recipes and cells are empty: name at least one run')
     _refuse_twins(swept)
+    if find_notebook(notebook).stem == 'train': _check_trainings(swept)
     return swept
 
 # %% ../../nbs/experiment/17_cells.ipynb #7c4f700a

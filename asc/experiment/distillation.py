@@ -6,15 +6,14 @@
 __all__ = ['DISTILL', 'KEYS', 'read_distill', 'Distillation', 'is_model', 'kind_of_teacher']
 
 # %% ../../nbs/experiment/03_distillation.ipynb #af49461c
-import json
 from pathlib import Path
 
 from fastcore.basics import patch
 
 from ..backbone.weights import PUBLISHED_WEIGHTS
-from ..core import InputError, check_range, pick, resolve
+from ..core import InputError, check_range, pick, read_json, resolve
 from ..load import Hearing, open_model
-from ..run.folder import check_type
+from ..run.values import check_type
 from ..teach.distill import DistillLoss, LiveTeacher, SelfTeacher, columns, view
 from ..teach.features import FeatureLoss, read_layer_pairs
 from ..teach.mean import MeanTeacher
@@ -44,7 +43,7 @@ def read_distill(distill,     # the keys of `DISTILL` that are not at their defa
     options = {key: _read_key(distill, key) for key in KEYS[kind]}
     if options: _distill_loss(options)                     # refuses what is out of its range
     if 'features' in options: options['features'] = read_layer_pairs(options['features'])
-    if 'decay' in options: check_range(decay=(options['decay'], 0, 1))
+    if 'decay' in options: check_range(decay=(options['decay'], 0, .999_999))
     return options
 
 # %% ../../nbs/experiment/03_distillation.ipynb #a8279285
@@ -177,4 +176,4 @@ def _data_of_model(source):
     "What a saved model was trained on; None where that is not recorded"
     saved = resolve(source)/'model.json'
     if not saved.is_file(): return None
-    return json.loads(saved.read_text(encoding='utf-8')).get('data')
+    return read_json(saved, 'description of a model').get('data')

@@ -109,7 +109,7 @@ def local_engine(workers, threads, folder):
 def _with_threads(tasks, threads):
     "Tasks that know how many threads they may start; 0 leaves that to the cluster"
     if not threads: return [dict(task) for task in tasks]
-    return [dict(task, env=dict(OMP_NUM_THREADS=str(threads))) for task in tasks]
+    return [dict(task, env={**task.get('env', {}), 'OMP_NUM_THREADS': str(threads)}) for task in tasks]
 
 # %% ../../nbs/experiment/18_engines.ipynb #707d7100
 def _submitit_executor(folder, cluster, settings):

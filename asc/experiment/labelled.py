@@ -10,16 +10,17 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 
-from ..core import InputError, resolve
+from ..core import InputError, check_range, resolve
 from ..data.corpus import ClipName
-from ..frontend.mel import Resample
-from ..model.published import as_wave
+from ..data.rates import check_rate
+from ..frontend.windows import SoundWindows
+from ..run.values import check_type
 
 # %% ../../nbs/experiment/30_labelled.ipynb #c07cc130
 def _sound_paths(folder):
     "The wav and flac files of a folder, by name"
-    files = sorted(path for path in resolve(folder).glob('*') if path.suffix in ('.wav', '.flac'))
-    if not files: raise InputError(f'sounds={folder}: no wav or flac file in it')
+    files = sorted(path for path in resolve(folder).glob('*') if path.suffix.lower() in ('.wav', '.flac'))
+    if not files: raise InputError(f'sounds={folder}: no wav or flac file in it; give another folder')
     return files
 
 # %% ../../nbs/experiment/30_labelled.ipynb #f950b6ba
@@ -31,12 +32,20 @@ def _labels_of(path):
 # %% ../../nbs/experiment/30_labelled.ipynb #8a15696b
 def _first_clip(path, rate, samples):
     "The first samples of a sound at another rate, (1, samples)"
-    wave, own_rate = as_wave(path, str(path))
-    wave = Resample(own_rate, rate)(wave)
-    if wave.shape[1] < samples:
-        raise InputError(f'{path}: {wave.shape[1] / rate:.3g} s are too short, '
-                         f'a clip has {samples / rate:g} s')
-    return wave[:, :samples]
+    windows = SoundWindows(path, rate, samples / rate, bs=1)
+    _, wave = next(iter(windows))
+    if windows.repeated:
+        raise InputError(f'{path}: {windows.sound.frames / windows.sound.rate:.3g} s are too short, '
+                         f'a clip has {samples / rate:g} s; give a longer sound')
+    return wave
+
+# %% ../../nbs/experiment/30_labelled.ipynb #3e667dde
+def _check_clips(rate, samples, scenes):
+    "InputError for clips that no model hears, and for scenes that are no list of names"
+    check_range(samples=(check_type('samples', samples, int), 1, 2**28))
+    check_rate(rate)
+    if isinstance(scenes, str) or not len(scenes) or len(set(scenes)) < len(scenes):
+        raise InputError(f'scenes={scenes!r:.60} must be a list of names, each once; give the scenes of the model')
 
 # %% ../../nbs/experiment/30_labelled.ipynb #668eb4ea
 class LabelledFiles:
@@ -48,8 +57,10 @@ class LabelledFiles:
                  samples:int,  # of a clip, N
                  scenes,       # names of a model's outputs, in order
                  ):
+        _check_clips(rate, samples, scenes)
         files = _sound_paths(folder)
         self.scenes = list(scenes)
+        self.rate = rate
         self.rows = pd.DataFrame([_labels_of(path) for path in files])
         self.waves = torch.cat([_first_clip(path, rate, samples) for path in files])
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['monitors', 'pruners', 'need_optuna', 'create_pruner', 'open_study', 'Prune', 'run_trial', 'settled_trials',
-           'queue_killed', 'run_trials', 'trials_table', 'plot_study', 'best_recipe', 'write_recipe']
+           'queue_killed', 'run_trials', 'trials_table', 'study_drawers', 'best_recipe', 'write_recipe']
 
 # %% ../../nbs/experiment/25_search.ipynb #f989c54b
 import json
@@ -19,6 +19,7 @@ from fastai.learner import CancelFitException
 from .space import proposed_values, set_parameters, suggest
 from ..core import InputError, pick, resolve, write_text
 from ..run.parameters import declared_parameters, find_notebook
+from ..score.plots import whole_epochs
 from ..train.learner import fitting
 from ..train.options import TrainingOptions
 from ..train.resume import check_config
@@ -245,7 +246,9 @@ def _drawers(study, trials, names):
 # %% ../../nbs/experiment/25_search.ipynb #0d8c792f
 def _finish_plot(axes, kind, parameters):
     "The figure of a plot, as wide as it needs to be"
-    figure = (axes.flat[0] if hasattr(axes, 'flat') else axes).figure
+    ax = axes.flat[0] if hasattr(axes, 'flat') else axes
+    figure = ax.figure
+    if kind == 'curves': whole_epochs(ax)
     width = max(6, 3*parameters) if kind in ('slices', 'parallel') else 6
     figure.set_size_inches(width, 3.2)
     # the axes of `parallel` lie on each other, and constrained layout cannot place the slice of one parameter
@@ -254,17 +257,17 @@ def _finish_plot(axes, kind, parameters):
     return figure
 
 # %% ../../nbs/experiment/25_search.ipynb #fcdd2bfc
-def plot_study(
+def study_drawers(
     study,
     which=('history', 'curves', 'slices', 'parallel', 'importance'), # where there are trials enough
-) -> dict: # name -> matplotlib figure
+) -> dict: # name -> function that draws it, a matplotlib figure
     "History, learning curves, slices, parallel coordinates and importances of a study"
     need_optuna()
     trials = _completed(study)
     if not trials: return {}
     names = sorted(set.intersection(*(set(t.params) for t in trials)))
     drawers = _drawers(study, trials, names)
-    return {kind: _finish_plot(drawers[kind](), kind, len(names))
+    return {kind: lambda kind=kind: _finish_plot(drawers[kind](), kind, len(names))
             for kind in which if kind in drawers}
 
 # %% ../../nbs/experiment/25_search.ipynb #c2290791

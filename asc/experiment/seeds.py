@@ -6,9 +6,7 @@
 __all__ = ['run_config', 'train_runs', 'run_stack']
 
 # %% ../../nbs/experiment/15_seeds.ipynb #e656f91d
-import json
 import os
-import sys
 import threading
 import traceback
 from contextlib import ExitStack
@@ -16,12 +14,13 @@ from functools import partial
 from pathlib import Path
 
 from ..core import resolve
-from .recipe import TrainingData, create_training, read_training_data
+from .recipe import create_training, read_training_data
 from .stacked import check_stacked, train_stacked
 from ..run.folder import Run
 from ..run.parameters import declared_parameters, find_notebook, full_parameters
+from ..run.plugin import own_code
 from ..run.process import (RunFailed, begin_job, end_with_parent, job_state, only_worker, raise_failure,
-                             record_failure, run_child)
+                             read_orders, record_failure, run_child)
 from ..train.options import TrainingOptions
 from ..train.resume import Checkpoint, read_checkpoint
 
@@ -33,7 +32,8 @@ def run_config(parameters, # of a run of train.ipynb
                ) -> dict:
     "What a checkpoint has to agree with"
     config = {name: value for name, value in parameters.items() if name not in _NOT_TRAINED_ON}
-    return config | _list_fingerprints(data) | dict(taught=data.taught)
+    own = own_code(config)                                 # files of own classes, as they are now
+    return config | _list_fingerprints(data) | dict(taught=data.taught) | (dict(own=own) if own else {})
 
 # %% ../../nbs/experiment/15_seeds.ipynb #d59bcdaf
 def _list_fingerprints(data):
@@ -80,7 +80,7 @@ def _begin_training(run, data):
 # %% ../../nbs/experiment/15_seeds.ipynb #27a7b8b1
 def _child():
     "Process of `run_stack`: orders from standard input, then training"
-    runs = json.loads(sys.stdin.readline())['runs']
+    runs = read_orders()['runs']
     threading.Thread(target=end_with_parent, args=([],), daemon=True).start()
     try:
         train_runs(runs)

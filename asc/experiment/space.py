@@ -9,11 +9,11 @@ __all__ = ['set_parameter', 'set_parameters', 'read_range', 'read_entry', 'read_
 import json
 from dataclasses import fields
 
-from .recipe import check_training
+from .checks import check_training
 from ..core import InputError, pick
 from ..run.parameters import declared_parameters, find_notebook
 from ..augment.pipeline import pipelines, revise
-from ..run.folder import check_type
+from ..run.values import check_type
 from ..train.options import TrainingOptions
 
 # %% ../../nbs/experiment/22_space.ipynb #2b5478d9

@@ -19,6 +19,7 @@ from .vmap import stacked_call, unstackable
 from ..backbone.zoo import create_backbone
 from ..core import InputError
 from ..augment.pipeline import create_pipeline
+from ..run.plugin import own_names
 from ..train.ddp import rank_and_world
 from .distillation import Distillation
 from ..train.options import TrainingOptions
@@ -212,6 +213,7 @@ def _refuse_parameters(options, parameters):
         teacher=Distillation(options.teacher, options.distill).kind in ('run', 'self'),
         compile=parameters.get('compile'),
         log=parameters.get('log'),
+        optimizer=bool(own_names(options.optimizer)),      # who knows whether it acts on each number by itself
     )
     for name, bad in refused.items():
         if bad: raise unstackable(f'{name}={parameters[name]!r}')

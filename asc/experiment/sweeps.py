@@ -13,11 +13,13 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import InputError, check_range, pick, resolve, write_text
+from ..core import InputError, check_range, pick, read_text, write_text
 from .cells import seed_groups
 from .engines import engines
+from ..run.folder import usable_folder
 from ..run.parameters import declared_parameters, find_notebook
 from ..run.process import is_held, job_state, run_record
+from ..score.runs import system_name, usable_runs
 
 # %% ../../nbs/experiment/20_sweeps.ipynb #5c5f54ac
 class Sweep:
@@ -30,10 +32,11 @@ class Sweep:
         executed='',  # folder or bucket of the executed notebooks
         stack=False,  # train cells that differ in nothing but their seed at once
     ):
-        self.folder, self.notebook = resolve(folder), find_notebook(notebook)
+        self.folder, self.notebook = usable_folder(folder, 'folder'), find_notebook(notebook)
         self.executed = executed.rstrip('/')
         self.cells = {cell.name: cell for cell in cells}
         self.errors = {}
+        self.left_out = []                                  # sentences about records that cannot be believed
         declared = declared_parameters(self.notebook)
         self.defaults = {name: default for name, (_, default) in declared.items()}
         for name in self.cells: self.state(name)
@@ -61,6 +64,7 @@ def task(self:Sweep, name, *more) -> dict:
         notebook=str(self.notebook),
         recipe={key: value for key, value in parameters.items() if key not in ('out', 'resume')},
         executed=f'{self.executed}/{name}/{self.notebook.name}' if self.executed else '',
+        env=self.cells[name].env,
     )
 
 # %% ../../nbs/experiment/20_sweeps.ipynb #50975b90
@@ -75,9 +79,9 @@ def records(self:Sweep) -> list:
 def _progress(self:Sweep, name, running):
     "Minutes since a run was begun, if it is running, and the share done in percent"
     out, minutes, done = self.out(name), np.nan, np.nan
-    with suppress(OSError):
+    with suppress(OSError, InputError):
         if running: minutes = (time.time() - (out/'.job.json').stat().st_mtime)/60
-        lines = sum(1 for _ in open(out/'history.csv'))
+        lines = len(read_text(out/'history.csv').splitlines())
         done = 100*lines/(self.cells[name].parameters.get('epochs', 0) + 1)
     return minutes, done
 
@@ -86,7 +90,9 @@ def _progress(self:Sweep, name, running):
 def _outcome(self:Sweep, name):
     "Minutes that a finished run took, and its macro accuracy in percent"
     record = run_record(self.out(name))
-    return record.get('seconds', np.nan)/60, 100*record['metrics'].get('macro_accuracy', np.nan)
+    seconds, accuracy = record.get('seconds'), record['metrics'].get('macro_accuracy')
+    known = [value if isinstance(value, (int, float)) else np.nan for value in (seconds, accuracy)]
+    return known[0]/60, 100*known[1]
 
 # %% ../../nbs/experiment/20_sweeps.ipynb #049ac439
 @patch
@@ -185,7 +191,7 @@ def run_sweep(
     pause=.5,                # seconds between two rounds
 ) -> list:                   # names of the finished cells
     "Run what is missing"
-    check_range(workers=(workers, 0, None), threads=(threads, 0, None), tries=(tries, 1, None))
+    check_range(workers=(workers, 0, 4096), threads=(threads, 0, 4096), tries=(tries, 1, 1000))
     opened = _open_engine(engine, workers, threads, sweep.folder, options or {})
     sweep.folder.mkdir(parents=True, exist_ok=True)
     sweep.errors.clear()
@@ -254,14 +260,22 @@ def check_finished(self:Sweep):
 def _swept_parameters(record):
     "Split, seed and whatever the sweep has varied"
     parameters = {name: record['parameters'][name] for name in ('subset', 'seed')}
-    return parameters | record['cell'].swept
+    return parameters | {name: value for name, value in record['cell'].swept.items() if name != 'recipe'}
+
+# %% ../../nbs/experiment/20_sweeps.ipynb #a4162367
+def _called(record):
+    "A record that is called by the recipe of its cell, or as it calls itself where that has none"
+    label = record['cell'].swept['recipe']
+    name = system_name(record) if label in ('default', 'own') else label
+    return dict(record, recipe=dict(name=name, changed={}), parameters=_swept_parameters(record))
 
 # %% ../../nbs/experiment/20_sweeps.ipynb #8b304910
 @patch
 def trainings(self:Sweep) -> list:
-    "The records of the finished runs of train.ipynb, reduced to the parameters that were swept"
-    records = [record for record in self.records() if record['notebook'] == 'train']
-    return [dict(record, parameters=_swept_parameters(record)) for record in records]
+    "The records of the finished runs of train.ipynb, checked, reduced to the parameters that were swept"
+    cells = {str(self.out(name)): cell for name, cell in self.cells.items() if self.state(name) == 'finished'}
+    records, self.left_out = usable_runs(cells, ('train',))
+    return [_called(dict(record, cell=cells[record['dir']])) for record in records]
 
 # %% ../../nbs/experiment/20_sweeps.ipynb #d99692e6
 def _mean_and_std(mean, std, digits):

@@ -18,10 +18,12 @@ import numpy as np
 import torch
 
 from ..core import InputError, write_text
-from .kernels import BLOCK, KERNELS, kernel_source
+from .kernels import BLOCK, kernel_source
 from .onnx import parts_of
 from .plan import kernel, place, read_steps
+from ..frontend.limits import value_range
 from ..frontend.logmel import LogMel
+from ..model.adapter import LARGEST_SAMPLE
 
 # %% ../../nbs/export/25_c99.ipynb #05be305b
 def _number(v): return f'{float(v):.8e}f'
@@ -115,12 +117,19 @@ HEADER = '''/* {title}. Written by asc.export.c99. */
 #define ASC_ARENA {arena}   /* bytes of activations, static */
 #define ASC_SCRATCH {scratch} /* bytes beside them, static */
 #define ASC_CONSTANTS {flash} /* bytes of weights, biases and scales */
+#define ASC_LEAST {least}   /* of the numbers of a log-mel */
+#define ASC_MOST {most}
 /* classes: {classes} */
 /* frontend: {frontend} */
 
-/* logmel: ASC_BANDS x ASC_FRAMES finite numbers, frames of one band side by side; logits: ASC_CLASSES.
-   Not reentrant. */
-void asc_network(const float *logmel, float *logits);
+/* What asc_network returns. Only after ASC_OK do the logits say anything. */
+#define ASC_OK 0
+#define ASC_BAD_INPUT 1  /* a number of the log-mel is NaN or outside ASC_LEAST to ASC_MOST; logits were not written */
+#define ASC_BAD_OUTPUT 2 /* a logit is NaN or infinite */
+
+/* logmel: ASC_BANDS x ASC_FRAMES numbers, frames of one band side by side; logits: ASC_CLASSES.
+   Compile without -ffast-math, which ignores NaN. Not reentrant. */
+int asc_network(const float *logmel, float *logits);
 #endif
 '''
 
@@ -132,19 +141,37 @@ SOURCE = '''/* {title}. Written by asc.export.c99. */
 static float arena[ASC_ARENA / 4]; /* of float, so that it is aligned */
 {kernels}
 {constants}
-void asc_network(const float *logmel, float *logits)
+static int within(const float *x, int n, float least, float most)
 {{
-{calls}
+    for (int i = 0; i < n; i++)
+        if (!(x[i] >= least && x[i] <= most)) return 0; /* never true of NaN */
+    return 1;
 }}
 
+int asc_network(const float *logmel, float *logits)
+{{
+    if (!within(logmel, ASC_BANDS * ASC_FRAMES, ASC_LEAST, ASC_MOST)) return ASC_BAD_INPUT;
+{calls}
+    return within(logits, ASC_CLASSES, -3e38f, 3e38f) ? ASC_OK : ASC_BAD_OUTPUT;
+}}
+'''
+
+# %% ../../nbs/export/25_c99.ipynb #3eab8e52
+SOURCE += '''
 #ifdef ASC_MAIN /* log-mels as float32 on standard input, a line of logits for each on standard output */
 #include <stdio.h>
 int main(void)
 {{
     static float logmel[ASC_BANDS * ASC_FRAMES];
     float logits[ASC_CLASSES];
-    while (fread(logmel, sizeof logmel, 1, stdin) == 1) {{
-        asc_network(logmel, logits);
+    size_t bytes;
+    for (int clip = 0; (bytes = fread(logmel, 1, sizeof logmel, stdin)) > 0; clip++) {{
+        int error = bytes < sizeof logmel ? ASC_BAD_INPUT : asc_network(logmel, logits);
+        if (error) {{
+            fprintf(stderr, "log-mel %d: %s\\n", clip, bytes < sizeof logmel ? "it is cut off" :
+                    error == ASC_BAD_INPUT ? "a number is NaN or out of range" : "a logit is NaN or infinite");
+            return error;
+        }}
         for (int i = 0; i < ASC_CLASSES; i++) printf(i ? " %.9g" : "%.9g", logits[i]);
         printf("\\n");
     }}
@@ -173,6 +200,15 @@ def _in_comment(text):
     "ASCII that cannot end a comment"
     return re.sub(r'[^\x20-\x7e]', '?', text).replace('*/', '* /').replace('/*', '/ *')
 
+# %% ../../nbs/export/25_c99.ipynb #ab3aeff2
+def _bounds(frontend): # with a hundredth of room on either side, as another FFT rounds in another way
+    "Between which numbers a log-mel lies, in C"
+    if not isinstance(frontend, LogMel):
+        raise InputError(f'model: its frontend is a {type(frontend).__name__}; give a model of asc.create_frontend')
+    least, most = value_range(frontend, LARGEST_SAMPLE)
+    room = .01 * (most - least)
+    return dict(least=_number(least - room), most=_number(most + room))
+
 # %% ../../nbs/export/25_c99.ipynb #e092b287
 def _title(parts): return _in_comment(f'{parts.name}, int8')
 
@@ -181,7 +217,7 @@ def _header_text(parts, shape, memory):
     return HEADER.format(
         title=_title(parts), bands=shape[1], frames=shape[2], n=len(parts.classes),
         arena=memory['arena'], scratch=memory['scratch'], flash=memory['constants'],
-        classes=_in_comment(', '.join(parts.classes)),
+        **_bounds(parts.frontend), classes=_in_comment(', '.join(parts.classes)),
         frontend=_in_comment(json.dumps(parts.frontend.kw)))
 
 # %% ../../nbs/export/25_c99.ipynb #aedc60a3
@@ -228,7 +264,8 @@ def run_c(path,          # .c file of `export_c`
         program = f'{d}/network'
         _compile(path, program, compiler, options)
         data = torch.as_tensor(logmels).float().contiguous().numpy().tobytes()
-        done = subprocess.run([program], input=data, capture_output=True, check=True)
+        done = subprocess.run([program], input=data, capture_output=True)
+    if done.returncode: raise InputError(f'{path}: {done.stderr.decode().strip()[-300:]}; check the spectrograms')
     return torch.tensor([[float(v) for v in line.split()] for line in done.stdout.decode().splitlines()])
 
 # %% ../../nbs/export/25_c99.ipynb #2cb33683

@@ -22,14 +22,18 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..backbone.weights import weights_fingerprint
-from ..core import InputError, atomic, check_range
+from ..core import DEVICES, UNKNOWN, InputError, atomic, check_range, parse_json
+from ..data.reading import is_path
+from .digest import ZEROS, exported_bytes, seal_bytes
 from .onnx_graph import need_onnx, network_graph, to_graph
 from ..frontend.logmel import LogMel
 from ..frontend.matmul import graph_frontend
-from ..frontend.mel import Resample
+from ..frontend.mel import Resample, check_wave
+from ..frontend.windows import SoundWindows
 from ..model.classifier import Classifier
-from ..model.body import DeviceWise
-from ..model.published import as_wave, PublishedClassifier
+from ..model.adapter import check_answer, check_heard, check_seconds
+from ..model.body import DeviceWise, device_number
+from ..model.published import device_of_each, PublishedClassifier
 
 # %% ../../nbs/export/10_onnx.ipynb #1e147b70
 class Parts(NamedTuple):
@@ -90,14 +94,14 @@ def file_metadata(p,          # Parts
     facts = dict(format='asc-export-1', kind='waveform' if whole else 'network',
                  classes=p.classes, rate=p.rate, samples=samples, logmel=list(shape), precision=precision,
                  network=p.name, frontend=p.frontend.kw, fingerprint=weights_fingerprint(p.network),
-                 asc=version('asc'), torch=torch.__version__)
+                 asc=version('asc'), torch=torch.__version__, digest=ZEROS)
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
 
 # %% ../../nbs/export/10_onnx.ipynb #735b5e8c
 def write_graph(m,       # onnx.ModelProto that ends in logits
              facts,   # what `file_metadata` returned
              path):
-    "Write a graph as a file that ends in probabilities"
+    "Write a graph as a file that ends in probabilities and holds its own digest"
     onnx = need_onnx()
     classes = len(json.loads(facts['classes']))
     kind, shape = onnx.TensorProto.FLOAT, ['batch', classes]
@@ -107,7 +111,7 @@ def write_graph(m,       # onnx.ModelProto that ends in logits
     m.producer_name, m.producer_version = 'asc', version('asc')
     m.doc_string = m.graph.doc_string = ''
     onnx.helper.set_model_props(m, facts)
-    with atomic(path) as tmp: tmp.write_bytes(m.SerializeToString())
+    with atomic(path) as tmp: tmp.write_bytes(seal_bytes(m.SerializeToString()))
 
 # %% ../../nbs/export/10_onnx.ipynb #67accdc8
 def _with_frontend(m, settings, rate, samples):
@@ -140,6 +144,7 @@ def export_model(model,               # Classifier or PublishedClassifier in eva
                          'or give network for one without the frontend')
     if rate is not None: parts = parts._replace(rate=rate)
     check_range(rate=(parts.rate, 1000, 768_000), seconds=(seconds, .01, 60))
+    check_seconds(model, seconds, f'seconds={seconds:g}')
     samples = round(parts.rate * seconds)
     x = _silence(parts, samples)
     m = network_graph(parts.network, x, precision)
@@ -184,64 +189,62 @@ class ExportedModel:
 @patch
 def _check_wave(self:ExportedModel, wave, rate):
     "InputError unless waves have the rate, shape and type that the file takes"
+    check_wave(wave)
     name = self.path.name
     if rate not in (None, self.rate):
         raise InputError(f'rate={rate}: {name} takes {self.rate} Hz; resample first, or call predict')
-    if wave.ndim != 2 or wave.shape[1] != self.samples or not wave.is_floating_point():
+    if wave.shape[1] != self.samples:
         raise InputError(f'wave: found {wave.dtype} of shape {tuple(wave.shape)}; '
-                         f'{name} takes floats (batch, {self.samples})')
+                         f'{name} takes floats (batch, {self.samples}); give clips of that length')
 
 # %% ../../nbs/export/10_onnx.ipynb #ddfd1fe2
 @patch
 def probabilities(self:ExportedModel,
                   wave,       # float (B, samples) at `rate`, in [-1, 1)
                   rate=None,  # Hz, to be checked
+                  names=(),   # of the waves, for messages
                   ):          # float32 (B, classes)
-    "What the file gives for waves of the right length and rate"
-    wave = torch.as_tensor(wave)
+    "What the file gives for waves of the right length and rate; InputError where that is no answer"
+    if isinstance(wave, np.ndarray): wave = torch.from_numpy(wave)
     self._check_wave(wave, rate)
-    x = wave.float()
+    check_heard(wave, names)
+    probabilities = self.unchecked(wave)
+    check_answer(torch.from_numpy(probabilities), names)
+    return probabilities
+
+# %% ../../nbs/export/10_onnx.ipynb #7a044bce
+@patch
+def unchecked(self:ExportedModel, wave):
+    "The same without a look at waves and answer"
+    x = torch.as_tensor(wave).float()
     if self.facts['kind'] == 'network': x = self.before(x)
     return self.run.run(['probabilities'], {self.run.get_inputs()[0].name: x.numpy()})[0]
 
-# %% ../../nbs/export/10_onnx.ipynb #db211b23
-@patch
-def _pieces(self:ExportedModel, wave, name) -> torch.Tensor: # (pieces, samples)
-    "A sound (1, n) cut to the length the file takes; less than a hundredth of it may be left over"
-    n = self.samples
-    spare = wave.shape[1] - n
-    if spare < 0:
-        raise InputError(f'{name}: {wave.shape[1] / self.rate:.3g} s are too short; '
-                         f'{self.path.name} hears {n / self.rate:.3g} s')
-    starts = [0]
-    if spare > n // 100:
-        more = -(-(spare - n // 100) // n)
-        starts = np.linspace(0, spare, 1 + more)
-    return torch.cat([wave[:, int(start):int(start) + n] for start in starts])
-
 # %% ../../nbs/export/10_onnx.ipynb #94620b77
 @patch
-def _row(self:ExportedModel, sound, name) -> list: # file, scene, probabilities
+def _row(self:ExportedModel, sound, name) -> tuple: # file, scene, probabilities; what is to be said of the sound
     "What one sound is; a file is called by its path"
-    if isinstance(sound, (str, Path)): name = str(sound)
-    wave, rate = as_wave(sound, name)
-    pieces = self._pieces(Resample(rate, self.rate)(wave), name)
-    mean = self.probabilities(pieces).mean(0)
-    return [name, self.classes[int(mean.argmax())], *mean.tolist()]
+    windows = SoundWindows(sound, self.rate, self.samples/self.rate, name=name)
+    name = windows.sound.name
+    p = np.concatenate([self.probabilities(waves, names=[name] * len(waves)) for _, waves in windows]).mean(0)
+    return [name, self.classes[int(p.argmax())], *p.tolist()], windows.remarks()
 
 # %% ../../nbs/export/10_onnx.ipynb #cebbd36f
 @patch
 def predict(self:ExportedModel,
-            wavs,              # sounds, see `asc.model.published.as_wave`; any rate and channels
-            devices=None,      # not looked at, as by most published systems
+            wavs,              # sounds: paths, or (samples, rate), see `asc.data.samples`; any rate and channels
+            devices=UNKNOWN,   # names as of `PublishedClassifier.predict`; not looked at, as by most published systems
             ) -> pd.DataFrame: # one row a sound: file, scene, and the probability of every class
-    "What each sound is"
-    wavs = [wavs] if isinstance(wavs, (str, Path)) else list(wavs)
-    rows = [self._row(sound, f'sound {i}') for i, sound in enumerate(wavs)]
-    return pd.DataFrame(rows, columns=['file', 'scene', *self.classes])
+    "What each sound is; attrs['remarks'] says what was done to sounds that were too loud or too short"
+    wavs = [wavs] if is_path(wavs) else list(wavs)
+    for device in device_of_each(wavs, devices): device_number(device, DEVICES, self.path.name)
+    answers = [self._row(sound, f'sound {i}') for i, sound in enumerate(wavs)]
+    table = pd.DataFrame([row for row, _ in answers], columns=['file', 'scene', *self.classes])
+    table.attrs['remarks'] = {row[0]: said for row, said in answers if said}
+    return table
 
 # %% ../../nbs/export/10_onnx.ipynb #843bbd3b
-_TEXTS = ('format', 'kind', 'precision', 'network', 'fingerprint', 'asc', 'torch') # the rest is JSON
+_TEXTS = ('format', 'kind', 'precision', 'network', 'fingerprint', 'asc', 'torch', 'digest') # the rest is JSON
 
 def _read_facts(metadata, path) -> dict:
     "The metadata of a file as values"
@@ -249,8 +252,8 @@ def _read_facts(metadata, path) -> dict:
         raise InputError(f"{path}: an ONNX file, but not one of asc (format {metadata.get('format')!r}); "
                          'give what asc.export_model wrote')
     try:
-        facts = {key: value if key in _TEXTS else json.loads(value) for key, value in metadata.items()}
-    except json.JSONDecodeError as e:
+        facts = {key: value if key in _TEXTS else parse_json(value, key, None) for key, value in metadata.items()}
+    except InputError as e:
         raise InputError(f'{path}: its metadata are broken ({e}); export it again') from e
     _check_facts(facts, path)
     return facts
@@ -268,9 +271,9 @@ def load_exported(path,          # of a file that `export_model` wrote
                   ) -> ExportedModel:
     "An exported file, ready to predict"
     path = Path(path)
-    if not path.is_file(): raise InputError(f'{path} does not exist: give an exported .onnx file')
+    raw = exported_bytes(path)
     try:
-        run = session(path, threads)
+        run = session(raw, threads)
     except InputError:
         raise
     except Exception as e:
@@ -301,7 +304,7 @@ def _kind(values, part):
 def stored_tensors(path) -> pd.DataFrame: # (part, role, type) -> tensors, elements, bytes
     "What a file holds: weights, biases, scales and zero points, and tables of the frontend"
     onnx = need_onnx()
-    m = onnx.load(path)
+    m = onnx.load_from_string(exported_bytes(path))
     roles, rows = _roles(m), []
     for tensor in m.graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)
@@ -316,5 +319,5 @@ def executed_ops(path) -> Counter: # operator -> number
     "The operators ONNX Runtime runs, after its optimisation"
     with tempfile.TemporaryDirectory() as d:
         optimised = Path(d)/'run.onnx'
-        session(path, optimised=optimised)
+        session(exported_bytes(path), optimised=optimised)
         return Counter(node.op_type for node in need_onnx().load(optimised).graph.node)

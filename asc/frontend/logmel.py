@@ -7,16 +7,16 @@ __all__ = ['frontends', 'check_logmel', 'LogMel', 'list_frontends', 'own_fronten
 
 # %% ../../nbs/frontend/10_logmel.ipynb #ea99c078
 import inspect
-from pathlib import Path
 
-import soundfile as sf
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
 from ..core import InputError, pick
+from ..data.reading import is_path, whole_sound
 from .mel import (Float32, check_wave, in_pieces, logs, mel_bank, pads, scales, squared_magnitude,
                               warm_allocator, windows)
+from ..run.keywords import make_checked
 from ..run.plugin import is_own, make_own
 
 # %% ../../nbs/frontend/10_logmel.ipynb #237904cf
@@ -81,17 +81,17 @@ class LogMel(Float32):
         hop=500,            # from frame to frame, samples
         n_mels=256,         # bands F
         fmin=0.,            # lower corner of the first band, Hz
-        fmax=None,          # upper corner of the last, Hz; None: as high as fmax_jitter allows
+        fmax:float|None=None, # upper corner of the last, Hz; None: as high as fmax_jitter allows
         scale='htk',        # htk, slaney, kaldi
-        norm=None,          # None (peak 1) or 'slaney' (area 1)
+        norm:str|None=None, # None (peak 1) or 'slaney' (area 1)
         window='hann',      # hann, hann_symmetric, hamming, povey
         power=2,            # 2 is |X|^2, 1 is |X|
-        pad='reflect',      # reflect, zero: T = 1 + N // hop; None: T = 1 + (N - win) // hop
+        pad:str|None='reflect', # reflect, zero: T = 1 + N // hop; None: T = 1 + (N - win) // hop
         preemphasis=0.,     # c of x[n + 1] - c x[n], which drops a sample; 0 is none
         per_frame=False,    # Kaldi's way: frames without mean, pre-emphasised one by one
         gain=1.,            # what every sample is multiplied with
         offset=0.,          # … and what is then added
-        log='ln',           # ln, ln_clip, db, None
+        log:str|None='ln',  # ln, ln_clip, db, None
         eps=1e-5,           # added (ln) or least value (ln_clip, db)
         mean=0.,            # at last, (log - mean) / std
         std=1.,             # see mean
@@ -261,6 +261,7 @@ def own_frontend(
 # %% ../../nbs/frontend/10_logmel.ipynb #291d29c4
 def create_frontend(
     name, # one of `list_frontends()`, or a class of your own, 'file.py:Class'
+    /,
     **kw, # settings of `LogMel` that differ from the published ones
 ) -> LogMel: # (B, N) at its `.sample_rate` -> (B, 1, F, T) float32
     "A published frontend, or 'logmel', the block to set up yourself"
@@ -268,15 +269,7 @@ def create_frontend(
     settings = pick(frontends, name, 'frontend')
     for key in kw:
         pick(list(inspect.signature(LogMel).parameters), key, 'frontend setting')
-    return LogMel(**settings | kw)
-
-# %% ../../nbs/frontend/10_logmel.ipynb #074d10c3
-def _read_sound(path): # -> (N,) and Hz
-    try:
-        sound, rate = sf.read(path, dtype='float32', always_2d=True)
-    except (OSError, RuntimeError) as e:
-        raise InputError(f'{path}: cannot be read as sound ({e}); give a wav or flac file') from e
-    return sound.mean(1), rate
+    return make_checked(f'frontend {name}', LogMel, **settings | kw)
 
 # %% ../../nbs/frontend/10_logmel.ipynb #77496c73
 def load_sound(
@@ -284,6 +277,7 @@ def load_sound(
     rate=None, # Hz of the waveform; a file says its own
 ): # float32 (1, N) and its rate
     "One sound as a batch of one; several channels are averaged"
-    if isinstance(sound, (str, Path)): sound, rate = _read_sound(sound)
-    if rate is None: raise InputError('rate: not given; say the sample rate of the waveform in Hz')
-    return torch.as_tensor(sound, dtype=torch.float32).reshape(1, -1), int(rate)
+    if not is_path(sound) and rate is None:
+        raise InputError('rate: not given; say the sample rate of the waveform in Hz')
+    samples, rate = whole_sound(sound if is_path(sound) else (sound, rate), 'waveform')
+    return torch.from_numpy(samples)[None], rate

@@ -11,19 +11,18 @@ import importlib.util
 import inspect
 from pathlib import Path
 
-from ..core import InputError, resolve
+from ..core import InputError, parse_json, regular_file, resolve
+from .keywords import make_checked
 
 # %% ../../nbs/run/20_plugin.ipynb #8d82f16a
 def is_own(name) -> bool:
     "Whether a name means a class in a file of the user's: 'path/to/file.py:Class'"
-    return isinstance(name, str) and '.py:' in name
+    return isinstance(name, str) and '.py:' in name and not name.lstrip().startswith('{')
 
 # %% ../../nbs/run/20_plugin.ipynb #29c54a66
 def own_file(name) -> Path: # absolute
     "The file of such a name, which must exist"
-    path = resolve(name.rpartition(':')[0])
-    if not path.is_file(): raise InputError(f'{name}: there is no file {path}')
-    return path
+    return regular_file(resolve(name.rpartition(':')[0]), f'file of {name}')
 
 # %% ../../nbs/run/20_plugin.ipynb #6c675e24
 def fingerprint_of(path) -> str: # 16 hex digits
@@ -53,20 +52,17 @@ def own_class(name, what):
     attribute = name.rpartition(':')[2]
     value = getattr(module, attribute, None)
     if callable(value): return value
-    raise InputError(f'{what} {name}: no class {attribute} in this file; it has {_classes(module)}')
+    raise InputError(f'{what} {name}: no class {attribute} in this file; it has {_classes(module)}: name one')
 
 # %% ../../nbs/run/20_plugin.ipynb #c0d9cc13
 def make_own(name, what, /, **kw):
     "An object of such a class"
-    cls = own_class(name, what)
-    signature = inspect.signature(cls)
-    try: signature.bind(**kw)
-    except TypeError as e: raise InputError(f'{what} {name}: {e}; it takes {signature}') from e
-    return cls(**kw)
+    return make_checked(f'{what} {name}', own_class(name, what), **kw)
 
 # %% ../../nbs/run/20_plugin.ipynb #1f3e3373
 def own_names(tree) -> list:
     "Every name of an own class in a saved specification"
+    if isinstance(tree, str) and tree.lstrip().startswith('{'): tree = parse_json(tree)
     if isinstance(tree, dict): tree = [part for item in tree.items() for part in item]
     if isinstance(tree, (list, tuple)): return [name for part in tree for name in own_names(part)]
     return [tree] if is_own(tree) else []

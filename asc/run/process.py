@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['same_run', 'job_state', 'run_record', 'begin_job', 'RunFailed', 'record_failure', 'raise_failure', 'Busy',
-           'only_worker', 'is_held', 'end_runs', 'run_child', 'end_with_parent', 'run_notebook']
+           'only_worker', 'is_held', 'end_runs', 'run_child', 'read_orders', 'end_with_parent', 'run_notebook']
 
 # %% ../../nbs/run/15_process.ipynb #eb000db0
 import fcntl
@@ -21,8 +21,11 @@ from functools import partial
 from pathlib import Path
 from platform import node
 
-from ..core import InputError, resolve, write_json
+from ..core import InputError, read_json, write_json
+from .folder import make_folder, usable_folder
+from .owner import die_with, process_mark
 from .parameters import declared_parameters, find_notebook, full_parameters
+from .recipe import recipe_environment
 
 # %% ../../nbs/run/15_process.ipynb #a4cc7d22
 _BEGUN = '.job.json'        # written first: the notebook and its parameters
@@ -30,9 +33,8 @@ _FAILED = '.failed.json'    # the error that ended the job
 _LOCK = '.lock'             # locked by those at work
 
 def _read_json(path):
-    "Content of a JSON file; None when it is missing or not whole"
-    with suppress(OSError, json.JSONDecodeError):
-        return json.loads(Path(path).read_text(encoding='utf-8'))
+    "The table in a JSON file; None when it is missing or not whole"
+    with suppress(InputError): return read_json(path)
 
 # %% ../../nbs/run/15_process.ipynb #3e1a771f
 def same_run(record,     # of a run: dict with `notebook` and `parameters`
@@ -43,7 +45,9 @@ def same_run(record,     # of a run: dict with `notebook` and `parameters`
     "Compare a recorded run with a job; the folder and whether it was resumed do not count"
     if record.get('notebook') != notebook:
         return [f"notebook was {record.get('notebook')}, is {notebook}"]
-    then = {**dict(defaults), **record.get('parameters', {})}
+    then = record.get('parameters', {})
+    if not isinstance(then, dict): return [f'parameters was {then!r:.40}, is a table']
+    then = {**dict(defaults), **then}
     compared = [name for name in parameters if name not in ('out', 'resume')]
     return [f'{name} was {then.get(name)!r}, is {parameters[name]!r}'
             for name in compared if then.get(name) != parameters[name]]
@@ -129,8 +133,8 @@ def raise_failure(out):
     "Raise the error that ended the job of a folder, if one did"
     error = _read_json(Path(out)/_FAILED)
     if not error: return
-    if error['name'] == 'InputError': raise InputError(error['text'])
-    raise RunFailed(f"{error['name']}: {error['text']} (see {out}.log)")
+    if error.get('name') == 'InputError': raise InputError(error.get('text'))
+    raise RunFailed(f"{error.get('name')}: {error.get('text')} (see {out}.log)")
 
 # %% ../../nbs/run/15_process.ipynb #e5b4b5b0
 class Busy(InputError):
@@ -156,7 +160,7 @@ def only_worker(out,     # folder of a job, made if missing
                 ):       # yields the number of the open file, for `pass_fds`
     "Hold the lock of a folder, or raise Busy"
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     fd = os.open(out/_LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _take_lock(fd, out, wait)
@@ -200,6 +204,7 @@ def end_runs():
 # %% ../../nbs/run/15_process.ipynb #b7090d1f
 def _send(process, orders):
     "Write orders to the standard input of a process"
+    orders = dict(orders, parent=process_mark(os.getpid()))
     with suppress(BrokenPipeError):
         process.stdin.write(json.dumps(orders) + '\n')
         process.stdin.flush()
@@ -223,6 +228,16 @@ def run_child(module, # that has a function `_child`
         _LIVE.discard(process)
 
 # %% ../../nbs/run/15_process.ipynb #faa4e82a
+def read_orders() -> dict:
+    "What this child was sent; from here on it lives no longer than its parent"
+    line = sys.stdin.readline()
+    if not line: os._exit(1)                               # nobody is left who wants anything
+    orders = json.loads(line)
+    die_with(orders['parent'])
+    os.environ['ASC_RUN_OWNER'] = process_mark(os.getpid())  # of the kernel
+    return orders
+
+# %% ../../nbs/run/15_process.ipynb #72cf35ac
 def end_with_parent(kernels): # process numbers of Jupyter kernels, a list that may grow
     "End this process and its kernels when the parent's end of standard input closes"
     sys.stdin.read()
@@ -255,7 +270,7 @@ def _execute_notebook(orders, kernels):
 # %% ../../nbs/run/15_process.ipynb #3f261fa5
 def _child():
     "What the process of a run does: orders from standard input, then papermill"
-    orders, kernels = json.loads(sys.stdin.readline()), []
+    orders, kernels = read_orders(), []
     threading.Thread(target=end_with_parent, args=(kernels,), daemon=True).start()
     error = _execute_notebook(orders, kernels)
     if not error: return
@@ -282,7 +297,7 @@ def run_notebook(out,               # folder of the run; its log goes to `<out>.
                  **parameters,      # of the notebook, over the recipe
                  ) -> dict:         # as of `run_record`, and `state`: 'found', 'ran' or 'resumed'
     "Run a notebook in a process of its own unless it has run; InputError, Busy or RunFailed"
-    out, path = resolve(out), find_notebook(notebook)
+    out, path = usable_folder(out), find_notebook(notebook)
     params = dict(full_parameters(path, recipe, parameters), out=str(out))
     if 'resume' in params: params['resume'] = False             # what the folder holds decides
     defaults = {name: default for name, (_, default) in declared_parameters(path).items()}
@@ -293,7 +308,8 @@ def run_notebook(out,               # folder of the run; its log goes to `<out>.
             if state() == 'finished': continue                  # another process was faster
             resumed = begin_job(out, path, params, defaults)
             given = dict(params, resume=True) if resumed else params
-            status = _execute_run(out, path, given, executed, env, lock)
+            told = {**recipe_environment(recipe), **(env or {})}
+            status = _execute_run(out, path, given, executed, told, lock)
             if status == 0 and state() == 'finished':
                 return dict(run_record(out), state='resumed' if resumed else 'ran')
             raise_failure(out)

@@ -211,7 +211,7 @@ def _results(mean, std, runs, kind, score):
                        for rows in (mean, std, runs.astype(int)))
     split = pd.Series([split for split, _ in order], mean.index)
     columns = mean.columns
-    spread = columns.difference(['params', 'macs']) if kind == 'summary' else columns[:1]
+    spread = columns.difference(['params', 'macs'])
     losses = [c for c in columns if score == 'log_loss' or c == 'log loss']
     return Results(mean, std, runs, split, list(spread), losses)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LINE_COLUMNS', 'class_table', 'device_table', 'city_table', 'evaluate_lines', 'line_table', 'summary_table',
-           'to_markdown', 'confusion', 'class_device_table']
+           'score_lines', 'to_markdown', 'confusion', 'class_device_table']
 
 # %% ../../nbs/score/15_tables.ipynb #36046dc0
 import numpy as np
@@ -42,7 +42,8 @@ def _intervals(preds, statistics, groups):
         raise InputError('intervals: give the table of predictions, not its metrics; '
                          'they need the clips')
     ends = 100 * bootstrap(preds, list(statistics), groups=groups or DEVICE_GROUPS)
-    return ends.rename({'macro_accuracy': 'macro average'})
+    means = 'macro_accuracy', 'mean_device_accuracy', 'mean_city_accuracy'
+    return ends.rename(dict.fromkeys(means, 'macro average'))
 
 # %% ../../nbs/score/15_tables.ipynb #9d695506
 def _with_intervals(df, preds, *statistics, groups=None):
@@ -69,13 +70,14 @@ def device_table(preds, scenes=None, intervals=False,
     m = _metrics_of(preds, scenes, groups)
     table = pd.concat([_with_average(_score_rows(m, 'device')), _score_rows(m, 'group')])
     if not intervals: return table
-    return _with_intervals(table, preds, 'device_accuracy', 'group_accuracy', groups=groups)
+    statistics = 'device_accuracy', 'mean_device_accuracy', 'group_accuracy'
+    return _with_intervals(table, preds, *statistics, groups=groups)
 
 # %% ../../nbs/score/15_tables.ipynb #53df2ce1
 def city_table(preds, scenes=None, intervals=False) -> pd.DataFrame:
     "Scores by city and the mean over cities"
     table = _with_average(_score_rows(_metrics_of(preds, scenes), 'city'))
-    return _with_intervals(table, preds, 'city_accuracy') if intervals else table
+    return _with_intervals(table, preds, 'city_accuracy', 'mean_city_accuracy') if intervals else table
 
 # %% ../../nbs/score/15_tables.ipynb #b81268b5
 LINE_COLUMNS = {'macro accuracy %': 'macro_accuracy', 'accuracy %': 'accuracy', 'log loss': 'log_loss',
@@ -118,12 +120,33 @@ def summary_table(preds, scenes=None) -> pd.DataFrame:
     lines = {'clips': check_predictions(preds, scenes), 'recordings (vote)': vote(preds, scenes)}
     return line_table(evaluate_lines(lines))
 
+# %% ../../nbs/score/15_tables.ipynb #e07d672b
+def _interval_words(line):
+    "' (95 % interval 41.2–50.3)' of a line of an evaluation, or that there is none"
+    low, high = line.get('from'), line.get('to')
+    if low is None or high is None or low != low or high != high:
+        return ' (no interval: no scene has two places to compare)'
+    return f' (95 % interval {100 * low:.2f}–{100 * high:.2f})'
+
+# %% ../../nbs/score/15_tables.ipynb #0520b8dd
+def score_lines(scores,     # `metrics` of a table of predictions
+                line=None,  # of `evaluate_lines`, which knows the interval
+                ) -> list:  # of sentences
+    "Macro accuracy with its interval and log loss; accuracy by group of devices"
+    interval = _interval_words(line) if line else ''
+    main = (f"Macro accuracy {100 * scores['macro_accuracy']:.2f} %{interval}, "
+            f"log loss {scores['log_loss']:.3f}, {scores['n']:,} clips.")
+    groups = {name: value for name, value in scores.get('group_accuracy', {}).items() if value == value}
+    words = ', '.join(f'{name} {100 * value:.2f} %' for name, value in groups.items())
+    return [main, f'Accuracy by device group: {words}.'] if words else [main]
+
 # %% ../../nbs/score/15_tables.ipynb #729d2e05
 def _cell(value, column):
     "A cell as text"
     if isinstance(value, str): return value
-    if value != value: return '–'
+    if pd.isna(value): return '–'
     if isinstance(value, (int, np.integer)): return f'{value:,}'
+    if column == 'p': return '< 0.001' if value < .001 else f'{value:.3f}'
     return f'{value:.3f}' if 'loss' in str(column) else f'{value:.2f}'
 
 # %% ../../nbs/score/15_tables.ipynb #60fea8a0

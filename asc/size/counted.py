@@ -88,16 +88,26 @@ def count_table(counts:dict, # label -> PublishedCount
     return pd.DataFrame({label: count_row(published) for label, published in counts.items()}).T
 
 # %% ../../nbs/size/26_counted.ipynb #1afa3a4d
+_LIMITS = (('parameters', 128e3, 'parameters (line: 128 kB of int8)'), ('MACs', 30e6, 'MACs (line: 30 million)'))
+
+def _draw_counts(ax, counts, limit):
+    "A dot for each network, filled within the limit"
+    ax.axvline(limit, ls=':', color='0.4')
+    for i, count in enumerate(counts):
+        ax.plot(count, i, 'o', ms=5, color='C0' if count <= limit else 'C1', mfc='C0' if count <= limit else 'none')
+    ax.grid(axis='y', lw=.3)
+    ax.tick_params(labelsize=8)
+
+# %% ../../nbs/size/26_counted.ipynb #b8a730f5
 def plot_limits(table, # of `count_table`
                 ) -> Figure:
-    "Parameters and multiply–accumulates beside the limits of the challenge"
-    fig = plt.figure(figsize=(6, 3.5))
+    "Parameters and multiply–accumulates of each network beside the limits of the challenge"
+    table = table.sort_values('MACs', ascending=False)
+    fig = plt.figure(figsize=(7, .8 + .24 * len(table)), layout='constrained')
     plt.close(fig)
-    ax = fig.subplots()
-    ax.loglog(table['parameters'], table['MACs'], 'o')
-    for name, row in table.iterrows():
-        ax.annotate(name, (row['parameters'], row['MACs']), xytext=(3, 3), textcoords='offset points', fontsize=7)
-    ax.axhline(30e6, ls=':')
-    ax.axvline(128e3, ls=':')
-    ax.set(xlabel='parameters (dotted: 128 kB of int8)', ylabel='MACs (dotted: 30 million)')
+    axes = fig.subplots(1, 2, sharey=True)
+    for ax, (name, limit, words) in zip(axes, _LIMITS):
+        _draw_counts(ax, table[name], limit)
+        ax.set(xscale='log', xlabel=words)
+    axes[0].set_yticks(range(len(table)), table.index, fontsize=8)
     return fig

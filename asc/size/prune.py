@@ -235,6 +235,6 @@ def reshape(net,    # as its name and options make it
         new = _resized(layer, shape)
         if new is None:
             kind = type(layer).__name__
-            raise InputError(f'{name}: a {kind} of another width is not known to pruning')
+            raise InputError(f'{name}: a {kind} of another width is not known to pruning; restore the file')
         swap(net, name, new.train(layer.training))
     return net

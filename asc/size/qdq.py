@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..core import InputError, check_range, pick
+from ..model.adapter import check_rate_of_clips
 from .dataflow import dataflow
 from .fold import check_eval, network_input, fold
 from .places import WEIGHTED_LAYERS, layer_names, quantiser_places
@@ -233,12 +234,12 @@ def _spread(rows, n, seed):
 
 # %% ../../nbs/size/30_qdq.ipynb #9f770cbd
 def _check_clips(model, data):
-    "Refuse clips of another rate, and an empty list"
-    rate, wanted = data.store.rate, model.spec['rate']
-    if rate != wanted:
-        raise InputError(f'calibration: the clips have {rate} Hz, but the model takes {wanted} Hz; '
-                         'pack the corpus the model was trained on')
-    if not len(data): raise InputError('calibration: the list of clips is empty')
+    "Refuse clips of another rate, an empty list, and what is no classifier"
+    if not hasattr(model, 'pipeline'):
+        raise InputError(f'calibration: found {type(model).__name__}; give a classifier of load_model or '
+                         'asc.open_model(…).network')
+    check_rate_of_clips(model, data, 'calibration')
+    if not len(data): raise InputError('calibration: the list of clips is empty; give clips to calibrate on')
 
 # %% ../../nbs/size/30_qdq.ipynb #d35c8f1d
 @torch.no_grad()

@@ -43,7 +43,7 @@ class DistillLoss(nn.Module):
                  hard=None,                      # loss with the labels; default: cross-entropy
                  ):
         super().__init__()
-        check_range(temperature=(temperature, 1e-3, None), hard_weight=(hard_weight, 0, 1))
+        check_range(temperature=(temperature, 1e-3, 1e3), hard_weight=(hard_weight, 0, 1))
         pick(reductions, reduction, 'reduction')
         self.temperature, self.hard_weight = temperature, hard_weight
         self.soft_reduction = reduction
@@ -167,7 +167,7 @@ class SelfTeacher(LiveTeacher):
                  decay:float=.999,       # what stays of the average in a step, below 1
                  sees:str='augmented',   # as `LiveTeacher`
                  ):
-        check_range(decay=(decay, 0, 1))
+        check_range(decay=(decay, 0, .999_999))             # at 1 it would stay what it was drawn as
         super().__init__(deepcopy(student), sees)
         self.decay, self.n = decay, 0
 

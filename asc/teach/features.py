@@ -78,7 +78,7 @@ def _read_pair(entry) -> dict:
     for key in entry: pick(defaults, key, 'key of features')
     pair = {**defaults, **entry}
     pick(feature_losses, pair['how'], 'feature loss')
-    check_range(weight=(pair['weight'], 0, None))
+    check_range(weight=(pair['weight'], 1e-9, 1e9))
     return pair
 
 # %% ../../nbs/teach/20_features.ipynb #31b72aa1

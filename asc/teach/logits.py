@@ -17,9 +17,9 @@ from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ..core import SCENES, InputError, atomic, resolve
+from ..core import InputError, atomic, parse_json, regular_file, resolve
 from .alignment import check_alignment
-from .teacher import Teacher
+from .teacher import FAR, Teacher
 
 # %% ../../nbs/teach/10_logits.ipynb #2255aaa3
 LOGITS_FORMAT = 'asc-teacher-1'
@@ -47,11 +47,12 @@ def save_teacher(path, filenames, logits, scenes, starts=None, seen=None, **fact
     "Write a teacher, whole or not at all; parameters as for `Teacher`, the facts are plain values"
     path, teacher = Path(path), Teacher(filenames, logits, scenes, facts, starts, seen)
     for name in teacher.names:
-        if '\n' in name: raise InputError(f'{name!r} is no file name')
+        if '\n' in name or not name: raise InputError(f'{path}: {name!r} is no file name; name each clip by its file')
     tensors = _tensors(teacher)
     digest = _digest(tensors, teacher.scenes)
     about = dict(facts, format=LOGITS_FORMAT, scenes=teacher.scenes, digest=digest)
     text = json.dumps(about, ensure_ascii=False, default=str)
+    parse_json(text, f'{path}: what is known of the teacher')  # as it will be read
     with atomic(path) as tmp: tmp.write_bytes(save(tensors, metadata=dict(asc=text)))
     return path
 
@@ -62,28 +63,85 @@ def save(self:Teacher, path):
     return save_teacher(path, self.filenames, self.logits, self.scenes, self.starts, self.seen,
                         **self.facts)
 
-# %% ../../nbs/teach/10_logits.ipynb #8459316f
+# %% ../../nbs/teach/10_logits.ipynb #e49ff49a
+_ANEW = 'write it anew with nbs/logits.ipynb'
+
 def _read_file(path) -> tuple: # what is known about the logits, tensors
     "What is in a safetensors file"
-    if not path.is_file():
-        raise InputError(f'{path} is not there: write a teacher with nbs/predict.ipynb')
+    regular_file(path, 'teacher file')
     try:
         with safe_open(path, 'pt') as f:
-            about = json.loads((f.metadata() or {}).get('asc', '{}'))
+            about = parse_json((f.metadata() or {}).get('asc', '{}'), f'{path}: its metadata')
             return about, {key: f.get_tensor(key) for key in f.keys()}
-    except (SafetensorError, ValueError, OSError) as e:
-        raise InputError(f'{path} is no teacher file, or damaged ({str(e)[:80]}); '
+    except InputError: raise
+    except (SafetensorError, ValueError, OSError, MemoryError, RuntimeError) as e:
+        raise InputError(f'{path} is no teacher file, or damaged ({str(e)[:80]}); {_ANEW}; '
                          'published logits (.pt) are read by read_published_logits') from e
 
-# %% ../../nbs/teach/10_logits.ipynb #e49ff49a
+# %% ../../nbs/teach/10_logits.ipynb #8203758d
+_TENSORS = {                          # name: type, dimensions, whether every file has it
+    'names': (torch.uint8, 1, True),
+    'logits': (torch.float16, 2, True),
+    'which': (torch.int32, 1, False), # of windows: the recording of each
+    'start': (torch.float64, 1, False),
+    'seen': (torch.int8, 1, False),
+}
+
+def _check_tensors(path, tensors):
+    "InputError unless the tensors are those that `save_teacher` writes"
+    for name, (dtype, ndim, needed) in _TENSORS.items():
+        tensor = tensors.get(name)
+        if tensor is None and not needed: continue
+        if tensor is None or tensor.dtype != dtype or tensor.ndim != ndim:
+            found = 'is missing' if tensor is None else f'is {str(tensor.dtype)[6:]} {tuple(tensor.shape)}'
+            raise InputError(f'{path}: {name} {found}, expected {str(dtype)[6:]} in {ndim} dimensions; {_ANEW}')
+    if spare := sorted(set(tensors) - set(_TENSORS)):
+        raise InputError(f'{path}: holds {spare[0]}, which no teacher has; {_ANEW}')
+    if ('which' in tensors) != ('start' in tensors):
+        raise InputError(f'{path}: windows need both which and start, one is missing; {_ANEW}')
+
+# %% ../../nbs/teach/10_logits.ipynb #c842bb15
+def _check_values(path, tensors):
+    "InputError for numbers that mean nothing"
+    seen, start = tensors.get('seen'), tensors.get('start')
+    if seen is not None and not ((seen >= -1) & (seen <= 1)).all():
+        raise InputError(f'{path}: seen holds other values than 1, 0 and -1; {_ANEW}')
+    if start is not None and not ((start >= 0) & (start < FAR)).all():
+        raise InputError(f'{path}: a window begins before its recording, or a day after; {_ANEW}')
+
+# %% ../../nbs/teach/10_logits.ipynb #c49a0c1e
+def _check_about(path, about):
+    "InputError unless classes, digest and hop are of the right kind"
+    scenes, hop = about.get('scenes'), about.get('hop', 0)
+    if not isinstance(scenes, list) or not scenes or not all(isinstance(s, str) and s for s in scenes):
+        raise InputError(f'{path}: scenes={scenes!r:.60} is no list of names; {_ANEW}')
+    if not isinstance(about.get('digest'), str): raise InputError(f'{path}: has no digest; {_ANEW}')
+    if isinstance(hop, bool) or not isinstance(hop, (int, float)) or not 0 <= hop < FAR:
+        raise InputError(f'{path}: hop={hop!r:.40} is no number of seconds; {_ANEW}')
+
+# %% ../../nbs/teach/10_logits.ipynb #5560817c
 def _check_file(path, about, tensors):
     "InputError unless a file is a teacher's and as it was written"
     form = about.get('format', 'another')
     if form != LOGITS_FORMAT:
-        raise InputError(f'{path} holds no teacher: its format is {form}, expected {LOGITS_FORMAT}')
+        raise InputError(f'{path} holds no teacher: its format is {form}, expected {LOGITS_FORMAT}; {_ANEW}')
+    _check_about(path, about)
+    _check_tensors(path, tensors)
     if about['digest'] != _digest(tensors, about['scenes']):
         raise InputError(f'{path} was changed after it was written: '
-                         'its rows, names and classes no longer belong together')
+                         f'its rows, names and classes no longer belong together; {_ANEW}')
+    _check_values(path, tensors)
+
+# %% ../../nbs/teach/10_logits.ipynb #93782953
+def _names_of(path, tensors):
+    "The name of every row"
+    try: names = bytes(tensors['names'].numpy()).decode('utf-8').split('\n')
+    except UnicodeDecodeError: raise InputError(f'{path}: its names are not UTF-8; {_ANEW}') from None
+    if 'which' not in tensors: return names
+    which = tensors['which'].numpy()
+    if len(which) and not 0 <= which.min() <= which.max() < len(names):
+        raise InputError(f'{path}: a window is of a recording that has no name; {_ANEW}')
+    return np.array(names, dtype=object)[which]
 
 # %% ../../nbs/teach/10_logits.ipynb #aa854dc0
 def read_teacher(path) -> Teacher:
@@ -93,10 +151,8 @@ def read_teacher(path) -> Teacher:
     _check_file(path, about, tensors)
     scenes = about['scenes']
     facts = {key: value for key, value in about.items() if key not in ('format', 'scenes', 'digest')}
-    names = bytes(tensors['names'].numpy()).decode().split('\n')
-    if 'which' in tensors: names = np.array(names, dtype=object)[tensors['which'].numpy()]
     starts, seen = tensors.get('start'), tensors.get('seen')
-    return Teacher(names, tensors['logits'], scenes, facts, starts, seen)
+    return Teacher(_names_of(path, tensors), tensors['logits'], scenes, facts, starts, seen, path)
 
 # %% ../../nbs/teach/10_logits.ipynb #9838cee0
 @patch
@@ -105,9 +161,10 @@ def _labelled(self:Teacher, rows):
     unlabelled = rows[rows.scene.isna()]
     if len(unlabelled):
         raise InputError(f'{len(unlabelled)} clips have no label, such as '
-                         f'{unlabelled.filename.iloc[0]}: a teacher is checked on labelled clips')
+                         f'{unlabelled.filename.iloc[0]}: a teacher is checked on labelled clips; give their labels')
     if other := sorted(set(rows.scene) - set(self.scenes)):
-        raise InputError(f"{self.label} has other classes: it does not know {', '.join(other)}")
+        raise InputError(f"{self.origin} has other classes: it does not know {', '.join(other)}; "
+                         'choose a teacher of these classes')
 
 # %% ../../nbs/teach/10_logits.ipynb #fe0ff47c
 @patch
@@ -132,5 +189,6 @@ def check(self:Teacher,
     rows = rows.iloc[order]
     logits = self.logits[torch.from_numpy(positions[order])].float().numpy()
     truth = pd.Categorical(rows.scene, categories=self.scenes).codes.astype(int)
-    recording, location = rows.get('recording'), rows.get('location')
-    return check_alignment(logits, truth, self.scenes, recording, location, self.label)
+    where = dict(device=rows.get('device'), city=rows.get('city'), names=rows.filename)
+    return check_alignment(logits, truth, self.scenes, rows.get('recording'), rows.get('location'), self.origin,
+                           **where)

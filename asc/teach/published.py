@@ -6,22 +6,21 @@
 __all__ = ['read_published_logits']
 
 # %% ../../nbs/teach/12_published.ipynb #2f0205f1
-import pickle
-
 import torch
 
-from ..core import SCENES, InputError, fingerprint, resolve
-from .teacher import Teacher
+from ..core import SCENES, InputError, fingerprint, regular_file, resolve
+from .logits import Teacher                    # which can check itself
 
 # %% ../../nbs/teach/12_published.ipynb #d1fe7b12
 def _load(path):
     "What torch.save wrote to a file; nothing in it is run"
-    if not path.is_file(): raise InputError(f'{path} is not there')
+    regular_file(path, 'file of published logits')
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as e:
+    except Exception as e:                                # whatever an unpickler makes of a damaged file
         raise InputError(f'{path} is no tensor that torch.save wrote, or needs unpickling, '
-                         f'which can run code ({str(e).splitlines()[0][:80]})') from e
+                         f'which can run code ({(str(e).splitlines() or [type(e).__name__])[0][:80]}); '
+                         'save a tensor of floats (clips, scenes) with torch.save') from e
 
 # %% ../../nbs/teach/12_published.ipynb #07b80bc4
 def _read_tensor(path) -> torch.Tensor: # float (n, classes)
@@ -29,18 +28,18 @@ def _read_tensor(path) -> torch.Tensor: # float (n, classes)
     tensor = _load(path)
     content = type(tensor).__name__
     if isinstance(tensor, torch.Tensor):
-        if tensor.ndim == 2 and tensor.is_floating_point(): return tensor
-        content = f'a tensor {tuple(tensor.shape)}'
-    raise InputError(f'{path} holds {content}, expected the logits of clips (n, classes)')
+        if tensor.layout == torch.strided and tensor.ndim == 2 and tensor.is_floating_point(): return tensor
+        content = f'a tensor {tuple(tensor.shape)} of {str(tensor.dtype)[6:]}'
+    raise InputError(f'{path} holds {content}, expected the logits of clips (n, classes); save them as floats')
 
 # %% ../../nbs/teach/12_published.ipynb #a877a5ad
 def _check_size(path, logits, rows, scenes):
     "InputError unless there is a row a clip and a column a scene"
     n, columns = logits.shape
     if columns != len(scenes):
-        raise InputError(f'{path}: {columns} columns for {len(scenes)} scenes')
+        raise InputError(f'{path}: {columns} columns for {len(scenes)} scenes; pass the scenes of its columns')
     if n == len(rows): return
-    hint = 'it follows a longer list'
+    hint = 'it follows a longer list: pass that list'
     if n < len(rows): hint = f'if it follows the first {n:,} rows of that list, pass those'
     raise InputError(f'{path} has {n:,} rows and the list {len(rows):,}: '
                      f'the two do not belong together ({hint})')
@@ -56,6 +55,6 @@ def read_published_logits(path,           # of a tensor (n, K) that torch.save w
     _check_size(path, logits, rows, scenes)
     listed = dict(clips=len(rows), fingerprint=fingerprint(rows.filename))
     facts = dict(model=path.stem, source=path.name, list=listed)
-    teacher = Teacher(rows.filename, logits, scenes, facts)
+    teacher = Teacher(rows.filename, logits, scenes, facts, file=path)
     teacher.facts['checked'] = teacher.check(rows)
     return teacher

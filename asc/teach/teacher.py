@@ -15,24 +15,33 @@ from fastcore.basics import patch
 
 from ..core import InputError, fingerprint
 
+# %% ../../nbs/teach/08_teacher.ipynb #e83f9ee2
+def _real_numbers(logits):
+    "A tensor of logits, or InputError for what is none"
+    try: logits = torch.as_tensor(logits)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise InputError(f'the logits are no table of numbers ({e}): give an array (clips, scenes)') from None
+    if logits.is_floating_point(): return logits
+    raise InputError(f'the logits are of type {str(logits.dtype)[6:]}: give the numbers before the softmax, as floats')
+
 # %% ../../nbs/teach/08_teacher.ipynb #b82c09f9
-def _half(logits, names):
+def _half(logits, names, origin):
     "float16 logits, or InputError for the first clip whose row does not survive"
-    half = torch.as_tensor(logits).to(torch.float16)
+    half = logits.to(torch.float16)
     bad = (~half.isfinite()).any(1)
     if not bad.any(): return half
     i = int(bad.int().argmax())
-    row = [float(f'{v:.4g}') for v in torch.as_tensor(logits)[i].tolist()]
-    raise InputError(f'the logits of {int(bad.sum())} of {len(bad)} clips are no numbers '
+    row = [float(f'{v:.4g}') for v in logits[i].tolist()]
+    raise InputError(f'{origin}: the logits of {int(bad.sum())} of {len(bad)} clips are no numbers '
                      f'or beyond float16, such as {names[i]}: {row}. '
-                     'The network has diverged, or its output needs scaling')
+                     'The network has diverged, or its output needs scaling; write them anew')
 
 # %% ../../nbs/teach/08_teacher.ipynb #01b03750
 def _unique(names, what):
     "InputError for a name that occurs twice"
     again = pd.Series(names, dtype=object)
     again = again[again.duplicated()]
-    if len(again): raise InputError(f'{what} {again.iloc[0]} occurs twice: give each once')
+    if len(again): raise InputError(f'{what} {again.iloc[0]} occurs twice; give each once')
 
 # %% ../../nbs/teach/08_teacher.ipynb #08149a95
 class Teacher:
@@ -43,16 +52,18 @@ class Teacher:
                  facts=None,      # what is known about their origin, plain values
                  starts=None,     # of windows: seconds from the beginning of the recording, (N,)
                  seen=None,       # (N,) whether it was trained on it: 1, 0, or -1 for not known
+                 file=None,       # it was read from, for messages
                  ):
         self.filenames, self.scenes = list(map(str, filenames)), list(scenes)
-        self.facts = dict(facts or {})
+        self.facts, self.file = dict(facts or {}), file
+        logits = _real_numbers(logits)
         self._check_shape(logits)
-        self.logits = _half(logits, self.filenames)
+        self.logits = _half(logits, self.filenames, self.origin)
         self.starts = self._column(starts, torch.float64, 'starts')
         self.seen = self._column(seen, torch.int8, 'seen')
         keys = self.filenames if starts is None else zip(self.filenames, self.starts.tolist())
-        _unique(self.scenes, 'scene')
-        _unique(keys, 'clip')
+        _unique(self.scenes, f'{self.origin}: the scene')
+        _unique(keys, f'{self.origin}: the clip')
 
     def __len__(self): return len(self.filenames)
 
@@ -73,15 +84,21 @@ def label(self:Teacher):
     "What it is called in messages and tables"
     return str(self.facts.get('model', 'teacher'))
 
+# %% ../../nbs/teach/08_teacher.ipynb #3bb6814e
+@patch(as_prop=True)
+def origin(self:Teacher):
+    "Its file where it has one, else its label: what a refusal names"
+    return self.label if self.file is None else str(self.file)
+
 # %% ../../nbs/teach/08_teacher.ipynb #a17f44fb
 @patch
 def _check_shape(self:Teacher, logits):
     "InputError unless there is a row a name and a column a scene"
-    shape = tuple(torch.as_tensor(logits).shape)
+    shape = tuple(logits.shape)
     if shape != (len(self.filenames), len(self.scenes)):
-        raise InputError(f'logits of shape {shape} for {len(self.filenames)} names '
-                         f'and {len(self.scenes)} scenes')
-    if not self.filenames: raise InputError('a teacher without rows: the list is empty')
+        raise InputError(f'{self.origin}: logits of shape {shape} for {len(self.filenames)} names '
+                         f'and {len(self.scenes)} scenes; give a row a name and a column a scene')
+    if not self.filenames: raise InputError(f'{self.origin}: a teacher without rows; give the logits of a list')
 
 # %% ../../nbs/teach/08_teacher.ipynb #d855333c
 @patch
@@ -90,7 +107,7 @@ def _column(self:Teacher, values, dtype, name):
     if values is None: return None
     values = torch.as_tensor(values, dtype=dtype)
     if len(values) != len(self.filenames):
-        raise InputError(f'{name}: {len(values)} for {len(self.filenames)} rows')
+        raise InputError(f'{self.origin}: {name} has {len(values)} values for {len(self.filenames)} rows; give as many')
     return values
 
 # %% ../../nbs/teach/08_teacher.ipynb #f4b383fd
@@ -118,8 +135,8 @@ def columns(self:Teacher, scenes=None) -> list:
     "Where the classes asked for are among the teacher's"
     scenes = self.scenes if scenes is None else list(scenes)
     if set(scenes) != set(self.scenes):
-        raise InputError(f"{self.label} has other classes: {_difference(self.scenes, scenes)}. "
-                         'A teacher must know exactly the classes of its student')
+        raise InputError(f"{self.origin} has other classes: {_difference(self.scenes, scenes)}. "
+                         'A teacher must know exactly the classes of its student; choose or write another')
     return [self.scenes.index(s) for s in scenes]
 
 # %% ../../nbs/teach/08_teacher.ipynb #642c806f
@@ -131,8 +148,8 @@ def find(self:Teacher, names, what='clips') -> np.ndarray: # int64, position amo
     missing = np.flatnonzero(places < 0)
     if len(missing):
         example = names[missing[0]]
-        raise InputError(f'{self.label} has no logits for {len(missing):,} of {len(names):,} {what}, '
-                         f'such as {example}: write them for this list with nbs/predict.ipynb')
+        raise InputError(f'{self.origin} has no logits for {len(missing):,} of {len(names):,} {what}, '
+                         f'such as {example}: write them for this list with nbs/logits.ipynb')
     return places
 
 # %% ../../nbs/teach/08_teacher.ipynb #016cf56b
@@ -142,7 +159,7 @@ def rows(self:Teacher, filenames, # of clips
          ) -> torch.Tensor:       # float32 (n, K), on the CPU
     "The logits of clips"
     if self.starts is not None:
-        raise InputError(f'{self.label} holds windows of recordings: '
+        raise InputError(f'{self.origin} holds windows of recordings: '
                          'ask for them with at(recordings, seconds)')
     columns = self.columns(scenes)
     return self.logits[torch.from_numpy(self.find(filenames))][:, columns].float()
@@ -154,10 +171,10 @@ def only(self:Teacher, filenames, # of clips
     "The teacher of a part of its clips"
     rows = torch.from_numpy(self.find(filenames))
     if self.starts is not None:
-        raise InputError(f'{self.label} holds windows of recordings, not clips')
+        raise InputError(f'{self.origin} holds windows of recordings, not clips; give a file of clips')
     facts = dict(self.facts, list=dict(clips=len(rows), fingerprint=fingerprint(filenames)))
     seen = None if self.seen is None else self.seen[rows]
-    return Teacher(filenames, self.logits[rows], self.scenes, facts, seen=seen)
+    return Teacher(filenames, self.logits[rows], self.scenes, facts, seen=seen, file=self.file)
 
 # %% ../../nbs/teach/08_teacher.ipynb #3f983b1f
 def _nearest(keys, wanted) -> np.ndarray: # positions in `keys`, which are sorted
@@ -175,8 +192,9 @@ def _check_near(self:Teacher, gaps, recordings, seconds):
     far = gaps > hop / 2 + 1e-3
     if not far.any(): return
     i = int(far.argmax())
-    raise InputError(f'{self.label} has no window of {list(recordings)[i]} '
-                     f'near {seconds[i]:.3f} s: its windows are {hop} s apart')
+    raise InputError(f'{self.origin} has no window of {list(recordings)[i]} '
+                     f'near {seconds[i]:.3f} s: its windows are {hop} s apart; '
+                     'write them for this list with nbs/logits.ipynb')
 
 # %% ../../nbs/teach/08_teacher.ipynb #02a32a74
 @patch
@@ -186,7 +204,7 @@ def at(self:Teacher, recordings, # names, (n,)
        ) -> torch.Tensor:        # float32 (n, K)
     "The logits of the windows that begin nearest, not further away than half a hop"
     if self.starts is None:
-        raise InputError(f'{self.label} holds clips: ask for them with rows(filenames)')
+        raise InputError(f'{self.origin} holds clips: ask for them with rows(filenames)')
     columns, seconds = self.columns(scenes), np.asarray(seconds, dtype=float)
     keys, rows = self.by_time
     wanted = self.find(recordings, 'recordings') * FAR + seconds

@@ -72,7 +72,7 @@ def set_state(self:Averaged, state):
 class EMA(Averaged):
     "Exponential moving average of weights and BatchNorm statistics, updated after every optimiser step"
     def __init__(self, decay=.999): # what stays of the average in a step; .999 remembers 1,000 steps
-        check_range(ema=(decay, 0, 1))
+        check_range(ema=(decay, 0, .999_999))               # at 1 the average would stay at the start
         self.decay = decay
 
     def after_step(self):
@@ -82,8 +82,8 @@ class EMA(Averaged):
 # %% ../../nbs/train/50_averages.ipynb #65bf3b89
 class SWA(Averaged):
     "Mean of the weights after each of the last epochs, BatchNorm estimated anew on the training clips"
-    def __init__(self, share=.25): # of the epochs, the last ones, 0 … 1
-        check_range(swa=(share, 0, 1))
+    def __init__(self, share=.25): # of the epochs, the last ones, above 0 … 1
+        check_range(swa=(share, 1e-3, 1))
         self.share = share
 
     def after_train(self):
@@ -166,7 +166,7 @@ class EarlyStop(EarlyStoppingCallback):
     def __init__(self, patience=20,      # epochs to wait
                  monitor='valid_loss',   # 'valid_loss' or the name of a metric
                  min_delta=0.):          # what counts as an improvement
-        check_range(patience=(patience, 1, None))
+        check_range(patience=(patience, 1, None), min_delta=(min_delta, 0, 1e6))
         super().__init__(monitor, patience=patience, min_delta=min_delta)
 
     def before_fit(self):

@@ -64,18 +64,23 @@ def cache_key(pipeline, store) -> str:
     parts = [store.key, repr(pipeline.frontend), pipeline.rate, *_probe(pipeline)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
+# %% ../../nbs/train/15_melcache.ipynb #67a529de
+def _check_store(pipeline, store):
+    "InputError for sounds of another rate than the pipeline's"
+    if store.rate == pipeline.rate: return
+    raise InputError(f'MelCache: the store has {store.rate} Hz, but the pipeline takes {pipeline.rate} Hz; pack the '
+                     f'corpus with rate={pipeline.rate}, or make a pipeline for rate={store.rate}')
+
 # %% ../../nbs/train/15_melcache.ipynb #73623084
 def _has_size(path, size): return path.is_file() and path.stat().st_size == size
 
 # %% ../../nbs/train/15_melcache.ipynb #251b1dbd
 def _open_places(folder, clips, row_bytes):
-    "The file of mels and the bytes that say which of its places are filled; new where one is missing"
+    "The file of mels and the one that says which of its places are filled; new where one is missing"
     mel, done = folder/'mel.f32', folder/'done.u8'
-    filled = np.memmap(done, np.uint8, 'r+' if _has_size(done, clips) else 'w+', shape=(clips,))
-    if not _has_size(mel, clips * row_bytes):
-        filled[:] = 0
-        with open(mel, 'ab') as f: f.truncate(clips * row_bytes)
-    return open(mel, 'r+b', buffering=0), filled      # a buffer would miss what other processes write
+    if not (_has_size(done, clips) and _has_size(mel, clips * row_bytes)): done.write_bytes(bytes(clips))
+    with open(mel, 'ab') as f: f.truncate(clips * row_bytes)
+    return [open(path, 'r+b', buffering=0) for path in (mel, done)]      # a buffer would miss what others write
 
 # %% ../../nbs/train/15_melcache.ipynb #7f165244
 class MelCache:
@@ -85,34 +90,47 @@ class MelCache:
                  folder=None,     # parent folder, default data/store under the project root
                  ):
         check_frozen(pipeline)
+        _check_store(pipeline, store)
         self.store, self.pipeline = store, pipeline
         silence = torch.zeros(1, store.clip_len, device=_device_of(pipeline))
         self.shape = tuple(frozen(pipeline, silence).shape[1:])
         folder = folder or project_root()/'data'/'store'
         self.folder = folder/f'{store.folder.name}-mel-{cache_key(pipeline, store)}'
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.file, self.done = _open_places(self.folder, len(store), 4 * int(np.prod(self.shape)))
+        self.file, self.marks = _open_places(self.folder, len(store), 4 * int(np.prod(self.shape)))
         about = dict(store=store.key, frontend=repr(pipeline.frontend), rate=pipeline.rate)
         write_json(self.folder/'about.json', dict(about, shape=list(self.shape)))
 
-# %% ../../nbs/train/15_melcache.ipynb #b4cd8171
+# %% ../../nbs/train/15_melcache.ipynb #4fe7afc9
 @patch
-def _seek(self:MelCache, row, idx):
-    "Go to the place of a clip in the file"
-    self.file.seek(int(idx) * row.nbytes)
+def _read_whole(self:MelCache, file, offset, row):
+    "Fill an array from a file; InputError where it has been cut"
+    file.seek(offset)
+    if file.readinto(row) == row.nbytes: return
+    raise InputError(f'{file.name} was cut short: remove the folder {self.folder} and run again')
 
-# %% ../../nbs/train/15_melcache.ipynb #c82f5774
+# %% ../../nbs/train/15_melcache.ipynb #c9cf70e6
+@patch(as_prop=True)
+def done(self:MelCache):
+    "Which places are filled, one byte each"
+    marks = np.empty(len(self.store), np.uint8)
+    self._read_whole(self.marks, 0, marks)
+    return marks
+
+# %% ../../nbs/train/15_melcache.ipynb #b4cd8171
 @patch
 def _write(self:MelCache, idx, mels):
     "Fill the places of clips, then say that they are filled"
     try:
         for i, row in zip(idx, mels):
-            self._seek(row, i)
+            self.file.seek(int(i) * row.nbytes)
             if self.file.write(row) < row.nbytes: raise OSError('the disk is full')
     except OSError as e:
         raise InputError(f'could not write mels into {self.folder}: {e.strerror or e}. '
                          'Free some space, or train with cache=False') from e
-    self.done[idx] = 1
+    for i in idx:
+        self.marks.seek(int(i))
+        self.marks.write(b'\1')
 
 # %% ../../nbs/train/15_melcache.ipynb #383dba43
 @patch
@@ -131,7 +149,5 @@ def batch(self:MelCache, idx) -> torch.Tensor:
         part = missing[k:k + 64]
         self._write(part, self._compute(part))
     out = np.empty((len(idx), *self.shape), np.float32)
-    for i, row in zip(idx, out):
-        self._seek(row, i)
-        self.file.readinto(row)
+    for i, row in zip(idx, out): self._read_whole(self.file, int(i) * row.nbytes, row)
     return torch.from_numpy(out)

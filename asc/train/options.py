@@ -14,9 +14,8 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..augment.pipeline import pipelines
-from ..core import InputError, check_range, pick
-from ..run.folder import check_type
-from .learner import optimizers
+from ..core import SUBSETS, InputError, check_range, pick
+from ..run.values import check_type
 from .precision import precisions
 
 # %% ../../nbs/train/72_options.ipynb #594272dc
@@ -25,10 +24,11 @@ def option(default,      # of the parameter
            low=None,     # lowest value
            high=None,    # highest value
            choices=None, # the values there are
+           most=None,    # beyond this a value is a slip of the finger
            ):            # field of a dataclass
     "A field of `TrainingOptions`"
     return field(default_factory=lambda: copy(default),
-                 metadata=dict(default=default, meaning=meaning, low=low, high=high, choices=choices))
+                 metadata=dict(default=default, meaning=meaning, low=low, high=high, choices=choices, most=most))
 
 # %% ../../nbs/train/72_options.ipynb #9c52716d
 @dataclass
@@ -36,9 +36,11 @@ class DataOptions:
     "What is learnt from"
     data: str = option('synthetic', 'corpus by name: synthetic (made on the spot) or tau2022 (under data/)')
     data_dir: str = option('', 'folder of any corpus in the DCASE layout; overrides data')
-    subset: int = option(100, 'per cent of the training list: 5, 10, 25, 50, 100')
-    valid: float = option(.1, 'share of the training list held out by location to watch training, 0 … 0.5')
-    join: int = option(1, 'snippets joined to one clip; 10 makes ten-second recordings of TAU 2022', 1)
+    subset: int = option(100, 'per cent of the training list: 5, 10, 25, 50, 100', choices=SUBSETS)
+    train_list: str = option('', 'own list of clips to train on, a csv with a column filename; overrides subset')
+    test_list: str = option('', 'own list of clips to test on, a csv with a column filename')
+    valid: float = option(.1, 'share of the training list held out by location to watch training, 0 … 0.5', 0, .5)
+    join: int = option(1, 'snippets joined to one clip; 10 makes ten-second recordings of TAU 2022', 1, most=1000)
     crop: str = option('clips', 'clips as listed, windows (random, of the recording), shifted (recording turned)')
     cache: bool = option(False, 'compute mels once and keep them; only where nothing before the mel is random')
     target: str = option('scene', 'what is classified: scene, device or city', choices=('scene', 'device', 'city'))
@@ -59,31 +61,32 @@ class ModelOptions:
 @dataclass
 class FitOptions:
     "How it is trained"
-    epochs: int = option(8, 'passes over the training clips (published: 150)', 1)
-    bs: int = option(64, 'clips a batch (published: 256)', 1)
-    lr: float = option(5e-3, 'highest learning rate', 0)
+    epochs: int = option(8, 'passes over the training clips (published: 150)', 1, most=100_000)
+    bs: int = option(64, 'clips a batch (published: 256)', 1, most=100_000)
+    lr: float = option(5e-3, 'highest learning rate', 1e-12, most=1000)
     schedule: 'str or dict' = option('warmup_cosine', 'learning rate over training, see asc.train.schedules')
-    optimizer: str = option('adamw', 'adamw or adam (adamw_beats: betas 0.9, 0.98)', choices=optimizers)
+    optimizer: str = option('adamw', 'adamw or adam (adamw_beats: betas 0.9, 0.98), or file.py:Class')
     wd: float = option(1e-4, 'weight decay', 0, 1)
-    loss: 'str or dict' = option('ce', 'ce or focal, see asc.train.losses')
+    loss: 'str or dict' = option('ce', 'ce or focal, or file.py:Class, see asc.train.losses')
     precision: str = option('float32', 'float32, bf16 or fp16, computed in or refused', choices=precisions)
-    clip: float = option(0., 'largest norm of the gradient; 0 leaves it', 0)
-    ema: float = option(0., 'decay of a running average of the weights, such as 0.999; 0 for none', 0, 1)
+    clip: float = option(0., 'largest norm of the gradient; 0 leaves it', 0, most=1e9)
+    ema: float = option(0., 'decay of a running average of the weights, such as 0.999; 0 for none', 0, .999_999)
     swa: float = option(0., 'share of the epochs, the last ones, whose weights are averaged; 0 for none', 0, 1)
     freeze: str = option('', 'parts of the network kept as they are: encoder, or names with commas')
-    freeze_epochs: int = option(0, 'for so many epochs; 0 for all', 0)
+    freeze_epochs: int = option(0, 'for so many epochs; 0 for all', 0, most=100_000)
     lr_decay: float = option(1., "learning rate of a layer as a share of the next one's, from the head down", 1e-6, 1)
-    patience: int = option(0, 'epochs without improvement on the validation list before stopping; 0 never stops', 0)
+    patience: int = option(0, 'epochs without improvement on the validation list before stopping; 0 never stops', 0,
+                           most=100_000)
     keep: str = option('last', 'last epoch, or the best one on the validation list', choices=('last', 'best'))
     monitor: str = option('valid_loss', 'what is best: valid_loss or accuracy', choices=('valid_loss', 'accuracy'))
     compile: bool = option(False, 'torch.compile of the training step: faster on a GPU, not on a CPU')
-    seed: int = option(0, 'of weights, order and augmentation', 0)
+    seed: int = option(0, 'of weights, order and augmentation', 0, most=10**18)
 
 # %% ../../nbs/train/72_options.ipynb #0a20d76f
 @dataclass
 class TeacherOptions:
     "By whom it is taught"
-    teacher: 'str or list' = option('', 'file or files of logits, folder of a run that answers live, or self')
+    teacher: 'str or list of str' = option('', 'file or files of logits, folder of a run that answers live, or self')
     distill: dict = option({}, 'temperature, hard_weight, reduction and more, see asc.experiment.distillation')
 
 # %% ../../nbs/train/72_options.ipynb #43f0f2e2
@@ -108,6 +111,7 @@ def check_value(entry, value):
     allowed = entry.metadata
     if allowed['choices'] is not None: pick(allowed['choices'], value, entry.name)
     if allowed['low'] is not None: check_range(**{entry.name: (value, allowed['low'], allowed['high'])})
+    if allowed['most'] is not None: check_range(**{entry.name: (value, allowed['low'], allowed['most'])})
 
 # %% ../../nbs/train/72_options.ipynb #1dd294d0
 def option_table() -> pd.DataFrame: # type, default, meaning; one row an option

@@ -8,7 +8,6 @@ __all__ = ['random_states', 'set_random_states', 'check_config', 'read_checkpoin
 
 # %% ../../nbs/train/60_resume.ipynb #f7b3260f
 import json
-import pickle
 import random
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +18,9 @@ from fastai.callback.core import Callback
 from fastai.torch_core import apply
 from fastcore.basics import patch
 
-from ..core import InputError, atomic
+from ..backbone.weights import check_archive
+from ..core import InputError, atomic, regular_file
+from .finite import non_finite
 from .learner import Learner, fitting
 
 # %% ../../nbs/train/60_resume.ipynb #316adea8
@@ -73,18 +74,39 @@ def check_config(saved:dict,  # what the checkpoint was made with
 # %% ../../nbs/train/60_resume.ipynb #7a90a449
 _FORMAT = 'asc-checkpoint-1'
 
+# %% ../../nbs/train/60_resume.ipynb #b8c79a75
+def _check_bytes(path):
+    "InputError for a checkpoint of which a byte has changed, or that is no file"
+    try: check_archive(regular_file(path, 'checkpoint'))
+    except InputError as e: raise InputError(f'{e}, or remove it to begin again') from e
+
 # %% ../../nbs/train/60_resume.ipynb #1b75c4f3
 def read_checkpoint(path) -> dict:
     "A checkpoint, from a file in which nothing is run"
+    _check_bytes(path)
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as e:
-        reason = str(e).splitlines()[0][:80]
+    except Exception as e:                                 # whatever an unpickler makes of a damaged file
+        reason = (str(e).splitlines() or [type(e).__name__])[0][:80]
         raise InputError(f'{path} is no checkpoint or is damaged ({reason}): '
                          'remove it to begin again') from e
     if not isinstance(state, dict) or state.get('format') != _FORMAT:
-        raise InputError(f'{path} is no checkpoint of asc')
+        raise InputError(f'{path} is no checkpoint of asc (its format is not {_FORMAT}): give the folder of the run '
+                         'to resume, or remove it to begin again')
+    _check_checkpoint(path, state)
     return state
+
+# %% ../../nbs/train/60_resume.ipynb #9e677c0e
+_PARTS = dict(config=dict, shape=dict, epoch=int, train_iter=int, model=dict, opt=dict, callbacks=dict, recorder=dict,
+              random=dict)
+
+def _check_checkpoint(path, state):
+    "InputError unless all of a training is there, and its weights are numbers"
+    for name, kind in _PARTS.items():
+        if not isinstance(state.get(name), kind):
+            raise InputError(f'{path} is a damaged checkpoint ({name} is missing): remove it to begin again')
+    if bad := non_finite(state['model']):
+        raise InputError(f'{path} holds weights that are not finite ({bad[0]}): remove it, and lower lr')
 
 # %% ../../nbs/train/60_resume.ipynb #115d9b4a
 def stateful_callbacks(learn) -> dict: # name -> callback
@@ -128,18 +150,26 @@ def _load_weights_and_moments(learn, state, what):
     try:
         learn.model.load_state_dict(state['model'])
         learn.opt.load_state_dict(state['opt'])
-    except (RuntimeError, ValueError) as e:
-        raise InputError(f'{what} does not fit this model: {e}') from e
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as e:
+        reason = ' '.join(str(e).split())
+        raise InputError(f'{what} does not fit this model: {reason}; remove it to begin again') from e
 
 # %% ../../nbs/train/60_resume.ipynb #769f4de3
 def restore_training(learn, state:dict, what): # what: the checkpoint's path, for messages
     "Put a learner whose fit is about to begin where it was when `state` was taken"
     if not isinstance(learn, Learner):
-        raise InputError('only a Learner from create_learner can begin at a later epoch')
+        raise InputError('resume: only a Learner from create_learner can begin at a later epoch; make it with that')
     callbacks = stateful_callbacks(learn)
     check_config(state['shape'], training_shape(learn), what)
     check_config(dict.fromkeys(state['callbacks'], 'on'), dict.fromkeys(callbacks, 'on'), what)
     _load_weights_and_moments(learn, state, what)
+    try: _set_the_rest(learn, state, callbacks)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as e:
+        raise InputError(f'{what} is a damaged checkpoint ({type(e).__name__}: {e}): remove it to begin again') from e
+
+# %% ../../nbs/train/60_resume.ipynb #f86ffa34
+def _set_the_rest(learn, state, callbacks):
+    "What a training is beside weights and moments"
     for name, cb in callbacks.items(): cb.set_state(state['callbacks'][name])
     _set_recorder_state(learn.recorder, state['recorder'])
     learn.train_iter, learn.first_epoch = state['train_iter'], state['epoch']
@@ -188,7 +218,7 @@ def _saved_training(self:Checkpoint):
     path, folder = self.path, self.path.parent
     if not self.resume:
         if not path.exists(): return None
-        raise InputError(f'{path} exists: resume that training, or choose another folder')
+        raise InputError(f'{path} exists: resume that training (-p resume True), or choose another folder')
     if not folder.is_dir():
         raise InputError(f'{folder} does not exist: give the folder of the run to resume')
     _remove_parts(folder, path.name, 'history.csv')

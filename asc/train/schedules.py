@@ -8,12 +8,13 @@ __all__ = ['schedules', 'warmup_cosine', 'stepped', 'ramp', 'cosine', 'cosine_re
 
 # %% ../../nbs/train/20_schedules.ipynb #8316cf76
 import inspect
-import json
 import math
+from functools import partial
 from itertools import accumulate
 
-from ..core import InputError, check_range, pick
-from ..run.folder import check_type
+from ..core import InputError, check_range, parse_json, pick
+from ..run.plugin import is_own, make_own
+from ..run.values import check_type
 
 # %% ../../nbs/train/20_schedules.ipynb #acaaa998
 def _half_cosine(x, length=1): # 0 … length -> 1 … 0
@@ -167,12 +168,8 @@ def chain(lr:float=1.,     # highest learning rate
 # %% ../../nbs/train/20_schedules.ipynb #c0830b2b
 def _parse_choice(registry, spec, what): # -> (name, keywords)
     "A choice as a name and its keywords"
-    if isinstance(spec, str) and spec.lstrip().startswith('{'):
-        try:
-            spec = json.loads(spec)
-        except json.JSONDecodeError as e:
-            raise InputError(f'{what}={spec!r} is not JSON ({e}); '
-                             'write {"name": {"keyword": 1.0}}') from e
+    if isinstance(spec, str) and spec.lstrip().startswith('{'): spec = parse_json(spec,
+                                                                                  f'parameter {what}={spec!r:.80}')
     if isinstance(spec, str): return spec, {}
     if isinstance(spec, dict) and len(spec) == 1:
         name, keywords = next(iter(spec.items()))
@@ -190,9 +187,11 @@ def _keyword_types(f):
 def read_spec(registry:dict, # name -> function with annotated keywords
               spec,          # 'name', {'name': {keyword: value}}, or the JSON text of it
               what:str,      # what the names are: 'schedule', 'loss'
+              own=False,     # whether a class in a file of one's own may be named, 'file.py:Class'
               ) -> tuple:    # the function, its keywords checked
     "Which function of a registry, with which keywords; InputError for a wrong name, keyword or type"
     name, keywords = _parse_choice(registry, spec, what)
+    if own and is_own(name): return partial(make_own, name, what), keywords
     f = pick(registry, name, what)
     types = _keyword_types(f)
     for k in keywords:
@@ -217,9 +216,20 @@ def create_schedule(spec,          # name in `schedules`, {name: {keyword: value
     training = dict(epochs=epochs, batches=batches, total=round(n))
     accepted = inspect.signature(f).parameters
     factor = f(**keywords, **{k: v for k, v in training.items() if k in accepted})
+    late = _late(factor, round(n), spec)
 
     def schedule(pos):
-        now = factor(round(pos * n, 3) / n)
+        now = factor((round(pos * n, 3) + late) / n)
         return [float(r * now) for r in lr] if isinstance(lr, (list, tuple)) else float(lr * now)
 
     return schedule
+
+# %% ../../nbs/train/20_schedules.ipynb #0dc305f9
+def _late(factor, n, spec, looked=1000):
+    "How much of a batch later the rates of n batches are taken: a half where training is too short to begin at 0"
+    at = range(0, n, max(n // looked, 1))
+    if n > 3 and any(factor(k / n) > 0 for k in at): return 0
+    if n <= 3 and all(factor(k / n) > 0 for k in at): return 0
+    if n <= 3 and all(factor((k + .5) / n) > 0 for k in at): return .5
+    raise InputError(f'schedule={spec!r}: its learning rate is 0 in every batch of this training ({n}), or in most; '
+                     'choose another schedule, or give a factor above 0')

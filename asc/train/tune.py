@@ -74,8 +74,8 @@ def tune(model,        # general Classifier; not changed
          epochs=10, lr=1e-3, bs=64, wd=0., seed=0,
          cbs=()):      # further callbacks
     "The network of a device: the general one, trained on with the device's clips"
-    check_range(epochs=(epochs, 1, None), lr=(lr, 0, None))
-    if len(train) < 2: raise InputError(f'{len(train)} clips of a device are too few to train on')
+    check_range(epochs=(epochs, 1, 100_000), lr=(lr, 1e-12, 1000), bs=(bs, 1, 100_000), wd=(wd, 0, 1))
+    if len(train) < 2: raise InputError(f'{len(train)} clips of a device are too few to train on; give two or more')
     seed_everything(seed)
     model = deepcopy(model)
     dls = make_dls(train, valid, _batch_size(bs, len(train)))

@@ -6,16 +6,15 @@
 __all__ = ['WindowData', 'training_clips', 'predict_teacher']
 
 # %% ../../nbs/use/10_answers.ipynb #3200b032
-import json
-
 import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
 
-from ..core import InputError, fingerprint, resolve, versions
+from ..core import InputError, fingerprint, read_json, resolve, versions
 from ..data.splits import carve_valid, read_split
-from ..load import Hearing, open_model
+from ..load import open_model
+from ..model.adapter import check_seconds
 from ..teach.teacher import Teacher
 from ..train.clips import ClipData
 from ..train.learner import predict_logits
@@ -32,6 +31,7 @@ class WindowData:
         self.offset = first.offset.to_numpy() + start
         self.recording = first.recording.to_numpy()
         self.seconds = (first.snippet.to_numpy() * store.clip_len + start) / store.rate
+        self.devices = list(devices)
         self.device = _device_numbers(rows, self.recording, devices)
 
     def __len__(self): return len(self.offset)
@@ -54,7 +54,7 @@ def _device_numbers(rows, recordings, devices):
 
 # %% ../../nbs/use/10_answers.ipynb #e69ce5b9
 def _window_starts(store, clips, n, step):
-    "row (first clip) and start (samples into it) of every window of `n` samples in clips that follow each other"
+    "Row (first clip) and start (samples into it) of each window of `n` samples in clips that follow each other"
     rows = [(run[0], start) for run in _unbroken(store, clips)
             for start in range(0, len(run) * store.clip_len - n + 1, step)]
     return pd.DataFrame(rows, columns=['row', 'start'])
@@ -79,7 +79,7 @@ def training_clips(source, corpus): # run folder
     "Names of the clips a run was trained on, or None where its list cannot be told or is another corpus'"
     path = resolve(source)/'params.json'
     if not path.is_file(): return None
-    record = json.loads(path.read_text(encoding='utf-8'))
+    record = read_json(path, 'record of a run')
     listed = record.get('data', {}).get('lists', {}).get('train', {})
     names = _training_list(corpus, record.get('parameters', {}))
     if names is None or fingerprint(names) != listed.get('fingerprint'): return None
@@ -109,8 +109,9 @@ def predict_teacher(model,           # see `asc.open_model`
     model = open_model(model)
     scenes = list(scenes or model.classes)
     columns = _columns(model, scenes)
-    data = WindowData(store, rows, devices, window, hop) if hop else ClipData(store, rows, scenes, devices)
-    logits = predict_logits(Hearing(model, store.rate, devices), data, bs, progress)[:, columns]
+    if hop: check_seconds(model, window, f'window={window:g}')
+    data = WindowData(store, rows, devices, window, hop) if hop else ClipData(store, rows, model.classes, devices)
+    logits = predict_logits(model, data, bs, progress)[:, columns]
     about = _model_facts(model, store, rows, trained_on, test)
     if not hop:
         seen = _seen(rows, rows.filename, rows.filename, trained_on)

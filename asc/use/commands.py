@@ -10,7 +10,7 @@ import sys
 
 from fastcore.script import Param
 
-from ..core import InputError, check_range, resolve, write_text
+from ..core import UNKNOWN, InputError, check_range, resolve, write_text
 from ..run.folder import fresh_folder
 
 # %% ../../nbs/use/25_commands.ipynb #a3efa715
@@ -56,6 +56,7 @@ def listen(
     source,  # number or name of the microphone; '' for the default
     window,  # seconds
     hop,     # seconds
+    device=UNKNOWN, # recording device, for a device-aware model
 ):
     "Print a line for every answer to what a microphone hears"
     from asc.use.predict import microphone, predict_stream
@@ -64,7 +65,7 @@ def listen(
     if source == '': source = None
     elif source.isdigit(): source = int(source)
     blocks = microphone(rate, None if seconds < 0 else seconds, source)
-    for second, probs in predict_stream(open_model(model), blocks, rate, window, hop):
+    for second, probs in predict_stream(open_model(model), blocks, rate, window, hop, device):
         print(f'{second:7.1f} s  {_likeliest(probs, 3)}', flush=True)
 
 # %% ../../nbs/use/25_commands.ipynb #c5cefb5e
@@ -77,40 +78,55 @@ def _output_file(out):
     return path
 
 # %% ../../nbs/use/25_commands.ipynb #83d4f809
-def _report_unreadable(faults, total):
-    "List the files that could not be read on the standard error"
-    print(f'{len(faults)} of {total} files could not be read:', file=sys.stderr)
-    for name, reason in faults.items(): print(f'  {name}: {reason}', file=sys.stderr)
+def _in_utf8(text):
+    "A text in which bytes of file names that are no UTF-8 are written out"
+    return text.encode('utf-8', 'backslashreplace').decode('utf-8')
+
+# %% ../../nbs/use/25_commands.ipynb #447a72c3
+def _report(title, lines):
+    "A list on the standard error"
+    print(title, *(f'  {line}' for line in lines), sep='\n', file=sys.stderr)
+
+# %% ../../nbs/use/25_commands.ipynb #72a21e26
+def _report_sounds(table):
+    "List the sounds of a table that could not be read, and what was done to others, on the standard error"
+    faults, remarks = table.attrs['unreadable'], table.attrs['remarks']
+    total = len(faults) + table.file.nunique()
+    if remarks:
+        lines = [f'{name}: {sentence}' for name, said in remarks.items() for sentence in said]
+        _report(f'{len(remarks)} of {total} sounds were not heard as they are:', lines)
+    if faults:
+        lines = [f'{name}: {fault}' for name, fault in faults.items()]
+        _report(f'{len(faults)} of {total} sounds could not be read:', lines)
 
 # %% ../../nbs/use/25_commands.ipynb #8be0e134
 def predict_command(
     model:Param('run folder, exported .onnx file, or published checkpoint', str, opt=False),
-    sounds:Param('sound files and folders', str, opt=False, nargs='*')=(),
+    sounds:Param('sound files, and folders to search through', str, opt=False, nargs='*')=(),
     mic:Param('listen to the microphone instead, for so many seconds; -1 until Ctrl-C', float)=0.,
     source:Param('number or name of the microphone', str)='',
     window:Param('seconds the model hears at a time; 0 for what it was made for, one second', float)=0.,
     hop:Param('seconds from one window to the next; 0 for the length of a window', float)=0.,
     windows:Param('a row for each window instead of one for each file', bool)=False,
-    device:Param('recording device of the sounds, for a device-aware model', str)='',
+    device:Param('recording device of the sounds, as the model names it, or unknown', str)=UNKNOWN,
     format:Param('of what is printed', str, choices=list(formats))='table',
     out:Param('write there instead of printing; .csv or .json decides the format', str)='',
     bs:Param('windows at a time', int)=64,
     workers:Param('decoding threads', int)=2,
 ):
-    "Scene probabilities of sound files, folders or a microphone"
+    "Scene probabilities of sounds; exit code 1 if some could not be read (they are listed), 2 if none could"
     if bool(sounds) == bool(mic):
         raise InputError('name sound files or folders, or listen with --mic SECONDS')
-    if mic: return listen(model, mic, source, window, hop or .5)
+    if mic: return listen(model, mic, source, window, hop or .5, device)
     from asc.use.predict import predict
     file = _output_file(out)
     progress = sys.stderr.isatty()
     table = predict(
         model, list(sounds), window, hop, windows, device, bs, workers, 'list', progress)
-    if file: write_text(file, formats[file.suffix[1:]](table) + '\n')
+    if file: write_text(file, _in_utf8(formats[file.suffix[1:]](table) + '\n'))
     else: print(formats[format](table))
-    if faults := table.attrs['unreadable']:
-        _report_unreadable(faults, len(faults) + table.file.nunique())
-        sys.exit(1)
+    _report_sounds(table)
+    if table.attrs['unreadable']: sys.exit(1)
 
 # %% ../../nbs/use/25_commands.ipynb #5cab63a2
 def _trained_models():

@@ -20,12 +20,12 @@ from ..core import InputError
 from ..train.options import TrainingOptions
 from .devices import RECORDED, check_devices, device_names, read_start
 from .microphones import style_comparison, compare_devices, explain
-from ..load import OpenModel, open_model, opened
+from ..load import open_model, opened
 from ..model.classifier import Classifier
 from ..size.ptq import ptq
 from ..size.qdq import calibration_batches
 from ..data.choose import find_corpus
-from ..data.sound import to_int16
+from ..data.samples import to_int16
 from ..data.splits import read_test
 from ..data.store import pack
 
@@ -96,21 +96,24 @@ class _Ear:
 
 # %% ../../nbs/use/20_demo.ipynb #7a412642
 @patch
-def note(self:_Ear, seconds):
-    "What the page adds if only a part of a sound was heard"
-    if seconds <= self.longest: return ''
-    return f'The first {self.longest:.0f} of {seconds:.0f} seconds were heard.'
+def note(self:_Ear, seconds, clipped, remarks):
+    "What the page adds if not all of a sound was heard as it is"
+    said = [remark[0].upper() + remark[1:] + '.' for remark in remarks]
+    if seconds > self.longest: said.insert(0, f'The first {self.longest:.0f} of {seconds:.0f} seconds were heard.')
+    if clipped: said.append(f'{clipped:,} samples beyond full scale were cut to it.')
+    return ' '.join(said)
 
 # %% ../../nbs/use/20_demo.ipynb #133d4cab
 @patch
 def hear(self:_Ear, path, name, device):
     "The decision, the picture and the sound"
     try:
-        wave, rate, seconds = self.read(path)
+        wave, rate, seconds, clipped = self.read(path)
         explanation = explain(self.models[name], wave, rate, device, self.folder)
     except InputError as fault: return fault_html(fault), None, None
     heard = rate, to_int16(explanation.wave[0].numpy())
-    return verdict_html(explanation, self.note(seconds)), explanation.figure, heard
+    note = self.note(seconds, clipped, explanation.table.attrs['remarks'])
+    return verdict_html(explanation, note), explanation.figure, heard
 
 # %% ../../nbs/use/20_demo.ipynb #cb64d515
 @patch
@@ -123,7 +126,7 @@ def hear_again(self:_Ear, path, name, device):
 def compare(self:_Ear, path):
     "The table of every model on every device"
     try:
-        wave, rate, _ = self.read(path)
+        wave, rate, *_ = self.read(path)
         return style_comparison(compare_devices(self.models, wave, rate, self.folder)).to_html()
     except InputError as fault: return fault_html(fault)
 

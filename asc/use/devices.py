@@ -6,38 +6,39 @@
 __all__ = ['RECORDED', 'read_start', 'device_names', 'through_device', 'check_devices']
 
 # %% ../../nbs/use/12_devices.ipynb #8e15dcc4
+import os
 from functools import lru_cache
+from pathlib import Path
 
-import soundfile as sf
+import numpy as np
 import torch
 
 from ..core import InputError, pick, resolve
-from ..augment.impulse import ImpulseBank, load_bank, synthetic_bank
-from .predict import read_window
-from ..data.sound import FAULTS, fault_of
+from ..augment.impulse import ImpulseBank, bank_files, load_bank, synthetic_bank
+from ..data.reading import Sound
 
 # %% ../../nbs/use/12_devices.ipynb #ee0cc5b8
 def read_start(
     path,              # any file libsndfile reads
     longest:float=60., # seconds
-) -> tuple:            # float32 (1, N), rate in Hz, seconds of the whole sound
-    "The beginning of a sound, channels averaged"
-    path = resolve(path)
-    if not path.is_file(): raise InputError(f'{path}: no such file')
-    try:
-        with sf.SoundFile(path) as f:
-            wave = read_window(f, 0, min(f.frames, round(longest*f.samplerate)))
-            return torch.from_numpy(wave)[None], f.samplerate, f.frames/f.samplerate
-    except FAULTS as e:
-        raise InputError(f'{path.name}: {fault_of(e)}; give a wav, flac, ogg or mp3 file') from e
+) -> tuple:            # float32 (1, N), rate in Hz, seconds of the whole sound, samples that were cut to full scale
+    "The beginning of a sound by the rule of all samples, channels averaged"
+    path = Path(path).expanduser()
+    sound, parts = Sound(path if os.path.lexists(path) else resolve(path)), []
+    most = round(longest*sound.rate)
+    for part in sound:
+        parts.append(part)
+        if sound.frames > most and sound.promised: break
+    wave = np.concatenate(parts)[:most]
+    seconds = max(sound.promised, sound.frames)/sound.rate
+    return torch.from_numpy(wave)[None], sound.rate, seconds, sound.clipped
 
 # %% ../../nbs/use/12_devices.ipynb #0017ca99
 RECORDED = 'as recorded'
 
 def _response_names(folder):
     "The names of the impulse responses in a folder"
-    names = sorted(file.stem for file in resolve(folder).glob('*.wav'))
-    if names: return names
+    if names := list(bank_files(folder)): return names
     raise InputError(f'devices={folder}: no .wav impulse response in this folder; '
                      'give another, or none at all')
 

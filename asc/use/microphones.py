@@ -22,12 +22,8 @@ from ..frontend.logmel import create_frontend
 from ..frontend.mel import htk_hz, htk_mel
 from .devices import RECORDED, device_names, through_device
 from ..load import open_model
-from .predict import resampler, window_of, window_starts
-
-# %% ../../nbs/use/15_microphones.ipynb #74130ec3
-def _cut(samples, starts, n):
-    "The windows of a sound (B, n), one from each start; a short sound is repeated"
-    return torch.from_numpy(np.stack([np.resize(samples[s:s + n], n) for s in starts]))
+from ..frontend.windows import SoundWindows, resampler
+from .predict import window_of
 
 # %% ../../nbs/use/15_microphones.ipynb #1b4b216a
 def probabilities_over_time(
@@ -39,16 +35,13 @@ def probabilities_over_time(
     bs:int=64,       # windows at a time
 ) -> pd.DataFrame:   # start in seconds, and the probability of every class
     "What a model says of each window of a sound"
-    check_range(window=(window, 0, None), hop=(hop, .01, None), bs=(bs, 1, None))
+    check_range(window=(window, 0, None), hop=(hop, .01, 1e6), bs=(bs, 1, None))
     model = open_model(model)
-    window = window_of(model, window)
-    n = round(window*rate)
-    starts = window_starts(wave.shape[1], n, max(1, round(hop*rate)))
-    clips = resampler(rate, model.rate)(_cut(wave[0].numpy(), starts, n))
-    clips = clips[:, :round(window*model.rate)]
-    probs = torch.cat([model(batch) for batch in clips.split(bs)]).cpu().numpy()
-    table = pd.DataFrame(probs, columns=list(model.classes))
-    table.insert(0, 'start', [start/rate for start in starts])
+    windows = SoundWindows((wave[0].numpy(), rate), model.rate, window_of(model, window), hop, bs)
+    starts, probs = zip(*[(starts, model(clips).cpu().numpy()) for starts, clips in windows])
+    table = pd.DataFrame(np.concatenate(probs), columns=list(model.classes))
+    table.insert(0, 'start', np.concatenate(starts))
+    table.attrs['remarks'] = windows.remarks()
     return table
 
 # %% ../../nbs/use/15_microphones.ipynb #75624491

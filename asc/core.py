@@ -9,6 +9,7 @@ __all__ = ['SCENES', 'DEVICES', 'CITIES', 'DEVICE_GROUPS', 'UNKNOWN', 'SUBSETS',
            'versions', 'git_state']
 
 # %% ../nbs/00_core.ipynb #f306b2b8
+import errno
 import hashlib
 import json
 import math
@@ -286,11 +287,21 @@ def project_root(start=None) -> Path:
     if '__file__' in globals(): folders.append(Path(__file__).resolve().parents[1])
     return next(filter(_is_project, folders), start)
 
+# %% ../nbs/00_core.ipynb #a2ecb367
+def _check_path(path):
+    "InputError for a text that cannot be a path here"
+    try: os.lstat(path)
+    except (OSError, ValueError) as e:
+        if isinstance(e, OSError) and e.errno != errno.ENAMETOOLONG: return
+        reason = getattr(e, 'strerror', None) or e
+        raise InputError(f'{str(path)!r:.200}: cannot be a path ({reason}); give another') from None
+
 # %% ../nbs/00_core.ipynb #9803a62a
 def resolve(path, # a path as a user typed it; ~ is expanded
             ) -> Path:
     "Absolute path, from the working directory if it exists there, else from the project root"
     path = Path(path).expanduser()
+    _check_path(path)
     if not path.is_absolute() and not os.path.exists(path): path = project_root()/path
     return Path(os.path.realpath(path))                   # a loop of links stays as it is
 

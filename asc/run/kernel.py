@@ -41,11 +41,18 @@ def _remedy(name):
     command = f'{sys.executable} -m ipykernel install --sys-prefix --name {name}'
     return f'install it with `{command}`, or name another with -k'
 
+# %% ../../nbs/run/06_kernel.ipynb #a99afcc3
+def _interpreter_of(word): # the first of a kernel's command
+    "The program that Jupyter starts; a mere `python` is its own interpreter, wherever that is"
+    major, minor = sys.version_info[:2]
+    if word in ('python', f'python{major}', f'python{major}.{minor}'): return sys.executable
+    return shutil.which(word)
+
 # %% ../../nbs/run/06_kernel.ipynb #be711563
 def check_kernel(name): # of a Jupyter kernel
     "InputError unless a kernel's interpreter has what a run needs"
     spec = _kernel_spec(name)
-    interpreter = shutil.which(spec.argv[0])
+    interpreter = _interpreter_of(spec.argv[0])
     where = f'the kernel {name!r} ({spec.resource_dir}) runs {spec.argv[0]}'
     if not interpreter: raise InputError(f'{where}, which is not there; {_remedy(name)}')
     if Path(interpreter).parent.resolve() == Path(sys.executable).parent.resolve(): return

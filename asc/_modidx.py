@@ -1908,6 +1908,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/asc', 'doc_host': '', 'git
                                        'asc.model.description._is_rate': ('model/description.html#_is_rate', 'asc/model/description.py'),
                                        'asc.model.description._is_text': ('model/description.html#_is_text', 'asc/model/description.py'),
                                        'asc.model.description.are_names': ('model/description.html#are_names', 'asc/model/description.py'),
+                                       'asc.model.description.are_scenes': ( 'model/description.html#are_scenes',
+                                                                             'asc/model/description.py'),
                                        'asc.model.description.check_description': ( 'model/description.html#check_description',
                                                                                     'asc/model/description.py'),
                                        'asc.model.description.check_field': ( 'model/description.html#check_field',

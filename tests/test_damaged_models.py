@@ -587,3 +587,9 @@ def test_the_inference_package_looks_at_its_weights(run, tmp_path, monkeypatch):
     path, = folder.rglob('devices.safetensors')
     path.unlink()
     with pytest.raises(ValueError, match='devices.safetensors is missing'): api.load_model()
+
+
+@pytest.mark.parametrize('name', ['file', 'start', 'scene'])
+def test_a_class_called_like_a_column(name, damage):
+    "The tables of answers have columns of these names, so no class may"
+    damage('classes', lambda: create_classifier('cnn3', pipeline='none', rate=44100, scenes=['bus', name]), ['scenes'])

@@ -233,7 +233,7 @@ def _complete_command_line():
     if not folder: return
     _TOPS[folder] = top
     os.environ['ASC_RUN_DIR'] = str(folder)
-    print(f'papermill: no output path given, so the run goes to {folder}', file=sys.stderr)
+    print(f'papermill: the run goes to {folder}', file=sys.stderr)
 
 # %% ../../nbs/run/10_papermill.ipynb #69a08ed7
 def _install():

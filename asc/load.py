@@ -21,7 +21,7 @@ from .frontend.logmel import create_frontend
 from .model.adapter import Adapter, check_answer, check_waves, rate_of, sample_range, seconds_of
 from .model.body import DeviceWise, body_of, device_number
 from .model.classifier import Classifier, create_classifier, rebuild
-from .model.description import DEVICE_WEIGHTS, FORMATS
+from .model.description import DEVICE_WEIGHTS, FORMATS, check_field
 from .model.per_device import DeviceAware, rebuild_devices
 from .model.published import PublishedClassifier, as_classifier, load_published
 from .model.saved import read_saved
@@ -247,6 +247,7 @@ def _from_module(module, source):
     if not rate_of(module):
         raise InputError(f'{type(module).__name__}: sample_rate={module.sample_rate!r}; give a whole number of Hz')
     source = source or getattr(module, 'label', type(module).__name__)
+    check_field('scenes', list(module.scenes), source)
     network = _WaveOnly(module).eval()
     devices = list(getattr(module, 'devices', DEVICES))
     return OpenModel(str(source), 'module', list(module.scenes), rate_of(module), devices, network)

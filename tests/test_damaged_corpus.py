@@ -2,7 +2,6 @@
 import json
 import os
 import shutil
-import socket
 import struct
 import zipfile
 from functools import partial
@@ -10,10 +9,8 @@ from functools import partial
 import numpy as np
 import pytest
 import soundfile as sf
-import torch
 
 from asc.augment.impulse import DIR, load_bank
-from asc.core import InputError
 from asc.data.check import check_corpus
 from asc.data.corpus import META, check_grammar, load_corpus
 from asc.data.fetch import unpack
@@ -27,6 +24,7 @@ from asc.data.store import pack, Store
 from asc.data.synthetic import make_synthetic
 from asc.score.stats import bootstrap, interval_remark
 from asc.train.melcache import MelCache
+from nodes import NODES
 from noise import RATE, noise_corpus
 
 # ---------------------------------------------------------------- tables
@@ -102,30 +100,6 @@ def test_table_in_another_encoding(encoding, damage, tmp_path):
     path = tmp_path/'meta.csv'
     path.write_bytes(text([(*ROWS[0][:3], 'テープ' if encoding == 'shift-jis' else 'café')]).encode(encoding))
     damage('encoding', lambda: read_list(path, META), [path])
-
-
-def folder(path): path.mkdir()
-
-
-def pipe(path): os.mkfifo(path)
-
-
-def device(path): path.symlink_to('/dev/zero')
-
-
-def loop(path): path.symlink_to(path)
-
-
-def dangling(path): path.symlink_to(path.parent/'nothing')
-
-
-def plug(path):
-    with socket.socket(socket.AF_UNIX) as server:
-        os.chdir(path.parent)                              # an address may not be long
-        server.bind(path.name)
-
-
-NODES = [folder, pipe, device, loop, dangling, plug]
 
 
 @pytest.mark.parametrize('node', NODES)

@@ -351,6 +351,16 @@ def test_the_corpus_of_runs(name, damage, tmp_path):
     damage('corpus of a run', lambda: corpus_of('', '', list(map(str, runs))), ['models', 'data_dir'])
 
 
+OTHER_SHAPES = [dict(data=[]), dict(data='x'), dict(data=dict(dir=3)), dict(data=dict(dir=['/a']))]
+
+
+@pytest.mark.parametrize('record', OTHER_SHAPES, ids=str)
+def test_records_of_another_shape(record, damage, tmp_path):
+    "Nobody is asked about synthetic sounds because a record cannot be read"
+    write(tmp_path/'params.json', json.dumps(record))
+    damage('corpus of a run', lambda: corpus_of('', '', [str(tmp_path)]), ['params.json'])
+
+
 LISTS = [
     ('sweep', 'seeds', [0, 'a']), ('sweep', 'seeds', [1.5]), ('sweep', 'seeds', 3), ('sweep', 'subsets', ['all']),
     ('sweep', 'recipes', [3]),

@@ -16,6 +16,7 @@ from asc.export.digest import exported_bytes  # noqa: E402
 from asc.export.onnx import Parts, executed_ops, file_metadata, load_exported, stored_tensors, write_graph  # noqa: E402
 from asc.frontend.logmel import create_frontend  # noqa: E402
 from asc.load import open_model  # noqa: E402
+from nodes import NODES, nothing  # noqa: E402
 
 BANDS, FRAMES = 256, 65
 
@@ -150,8 +151,7 @@ def test_edited(name, door, copy, damage):
     damage('exported file', lambda: door(copy), [copy])
 
 
-PLACES = {'missing': lambda path: None, 'folder': lambda path: path.mkdir(), 'pipe': os.mkfifo,
-          'loop': lambda path: path.symlink_to(path), 'device': lambda path: path.symlink_to('/dev/zero'),
+PLACES = {'missing': nothing, **{node.__name__: node for node in NODES},
           'sparse': lambda path: (path.touch(), os.truncate(path, 2**33)), 'text': lambda path: path.write_text('ONNX')}
 
 

@@ -27,6 +27,7 @@ from asc.size.prune import prune
 from asc.size.qat import load_quantised, save_quantised
 from asc.size.qdq import calibrate, quantised_classifier
 from asc.use.seal import seal
+from nodes import NODES, nothing
 
 KINDS = 'float', 'pruned', 'quantised', 'device-wise'
 FILES = [(kind, 'model.safetensors') for kind in KINDS] + [('device-wise', 'devices.safetensors')]
@@ -253,9 +254,7 @@ def test_made_up_header(name, kind, file, run, damage):
 
 
 PLACES = {
-    'missing': lambda path: None, 'folder': lambda path: path.mkdir(), 'pipe': os.mkfifo,
-    'loop': lambda path: path.symlink_to(path), 'link to nothing': lambda path: path.symlink_to(path.parent/'gone'),
-    'device': lambda path: path.symlink_to('/dev/zero'), 'empty': lambda path: path.touch(),
+    'missing': nothing, **{node.__name__: node for node in NODES}, 'empty': lambda path: path.touch(),
     'text': lambda path: path.write_text('weights'), 'a web page': lambda path: path.write_text('<html>' * 100),
 }
 
@@ -593,3 +592,6 @@ def test_the_inference_package_looks_at_its_weights(run, tmp_path, monkeypatch):
 def test_a_class_called_like_a_column(name, damage):
     "The tables of answers have columns of these names, so no class may"
     damage('classes', lambda: create_classifier('cnn3', pipeline='none', rate=44100, scenes=['bus', name]), ['scenes'])
+    module = torch.nn.Linear(8000, 2)
+    module.scenes, module.sample_rate = ['bus', name], 8000
+    with pytest.raises(InputError, match='none of them file'): open_model(module)

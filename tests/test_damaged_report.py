@@ -1,6 +1,5 @@
 """Damaged runs, predictions and lists: named and left out of a report, or refused; never a KeyError, never believed."""
 import json
-import os
 import shutil
 from copy import deepcopy
 
@@ -16,6 +15,7 @@ from asc.score.metrics import metrics, read_predictions
 from asc.score.paper import runs_table
 from asc.score.runs import comparable, find_runs, newest_runs, read_run, usable_runs
 from asc.score.tables import evaluate_lines
+from nodes import NODES, folder, nothing
 
 
 def answers(seed=0):
@@ -161,15 +161,8 @@ def test_damaged_files_are_left_out(case, name, copied, damage):
     damage('record', lambda: left_out(copied), [f'damaged/{name}'])
 
 
-def fifo(path): os.mkfifo(path)
-def folder(path): path.mkdir()
-def loop(path): path.symlink_to(path)
-def device(path): path.symlink_to('/dev/zero')
-def nothing(path): pass
-
-
 @pytest.mark.parametrize('name', ['params.json', 'metrics.json'])
-@pytest.mark.parametrize('make', [fifo, folder, loop, device, nothing])
+@pytest.mark.parametrize('make', [nothing, *NODES])
 def test_no_file_is_waited_for(make, name, copied, damage):
     (copied/name).unlink()
     make(copied/name)
@@ -230,7 +223,7 @@ def test_no_table_of_predictions(case, a_run, tmp_path, damage):
     damage('predictions.csv', lambda: read_predictions(path), [path])
 
 
-@pytest.mark.parametrize('make', [fifo, folder, loop, device, nothing])
+@pytest.mark.parametrize('make', [nothing, *NODES])
 def test_predictions_that_are_no_file(make, tmp_path, damage):
     make(tmp_path/'predictions.csv')
     damage('predictions.csv', lambda: read_predictions(tmp_path/'predictions.csv'), ['predictions.csv'])
@@ -260,7 +253,7 @@ def test_damaged_lists(case, corpus, tmp_path, damage):
     damage('list of clips', lambda: own_list(corpus, tmp_path/'mine.csv', 'test_list'), ['mine.csv', 'test_list'])
 
 
-@pytest.mark.parametrize('make', [fifo, folder, loop, device, nothing])
+@pytest.mark.parametrize('make', [nothing, *NODES])
 def test_lists_that_are_no_file(make, corpus, tmp_path, damage):
     make(tmp_path/'mine.csv')
     damage('list of clips', lambda: own_list(corpus, tmp_path/'mine.csv', 'train_list'), ['mine.csv', 'train_list'])
@@ -331,7 +324,7 @@ def test_rows_are_called_by_recipes(a_run):
     assert comparable(runs[0], runs[1]) == []
 
 
-@pytest.mark.parametrize('make', [fifo, loop, device, nothing])
+@pytest.mark.parametrize('make', [node for node in [nothing, *NODES] if node is not folder])
 @pytest.mark.parametrize('door', [find_runs, read_run, lambda path: pair_table(path, path)],
                          ids=['report', 'run', 'pair'])
 def test_folders_that_are_none(door, make, tmp_path, damage):

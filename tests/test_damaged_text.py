@@ -1,9 +1,8 @@
 """Damaged texts: YAML and JSON that people and parsers read differently, in every encoding, and files that are none."""
-import os
-
 import pytest
 
 from asc.core import parse_json, parse_yaml, read_json, read_yaml
+from nodes import NODES, nothing
 
 REFUSED_YAML = {
     'key twice': 'lr: 1\nlr: 2', 'key twice inside': 'a: {b: 1, b: 2}', 'octal': 'epochs: 010', 'zeros': 'epochs: 00',
@@ -50,34 +49,16 @@ def test_encoding_is_refused(read, encoding, damage, tmp_path):
     damage('encoding', lambda: read(tmp_path/'me'), ['me'])
 
 
-def no_file(path): return path
-
-
-def folder(path):
-    path.mkdir()
-    return path
-
-
-def pipe(path):
-    os.mkfifo(path)
-    return path
-
-
-def loop(path):
-    path.symlink_to(path)
-    return path
-
-
-def long_name(path): return path.with_name('x'*300)
-
-
-def below_a_file(path):
-    path.write_text('')
-    return path/'me.yaml'
-
-
-@pytest.mark.parametrize('place', [no_file, folder, pipe, loop, long_name, below_a_file])
+@pytest.mark.parametrize('node', [nothing, *NODES])
 @pytest.mark.parametrize('read', [read_yaml, read_json], ids=['yaml', 'json'])
-def test_no_regular_file(read, place, damage, tmp_path):
-    path = place(tmp_path/'me.yaml')
+def test_no_regular_file(read, node, damage, tmp_path):
+    path = tmp_path/'me.yaml'
+    node(path)
     damage('no regular file', lambda: read(path), [path])
+
+
+@pytest.mark.parametrize('name', ['x' * 300, 'file/me.yaml', 'a\0b'], ids=['too long', 'below a file', 'zero byte'])
+@pytest.mark.parametrize('read', [read_yaml, read_json], ids=['yaml', 'json'])
+def test_no_path(read, name, damage, tmp_path):
+    (tmp_path/'file').write_text('')
+    damage('no regular file', lambda: read(tmp_path/name), [tmp_path/name])

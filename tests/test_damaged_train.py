@@ -1,13 +1,12 @@
 """Damaged teachers, checkpoints, weights and numbers of a training: each ends right or refused, before work starts."""
 import json
-import os
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from fastai.data.core import DataLoaders
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from asc.core import SCENES
@@ -24,6 +23,7 @@ from asc.train.losses import FocalLoss, create_loss
 from asc.train.optimizers import create_optimizer
 from asc.train.resume import Checkpoint
 from asc.train.schedules import create_schedule
+from nodes import NODES, nothing
 
 NAN, INF = float('nan'), float('inf')
 
@@ -95,37 +95,16 @@ def test_flipped_teacher(at, bit, whole, damage, tmp_path):
     damage('teacher file, bytes', lambda: read_teacher(path), [path], lambda t: torch.equal(t.logits, right))
 
 
-def no_file(path): return path
+def text(path): path.write_text('no teacher', encoding='utf-8')
 
 
-def folder(path):
-    path.mkdir()
-    return path
-
-
-def pipe(path):
-    os.mkfifo(path)
-    return path
-
-
-def loop(path):
-    path.symlink_to(path)
-    return path
-
-
-def device(path): return '/dev/zero'
-
-
-def text(path):
-    path.write_text('no teacher', encoding='utf-8')
-    return path
-
-
-@pytest.mark.parametrize('place', [no_file, folder, pipe, device, text])
+@pytest.mark.parametrize('node', [nothing, *NODES, text])
 @pytest.mark.parametrize('read', [read_teacher, lambda p: read_published_logits(p, ROWS)], ids=['teacher', 'published'])
-def test_no_teacher_file(read, place, damage, tmp_path):
-    path = place(tmp_path/'t.safetensors')
-    damage('teacher, no regular file', lambda: read(path), [path])
+def test_no_teacher_file(read, node, damage, tmp_path):
+    path = tmp_path/'t.safetensors'
+    node(path)
+    names = [] if path.is_symlink() else [path]            # of a link its end is named
+    damage('teacher, no regular file', lambda: read(path), names)
 
 
 # what a file says and holds
@@ -412,9 +391,9 @@ def test_flipped_checkpoint(bit, trained, damage, tmp_path):
     damage('checkpoint', lambda: small_training(tmp_path, True), ['checkpoint.pt', 'remove it to begin again'])
 
 
-@pytest.mark.parametrize('place', [folder, pipe])
-def test_no_checkpoint_file(place, damage, tmp_path):
-    place(tmp_path/'checkpoint.pt')
+@pytest.mark.parametrize('node', NODES)
+def test_no_checkpoint_file(node, damage, tmp_path):
+    node(tmp_path/'checkpoint.pt')
     damage('checkpoint', lambda: small_training(tmp_path, True), ['checkpoint.pt'])
 
 

@@ -179,6 +179,10 @@ def test_bad_sounds(published, tmp_path):
         with pytest.raises(InputError, match=says): c.predict([sound])
     with pytest.raises(InputError, match='sound 0: 0.10 s are too short'):
         published[MIX].predict([(np.zeros(4410), 44100)])
+    loud = np.zeros(8000)
+    loud[7:9] = 1.5, -2
+    said = c.predict([(loud, 8000)]).attrs['remarks']
+    assert said == {'sound 0': ['2 samples beyond full scale were cut to it']}
 
 
 @pytest.mark.parametrize('name', list_backbones())

@@ -190,14 +190,22 @@ def __iter__(self:Sound):
         if self.mixed < _CANCELLED*self.apart:
             raise ValueError('has channels that cancel each other, so their mean is next to silence; give one of them')
 
+# %% ../../nbs/data/04_reading.ipynb #48faad9a
+@patch
+def remarks(self:Sound) -> list: # of sentences
+    "What was done to a sound that has been gone through, and would not be expected"
+    said = [] if self.mixed else ['nothing but silence was heard']
+    if self.clipped: said.append(f'{self.clipped:,} samples beyond full scale were cut to it')
+    return said
+
 # %% ../../nbs/data/04_reading.ipynb #10ca7616
 LONGEST = 2**28 # samples that are heard as a whole: 1 GB, an hour and a half
 
-def whole_sound(source,       # see `Sound`
+def whole_sound(source,       # see `Sound`; or a Sound, which then has remarks
                 name='sound', # for messages
                 ) -> tuple:   # float32 (N,), rate in Hz
     "All samples of a sound"
-    sound, parts = Sound(source, name), []
+    sound, parts = source if isinstance(source, Sound) else Sound(source, name), []
     for part in sound:
         parts.append(part)
         if sound.frames > LONGEST:

@@ -8,8 +8,9 @@ __all__ = ['trained_in', 'corpus_of']
 # %% ../../nbs/data/47_trained_on.ipynb #3f9af1af
 from pathlib import Path
 
-from ..core import InputError, read_json, resolve
+from ..core import InputError, resolve
 from .choose import find_corpus
+from ..run.folder import recorded
 
 # %% ../../nbs/data/47_trained_on.ipynb #46a9a774
 def trained_in(source): # run folder, a folder or file inside one, or anything else
@@ -17,8 +18,11 @@ def trained_in(source): # run folder, a folder or file inside one, or anything e
     if not isinstance(source, (str, Path)): return None
     path = resolve(source)
     for place in (path, path.parent):
-        record = place/'params.json'
-        if path.exists() and record.is_file(): return (read_json(record).get('data') or {}).get('dir')
+        folder = recorded(place, 'data', 'dir') if path.exists() else None
+        if isinstance(folder, str): return folder
+        if folder is None: continue
+        raise InputError(f"{place/'params.json'}: data.dir is {folder!r:.40} and should be text; restore the file, or "
+                         'give data_dir')
 
 # %% ../../nbs/data/47_trained_on.ipynb #85c9bdb0
 def corpus_of(data,             # corpus by name, '' for that of the models

@@ -23,7 +23,7 @@ from .onnx import parts_of
 from .plan import kernel, place, read_steps
 from ..frontend.limits import value_range
 from ..frontend.logmel import LogMel
-from ..model.adapter import LARGEST_SAMPLE
+from ..data.samples import LOUDEST
 
 # %% ../../nbs/export/25_c99.ipynb #05be305b
 def _number(v): return f'{float(v):.8e}f'
@@ -205,7 +205,7 @@ def _bounds(frontend): # with a hundredth of room on either side, as another FFT
     "Between which numbers a log-mel lies, in C"
     if not isinstance(frontend, LogMel):
         raise InputError(f'model: its frontend is a {type(frontend).__name__}; give a model of asc.create_frontend')
-    least, most = value_range(frontend, LARGEST_SAMPLE)
+    least, most = value_range(frontend, LOUDEST)
     room = .01 * (most - least)
     return dict(least=_number(least - room), most=_number(most + room))
 

@@ -92,8 +92,6 @@ def _seconds(self:SoundWindows, samples): return f'{samples/self.sound.rate:.3g}
 @patch
 def remarks(self:SoundWindows) -> list: # of sentences
     "What was done to a sound that has been gone through, and would not be expected"
-    said = []
-    if not self.sound.mixed: said.append('nothing but silence was heard')
-    if self.sound.clipped: said.append(f'{self.sound.clipped:,} samples beyond full scale were cut to it')
+    said = self.sound.remarks()
     if self.repeated: said.append(f'{self._seconds(self.sound.frames)} s were repeated to fill {self.window:g} s')
     return said

@@ -12,12 +12,12 @@ import json
 
 from ..backbone.zoo import backbones
 from ..core import InputError, json_text, parse_json, pick, read_json
+from ..data.rates import HIGHEST_RATE, LOWEST_RATE
 from ..frontend.logmel import frontends
 
 # %% ../../nbs/model/02_description.ipynb #7f3d9d44
 SPEC_KEYS = 'backbone', 'frontend', 'pipeline', 'rate', 'scenes', 'backbone_args', 'frontend_args'
 FORMATS = 'asc-classifier-1', 'asc-quantised-1'
-_RATES = 1000, 768_000    # Hz, the lowest and the highest
 WEIGHTS, DEVICE_WEIGHTS = 'model.safetensors', 'devices.safetensors'
 
 # %% ../../nbs/model/02_description.ipynb #1d3ff03a
@@ -29,7 +29,7 @@ def _is_count(value): return type(value) is int and value >= 0
 # %% ../../nbs/model/02_description.ipynb #e4e989d5
 def _is_rate(value):
     "Whether something is a whole number of Hz in range"
-    return hasattr(value, '__index__') and type(value) is not bool and _RATES[0] <= value <= _RATES[1]
+    return hasattr(value, '__index__') and type(value) is not bool and LOWEST_RATE <= value <= HIGHEST_RATE
 
 # %% ../../nbs/model/02_description.ipynb #4f5e4b85
 def are_names(value) -> bool:
@@ -67,7 +67,7 @@ FIELDS = dict(    # name -> whether a value can be meant, what it should be
     backbone=_NAME,
     frontend=(lambda v: v is None or _is_text(v), 'a name or null'),
     pipeline=(lambda v: _is_text(v) or isinstance(v, list), 'a name or a list of steps'),
-    rate=(_is_rate, 'a whole number of Hz, {:,} to {:,}'.format(*_RATES)),
+    rate=(_is_rate, f'a whole number of Hz, {LOWEST_RATE:,} to {HIGHEST_RATE:,}'),
     scenes=(are_scenes, 'a list of different names, one for each output, none of them file, start or scene'),
     backbone_args=_TABLE, frontend_args=_TABLE, own=_TABLE,
     pruned=(lambda v: v is True, 'true'),

@@ -22,7 +22,7 @@ from ..backbone.tensors import tensor_metadata
 from ..backbone.weights import load_weights, merged_form, read_weights, state_of, varied, weights_file
 from ..backbone.zoo import backbones, create_backbone
 from ..core import DEVICES, SCENES, UNKNOWN, InputError, pick
-from ..data.reading import whole_sound
+from ..data.reading import Sound, whole_sound
 from ..frontend.logmel import LogMel, create_frontend
 from .adapter import Adapter, check_answer, check_waves
 from .body import DeviceWise, device_number, devices_of, network_logits
@@ -137,12 +137,14 @@ def predict(self:PublishedClassifier,
             wavs,              # sounds, see `as_wave`; any rate, channels and length
             devices=UNKNOWN,   # name of each sound's device, or one for all; 'unknown' is answered by the base model
             ) -> pd.DataFrame: # one row a sound: file, scene, and the probability of every class
-    "What each sound is, each heard as a whole"
+    "What each sound is, each heard as a whole; attrs['remarks'] says what was done to sounds that were too loud"
     wavs = [wavs] if isinstance(wavs, (str, Path)) else list(wavs)
     self.eval()
     items = zip(wavs, _sound_names(wavs), device_of_each(wavs, devices))
-    rows = [self._answer(*item) for item in items]
-    return pd.DataFrame(rows, columns=['file', 'scene', *self.classes])
+    answers = [self._answer(*item) for item in items]
+    table = pd.DataFrame([row for row, _ in answers], columns=['file', 'scene', *self.classes])
+    table.attrs['remarks'] = {row[0]: said for row, said in answers if said}
+    return table
 
 # %% ../../nbs/model/15_published.ipynb #e35627af
 def _sound_names(sounds):
@@ -161,11 +163,12 @@ def device_of_each(sounds, devices) -> list:
 # %% ../../nbs/model/15_published.ipynb #c4f5ee00
 @patch
 def _answer(self:PublishedClassifier, sound, name, device):
-    "Name, scene and probabilities of one sound"
+    "Name, scene and probabilities of one sound, and what is to be said of it"
+    sound = Sound(sound, name)
     wave, rate = as_wave(sound, name)
     number = device_number(device, devices_of(self) or DEVICES, self.name)
     p = self._logits_of(wave, rate, name, number).softmax(1)[0].tolist()
-    return [name, self.classes[int(np.argmax(p))], *p]
+    return [name, self.classes[int(np.argmax(p))], *p], sound.remarks()
 
 # %% ../../nbs/model/15_published.ipynb #10f00de2
 @patch

@@ -8,6 +8,7 @@ __all__ = ['random_states', 'set_random_states', 'check_config', 'read_checkpoin
 
 # %% ../../nbs/train/60_resume.ipynb #f7b3260f
 import json
+import os
 import random
 from io import BytesIO
 from pathlib import Path
@@ -217,12 +218,12 @@ def _saved_training(self:Checkpoint):
     "The training to continue, None for a new one; InputError where the folder holds another"
     path, folder = self.path, self.path.parent
     if not self.resume:
-        if not path.exists(): return None
+        if not os.path.lexists(path): return None
         raise InputError(f'{path} exists: resume that training (-p resume True), or choose another folder')
     if not folder.is_dir():
         raise InputError(f'{folder} does not exist: give the folder of the run to resume')
     _remove_parts(folder, path.name, 'history.csv')
-    if not path.exists(): return None
+    if not os.path.lexists(path): return None
     saved = read_checkpoint(path)
     check_config(saved['config'], self.config, path)
     return saved

@@ -11,10 +11,11 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 
-from ..core import InputError, fingerprint, read_json, resolve, versions
+from ..core import InputError, fingerprint, resolve, versions
 from ..data.splits import carve_valid, read_split
 from ..load import open_model
 from ..model.adapter import check_seconds
+from ..run.folder import recorded
 from ..teach.teacher import Teacher
 from ..train.clips import ClipData
 from ..train.learner import predict_logits
@@ -77,12 +78,10 @@ def batch(self:WindowData, idx):
 # %% ../../nbs/use/10_answers.ipynb #2ff22849
 def training_clips(source, corpus): # run folder
     "Names of the clips a run was trained on, or None where its list cannot be told or is another corpus'"
-    path = resolve(source)/'params.json'
-    if not path.is_file(): return None
-    record = read_json(path, 'record of a run')
-    listed = record.get('data', {}).get('lists', {}).get('train', {})
-    names = _training_list(corpus, record.get('parameters', {}))
-    if names is None or fingerprint(names) != listed.get('fingerprint'): return None
+    folder = resolve(source)
+    listed = recorded(folder, 'data', 'lists', 'train', 'fingerprint')
+    names = _training_list(corpus, recorded(folder, 'parameters') or {})
+    if names is None or fingerprint(names) != listed: return None
     return list(names)
 
 # %% ../../nbs/use/10_answers.ipynb #5b641111
@@ -90,7 +89,7 @@ def _training_list(corpus, parameters):
     "File names of a run's training list; None where this corpus has none"
     try:
         return carve_valid(read_split(corpus, parameters['subset']), parameters.get('valid', 0))[0].filename
-    except (KeyError, InputError):
+    except (KeyError, TypeError, InputError):
         return None
 
 # %% ../../nbs/use/10_answers.ipynb #9b49128e

@@ -127,6 +127,11 @@ def damage(record_property):
     return damage
 
 
+def pytest_collection_modifyitems(items):
+    "The longest test begins first: what is left to the end is left to one process alone"
+    items.sort(key=lambda item: item.name != 'test_every_box_runs_as_printed')
+
+
 def pytest_terminal_summary(terminalreporter):
     "How the damaged inputs of this session ended"
     reports = [report for end in ('passed', 'failed') for report in terminalreporter.stats.get(end, [])]

@@ -9,6 +9,7 @@ __all__ = ['SCENES', 'DEVICES', 'CITIES', 'DEVICE_GROUPS', 'UNKNOWN', 'SUBSETS',
            'versions', 'git_state']
 
 # %% ../nbs/00_core.ipynb #f306b2b8
+import difflib
 import errno
 import hashlib
 import json
@@ -73,8 +74,10 @@ def pick(registry, # dict or sequence of the names that exist
          ):        # registry[name] for a dict, else `name`
     "Look `name` up, or say which names there are"
     if name not in list(registry):                    # a list: the name may be anything, a table too
-        choices = ', '.join(map(str, registry))
-        raise InputError(f'unknown {what} {name!r}: choose one of {choices}')
+        names = list(map(str, registry))
+        near = difflib.get_close_matches(str(name), names, 1)
+        question = f'; did you mean {near[0]}?' if near else ''
+        raise InputError(f"unknown {what} {name!r}: choose one of {', '.join(names)}{question}")
     return registry[name] if isinstance(registry, dict) else name
 
 # %% ../nbs/00_core.ipynb #8ef207c6
@@ -323,8 +326,7 @@ def _version_of(package):
     except PackageNotFoundError: return None
 
 # %% ../nbs/00_core.ipynb #df666298
-_PACKAGES = ('asc', 'torch', 'torchaudio', 'fastai', 'fastcore', 'numpy', 'pandas', 'papermill',
-             'soundfile')
+_PACKAGES = ('asc', 'torch', 'torchaudio', 'fastai', 'fastcore', 'numpy', 'pandas', 'papermill', 'soundfile')
 
 def versions(packages=_PACKAGES) -> dict:
     "Versions of Python and of packages (None for one that is not installed)"

@@ -22,7 +22,8 @@ from asc.data.rates import check_rate
 from asc.data.splits import carve_valid, check_disjoint, read_split, read_test
 from asc.data.store import pack, Store
 from asc.data.synthetic import make_synthetic
-from asc.score.stats import bootstrap, interval_remark
+from asc.score.doubts import interval_remark
+from asc.score.stats import bootstrap
 from asc.train.melcache import MelCache
 from nodes import NODES
 from noise import RATE, noise_corpus

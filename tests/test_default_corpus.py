@@ -9,7 +9,8 @@ from asc.data.corpus import META, load_corpus
 from asc.data.splits import carve_valid, check_disjoint, read_split, read_test
 from asc.data.synthetic import _write_lists, plan
 from asc.score.metrics import expected_calibration_error
-from asc.score.stats import bootstrap, interval_remark
+from asc.score.doubts import interval_remark
+from asc.score.stats import bootstrap
 from asc.score.tables import city_table, class_table, device_table
 from asc.score.temperature import apply_temperature, fit_temperature, temperature_remark
 
@@ -43,7 +44,7 @@ def test_every_table_has_its_intervals(lists):
     _, _, test = lists
     assert set(test.city) == set(CITIES) and set(test.device) == set(DEVICES)
     preds = answers(test)
-    assert interval_remark(preds) == ''
+    assert interval_remark(preds) == 'Intervals over 2 locations a scene are too narrow; 5 are few.'
     for table in (class_table, device_table, city_table):
         assert table(preds, intervals=True).notna().all(axis=None)
 
@@ -74,8 +75,8 @@ def test_temperature_of_one_device_is_remarked():
     one, all_of_them = answered(1000, [3], 'a', 2), answered(1000, [3, 1, 1], 'abc', 3)
     errors = [expected_calibration_error(apply_temperature(test, fit_temperature(v))) for v in (one, all_of_them)]
     assert errors[0] > expected_calibration_error(test) > errors[1]
-    said = temperature_remark(one, test)
-    assert 'lacks 2 of 3 devices (b, c)' in said and temperature_remark(all_of_them, test) == ''
+    said = temperature_remark(fit_temperature(one), one, test)
+    assert 'lacks 2 of 3 devices (b, c)' in said and temperature_remark(1, all_of_them, test) == ''
 
 
 @pytest.mark.parametrize('valid,words', [
@@ -83,4 +84,4 @@ def test_temperature_of_one_device_is_remarked():
     (lambda v: v[v[list(SCENES)].to_numpy().argmax(1) == v.scene_label.map(SCENES.index)], 'every answer on the')])
 def test_what_a_validation_list_lacks(valid, words):
     test = answered(3000, [2], 'a', 1)
-    assert words in temperature_remark(valid(answered(1000, [2], 'a', 2)), test)
+    assert words in temperature_remark(1, valid(answered(1000, [2], 'a', 2)), test)

@@ -123,7 +123,7 @@ def listing(folder):
 
 
 @pytest.mark.parametrize('parameters, sentence', [
-    (dict(epoch=5), 'unknown parameter epoch'),
+    (dict(epoch=5), "unknown parameter 'epoch'"),
     (dict(backbone='resnet1001'), "unknown backbone 'resnet1001'"),
     (dict(nb_aug=5, pipeline='none'), 'nb_aug=5: this pipeline has no freq_mask'),
 ], ids=['before the kernel', 'by the first cells', 'by the last check'])

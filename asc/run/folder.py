@@ -16,7 +16,8 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..core import InputError, atomic, git_state, project_root, read_json, resolve, versions, write_json, write_text
+from ..core import (InputError, atomic, git_state, pick, project_root, read_json, resolve, versions, write_json,
+                      write_text)
 from .owner import obey_owner
 from .values import check_type
 
@@ -29,19 +30,14 @@ def _unknown_names(ns, declared):
     names = [name for name, value in ns.items() if isinstance(value, _PLAIN)]
     return [name for name in names if name not in {*declared, *_JUPYTER} and name[0] != '_']
 
-# %% ../../nbs/run/05_folder.ipynb #8de06fd4
-def _check_names(ns, declared):
-    "InputError if a value was passed that nobody reads"
-    unknown = ', '.join(_unknown_names(ns, declared))
-    if unknown: raise InputError(f"unknown parameter {unknown}: this notebook takes {', '.join(declared)}")
-
 # %% ../../nbs/run/05_folder.ipynb #4bd52d44
 def read_parameters(ns:dict,        # `globals()` of a notebook whose parameters cell has run
                     ) -> dict:      # name -> value, of the declared type
     "The parameters of a run notebook, checked: unknown names and wrong types raise"
     annotations = ns.get('__annotations__', {})
     declared = {name: kind for name, kind in annotations.items() if not name.startswith('_')}
-    if not ns.get('_asc_started'): _check_names(ns, declared)
+    unknown = [] if ns.get('_asc_started') else _unknown_names(ns, declared)
+    for name in unknown: pick(declared, name, 'parameter')
     values = {name: check_type(name, ns[name], kind) for name, kind in declared.items()}
     ns.update(values, _asc_started=True)
     return values

@@ -11,7 +11,7 @@ import keyword
 import math
 from numbers import Real
 
-from ..core import InputError, parse_yaml
+from ..core import InputError, parse_yaml, pick
 
 # %% ../../nbs/run/03_values.ipynb #eccf5a42
 _TYPES = {int: 'a whole number', float: 'a number', str: 'text', bool: 'True or False',
@@ -108,11 +108,8 @@ def _as_float(value):
 # %% ../../nbs/run/03_values.ipynb #caf6f610
 def check_name(name, known):
     "InputError unless a name can be a parameter and is one"
+    if not known: raise InputError(f'{_short(name)}: this notebook takes no parameters; leave it out')
     is_name = isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name) and name[0] != '_'
-    if not is_name: raise InputError(f'{_short(name)} cannot be the name of a parameter; {_choices(known)}')
-    if name not in known: raise InputError(f'unknown parameter {name}: {_choices(known)}')
-
-# %% ../../nbs/run/03_values.ipynb #cac9177b
-def _choices(known):
-    "The names there are, in a sentence"
-    return f"this notebook takes {', '.join(known) or 'none; leave it out'}"
+    if is_name: return pick(known, name, 'parameter')
+    choices = ', '.join(known)
+    raise InputError(f'{_short(name)} cannot be the name of a parameter; choose one of {choices}')

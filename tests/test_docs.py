@@ -12,6 +12,7 @@ import pytest
 import soundfile as sf
 
 import launch
+from asc.data.choose import WORLD
 from asc.data.synthetic import make_synthetic
 from asc.run.command import read_options, split_argv
 from conftest import ROOT
@@ -130,10 +131,9 @@ def copy_corpus(corpus, folder, snippets, seconds):
 
 def make_default_corpus(corpus, data):
     "The small corpus in the place of the one that a run makes when it is given none"
-    default = {name: p.default for name, p in inspect.signature(make_synthetic).parameters.items()}
+    default = {name: p.default for name, p in inspect.signature(make_synthetic).parameters.items()} | WORLD
     folder = data/'synthetic-{train}x{test}-seed{seed}'.format(**default)
     shutil.copytree(corpus, folder, symlinks=True)
-    copy_lists(corpus, folder, r'.*')
     note = json.loads((corpus/'SYNTHETIC').read_text(encoding='utf-8'))
     note['made'].update({name: default[name] for name in ('train', 'test', 'seed')})
     (folder/'SYNTHETIC').unlink()
@@ -170,6 +170,7 @@ def test_every_box_runs_as_printed(desk, kernels):
         missing = [path for path in LEFT[page.stem.split('-')[0]] if not (desk/path).exists()]
         assert not missing, page.name
         for folder in outputs(page): assert list((desk/folder).rglob('metrics.json')), folder
+    assert len(list((desk/'data').glob('synthetic-*'))) == 1           # no run made another default corpus
     assert len(list((desk/'runs/slurm').glob('*/metrics.json'))) == 1
     assert len(list((desk/'runs/dask').glob('*/metrics.json'))) == 1
 

@@ -67,8 +67,8 @@ def device_number(name,    # of a recording device, as the model writes it, or '
     devices = list(devices)
     if isinstance(name, str) and name in devices: return devices.index(name)
     if name == UNKNOWN: return -1
-    raise InputError(f"device={name!r}: is not among the devices of {source}; write one of "
-                     f"{', '.join(map(str, devices))} just so, or {UNKNOWN}")
+    choices = ', '.join(map(str, devices))
+    raise InputError(f'device={name!r}: is not among the devices of {source}; give one of {choices}, or {UNKNOWN}')
 
 # %% ../../nbs/model/03_body.ipynb #2c2f41a7
 def devices_of(model) -> list: # names in index order

@@ -110,14 +110,6 @@ def papermill(kernels):
     return partial(launch.papermill, kernels=kernels)
 
 
-@pytest.fixture(scope='module')
-def quick_kernels(kernels):
-    "Kernels of notebooks that the code under test starts by itself start at once, too"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('JUPYTER_PATH', str(kernels))
-        yield
-
-
 @pytest.fixture
 def damage(record_property):
     "damage(kind, call, names, right): see `damage.outcome`; the end of the session counts the kinds"

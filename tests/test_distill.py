@@ -1,5 +1,4 @@
 """Distillation: the published losses, trainings that are interrupted, what is saved, and the run that compares."""
-import json
 
 import numpy as np
 import pandas as pd
@@ -22,7 +21,6 @@ from asc.teach.logits import save_teacher
 from asc.experiment.distillation import DISTILL, Distillation, read_distill
 from asc.train.clips import ClipData
 from asc.train.resume import Checkpoint, read_checkpoint
-import launch
 from conftest import ROOT
 from steps import STEPS
 
@@ -287,31 +285,3 @@ def test_pretraining_on_another_corpus(data, teacher, tmp_path):
     was = load_model(teacher['run']).backbone.state_dict()
     for k, v in learn.model.backbone.state_dict().items():
         assert torch.equal(v, was[k]), k
-
-
-def read_record(path):
-    "The content of a JSON file"
-    return json.loads(path.read_text())
-
-
-def test_the_run_that_compares(papermill, short_test, teacher, tmp_path):
-    "A student alone and one taught from a file of logits, same seed; a second call finds both and says the same"
-    options = dict(
-        data_dir=short_test, teacher=teacher['file'], folder=tmp_path/'runs', workers=2,
-        seeds=[0], distill=dict(temperature=3.),
-    )
-    launch.check(papermill('distill', executed=tmp_path/'a.ipynb', out=tmp_path/'one', **options))
-    runs = sorted(p.parent for p in (tmp_path/'runs').rglob('metrics.json'))
-    assert len(runs) == 2
-    times = [(run/'metrics.json').stat().st_mtime_ns for run in runs]
-    launch.check(papermill('distill', executed=tmp_path/'b.ipynb', out=tmp_path/'two', **options))
-    assert sorted(p.parent for p in (tmp_path/'runs').rglob('metrics.json')) == runs
-    assert [(run/'metrics.json').stat().st_mtime_ns for run in runs] == times
-    assert (tmp_path/'one/gain.csv').read_bytes() == (tmp_path/'two/gain.csv').read_bytes()
-    table = pd.read_csv(tmp_path/'one/gain.csv', index_col=0)
-    alone, taught = (read_record(run/'metrics.json')['macro_accuracy'] for run in runs)
-    assert table.gain['macro accuracy'] == pytest.approx(100 * (taught - alone))
-    assert {'a', 's6', 'unseen', 'log loss'} <= set(table.index)
-    first, second = (read_record(run/'params.json')['parameters'] for run in runs)
-    differing = [name for name in first if first[name] != second[name]]
-    assert differing == ['teacher', 'distill', 'out']

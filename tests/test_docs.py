@@ -12,6 +12,7 @@ import pytest
 import soundfile as sf
 
 import launch
+import left
 from asc.data.choose import WORLD
 from asc.data.synthetic import make_synthetic
 from asc.run.command import read_options, split_argv
@@ -170,6 +171,7 @@ def test_every_box_runs_as_printed(desk, kernels):
         missing = [path for path in LEFT[page.stem.split('-')[0]] if not (desk/path).exists()]
         assert not missing, page.name
         for folder in outputs(page): assert list((desk/folder).rglob('metrics.json')), folder
+        for look in left.LOOKS.get(page.stem.split('-')[0], []): look(desk)
     assert len(list((desk/'data').glob('synthetic-*'))) == 1           # no run made another default corpus
     assert len(list((desk/'runs/slurm').glob('*/metrics.json'))) == 1
     assert len(list((desk/'runs/dask').glob('*/metrics.json'))) == 1

@@ -6,29 +6,11 @@ import pytest
 
 from asc.core import InputError, fingerprint, read_json
 from asc.data.corpus import load_corpus
-from asc.experiment.evaluation import check_same_classes, model_digest
+from asc.experiment.evaluation import check_same_classes
 from asc.experiment.recipe import read_lists, read_training_data
 from asc.score.metrics import read_predictions
-from asc.score.runs import run_labels, usable_runs
 from asc.train.options import TrainingOptions
 import launch
-
-
-def test_a_run_is_evaluated(finished, papermill, synthetic, tmp_path):
-    "The answers of a run to its own test list, by evaluate.ipynb, are those it has recorded; the report reads both"
-    out = tmp_path/'judged'
-    launch.check(papermill('evaluate', model=finished, out=out))
-    known, again = (read_predictions(folder/'predictions.csv') for folder in (finished, out))
-    assert list(known.filename) == list(again.filename)
-    classes = list(known.columns[4:])
-    assert (known[classes] - again[classes]).abs().max().max() < 1e-5
-    assert {'class_wise.csv', 'device_wise.csv', 'confusion.png', 'summary.md'} <= {path.name for path in out.iterdir()}
-    record = read_json(out/'params.json')
-    assert record['model']['sha256'] == model_digest(finished) != ''
-    records, remarks = usable_runs([finished, out])
-    assert not remarks
-    assert [label for _, label in run_labels(records)] == [
-        'split 100, cp_mobile_24', 'split 100, cp_mobile_24 (evaluated)']
 
 
 def test_an_own_list_is_evaluated(finished, papermill, synthetic, tmp_path):

@@ -367,26 +367,12 @@ def test_genuine_clips(shared, tmp_path):
     assert np.abs(a[e.classes].to_numpy() - b[e.classes].to_numpy()).max() < 1e-3
 
 
-def test_quantize_notebook(papermill, short_test, tmp_path):
-    "From nothing: a short training, the table, the files with their cards, and the distances promised"
-    out = tmp_path/'out'
-    options = dict(data_dir=short_test, calibration=24, parity_clips=40, runs_timed=5, out=out)
+def test_quantize_from_nothing(papermill, short_test, tmp_path):
+    "Without a source, a small network is trained first, and lies beside its files"
+    options = dict(data_dir=short_test, calibration=8, parity_clips=8, runs_timed=5, qat_epochs=0, out=tmp_path/'out')
     launch.check(papermill('quantize', executed=tmp_path/'executed.ipynb', **options))
-    metrics = json.loads((out/'metrics.json').read_text())
-    assert list(metrics['rows']) == ['float', 'folded', 'fp16', 'PTQ', 'QAT']
-    assert metrics['rows']['folded']['decisions as float %'] == 100
-    assert metrics['parity']['folded.onnx']['max_probabilities'] < 1e-3
-    assert metrics['parity']['ptq.onnx']['integer_layers'] > 5
-    for name in ('folded', 'fp16', 'ptq', 'qat'):
-        for end in ('', '-network'):
-            file = out/f'{name}{end}.onnx'
-            # at most one decision of forty differs
-            assert metrics['parity'][file.name]['decisions'] >= .97
-            assert load_exported(file).precision in file.with_suffix('.md').read_text()
-    names = {p.name for p in out.iterdir()}
-    assert names >= {
-        'quantize.md', 'latency.md', 'sensitivity.md', 'stored.csv', 'predictions-qat.csv',
-    }
+    assert list(json.loads((tmp_path/'out/metrics.json').read_text())['rows']) == ['float', 'folded', 'fp16', 'PTQ']
+    assert {path.name for path in (tmp_path/'out').iterdir()} >= {'model.safetensors', 'ptq.onnx'}
 
 
 def test_quantize_refuses(papermill, tmp_path):

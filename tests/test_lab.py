@@ -1,8 +1,6 @@
-"""A finished run out of the lab, as a user takes it there: explored, heard, made device-aware, handed in."""
+"""A finished run out of the lab, as a user takes it there: asked about files, and exported."""
 import json
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -10,11 +8,8 @@ import torch
 
 import asc
 from asc.core import InputError
-from asc.run.process import run_notebook
-from asc.load import open_model
 import launch
 
-pytestmark = pytest.mark.usefixtures('quick_kernels')
 ASC = launch.BIN/'asc'
 
 
@@ -22,65 +17,6 @@ ASC = launch.BIN/'asc'
 def trained(finished):
     "The folder of a finished run, as a parameter of a notebook has it"
     return str(finished)
-
-
-@pytest.fixture(scope='module')
-def tuned(finished, quick_kernels, tmp_path_factory):
-    "A model for each device, of norms only"
-    out = tmp_path_factory.mktemp('lab')/'devices'
-    return run_notebook(out, 'devices', folder=str(finished), parts=['bn'], epochs=1)
-
-
-def test_explore(trained, synthetic, tmp_path):
-    "Pictures of the data and of the run, its hardest clips, and a map of embeddings"
-    options = dict(folder=trained, data_dir=str(synthetic), clips=10, points=90)
-    run = run_notebook(tmp_path/'explore', 'explore', **options)
-    assert {p.name for p in Path(run['dir']).iterdir()} >= {
-        'counts.png', 'device_spectra.png', 'scenes.png', 'hardest.png', 'embeddings.png',
-        'hardest.csv', 'embeddings.csv',
-    }
-    worst = pd.read_csv(tmp_path/'explore/hardest.csv')
-    assert len(worst) == 5
-    assert worst.p_true.is_monotonic_increasing
-    assert len(pd.read_csv(tmp_path/'explore/embeddings.csv')) == 90
-
-
-def test_device_models(tuned):
-    "Devices that trained have norms of their own, within the budget, in a small file beside the model"
-    folder = Path(tuned['dir'])
-    gains = pd.read_csv(folder/'gains.csv', index_col=0)
-    # a stranger keeps the general model
-    assert gains.loc['s6', 'general %'] == gains.loc['s6', 'bn %']
-    assert gains.loc['s6', 'clips'] == 0
-    assert {'general_metrics', 'macro_accuracy'} <= set(tuned['metrics'])
-    sizes = {name: (folder/f'{name}.safetensors').stat().st_size for name in ('devices', 'model')}
-    assert sizes['devices'] < sizes['model']
-    budget = pd.read_csv(folder/'budget.csv', index_col=0)
-    assert budget.passed.all()
-    assert 'unknown' in budget.index
-    model = open_model(folder)
-    assert model.devices == ['a', 'b', 'c', 's1', 's2', 's3', 's4', 's5', 's6']
-
-
-def test_submission_of_device_models(tuned, synthetic, tmp_path):
-    "The whole of an entry of 2025: answers, meta file with both results, and a package that works alone"
-    options = dict(data_dir=str(synthetic), label='Curie_UP_task1_1', year='2025')
-    run_notebook(tmp_path/'submit', 'submit', runs=[tuned['dir']], **options)
-    for problem in json.loads((tmp_path/'submit/params.json').read_text())['problems']:
-        assert 'placeholder' in problem or 'author' in problem or 'e-mail' in problem
-    meta = (tmp_path/'submit/Curie_UP_task1_1/Curie_UP_task1_1.meta.yaml').read_text()
-    assert 'general:' in meta
-    assert 'device_specific:' in meta
-    table = pd.read_csv(tmp_path/'submit/devices.csv', header=[0, 1], index_col=0)
-    assert (table['system 1'].macs == 29419156).all()
-    assert {'a', 's10', 'unknown'} <= set(table.index)
-    package = tmp_path/'submit/Curie_UP_task1_package'
-    pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-build-isolation']
-    result = launch.run(*pip, '--target', tmp_path/'site', package)
-    if 'No module named pip' in result.stderr or find_spec('setuptools') is None:
-        pytest.skip('no pip or setuptools in this environment')
-    launch.check(result)
-    assert (tmp_path/'site/Curie_UP_task1/ckpts/Curie_UP_task1_1/devices.safetensors').is_file()
 
 
 def test_asc_predict(trained, synthetic, tmp_path):

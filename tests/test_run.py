@@ -107,16 +107,6 @@ def test_progress_reaches_the_terminal(terminal):
     assert 'unknown parameter' not in terminal
 
 
-def test_one_seed_one_result(finished, papermill, tmp_path, synthetic):
-    "The same command gives the same numbers to the last digit; with two paths the notebook is left in both places"
-    options = dict(data_dir=synthetic, out=tmp_path/'two', **QUICK)
-    launch.check(papermill('train', executed=tmp_path/'mine.ipynb', **options))
-    for name in ('metrics.json', 'predictions.csv'):
-        assert (tmp_path/'two'/name).read_bytes() == (finished/name).read_bytes()
-    assert (tmp_path/'mine.ipynb').is_file()
-    assert (tmp_path/'two/train.ipynb').is_file()
-
-
 def listing(folder):
     "Every file below a folder with its content"
     return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
@@ -315,7 +305,7 @@ def test_report_runs(finished, papermill, tmp_path):
     assert 'synthetic: says nothing about TAU' in (tmp_path/'report/report.ipynb').read_text()
 
 
-SEVERAL = dict(epochs=4, bs=32, ema=.9)
+SEVERAL = dict(epochs=2, bs=32, ema=.9)
 
 
 def start_and_kill(out, corpus, kernels):
@@ -345,12 +335,16 @@ def parent(folder):
 
 
 def test_a_killed_run_goes_on(papermill, kernels, short_test, tmp_path):
-    "kill -9 while training, then `-p resume True`: the same numbers to the last digit; a finished run is not resumed"
+    """kill -9 while training, then `-p resume True`: the same numbers to the last digit; a finished run is not resumed
+
+    Given two paths, a command leaves the notebook in both places."""
     out = tmp_path/'killed'
     start_and_kill(out, short_test, kernels)
     assert not (out/'metrics.json').exists()
     undisturbed = tmp_path/'undisturbed'
-    launch.check(papermill('train', data_dir=short_test, out=undisturbed, **SEVERAL))
+    launch.check(papermill('train', executed=tmp_path/'mine.ipynb', data_dir=short_test, out=undisturbed, **SEVERAL))
+    assert (tmp_path/'mine.ipynb').is_file()
+    assert (undisturbed/'train.ipynb').is_file()
     options = dict(data_dir=short_test, out=out, resume=True, **SEVERAL)
     before = listing(out)
     other = papermill('train', lr=.001, **options)

@@ -1,11 +1,13 @@
 """The house rules: notebooks are the source, imports flow one way, runs are well formed, nothing is foreign."""
 import ast
+import atexit
 import json
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from nbdev.config import get_config
 from nbdev.test import test_nb as run_nb
 
@@ -46,6 +48,16 @@ def imported_modules(source):
     return [name.removeprefix('asc.') for name in names if name.startswith('asc.')]
 
 
+@pytest.fixture
+def passing_shell():
+    "IPython keeps every shell, with all that its notebook made, until the process ends; here it goes after the test"
+    yield
+    shell = InteractiveShell._instance
+    atexit.unregister(shell.atexit_operations)
+    shell.user_ns.clear()
+
+
+@pytest.mark.usefixtures('passing_shell')
 @pytest.mark.parametrize('path', [p for p in NBS if p not in RUNS], ids=name_of)
 def test_notebook_runs(path, monkeypatch, capfd):
     "Every notebook runs from top to bottom, as nbdev_test does it; papermill runs the run notebooks in test_run.py"

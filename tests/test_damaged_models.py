@@ -582,7 +582,7 @@ def test_the_inference_package_looks_at_its_weights(run, tmp_path, monkeypatch):
     folder = write_bundle([run('device-wise')], tmp_path, 'Curie_UP_task1')
     monkeypatch.syspath_prepend(folder)
     api = importlib.import_module('Curie_UP_task1.Curie_UP_task1_1')
-    assert list(api.load_model().device_models) == ['b']
+    assert list(api.load_model().model.device_models) == ['b']
     path, = folder.rglob('devices.safetensors')
     path.unlink()
     with pytest.raises(ValueError, match='devices.safetensors is missing'): api.load_model()

@@ -165,7 +165,7 @@ CANNOT = {
     'quantize': (['quantised', 'device-wise', 'exported'], 1e-6),
     'devices': (['quantised', 'device-wise', 'published', 'exported'], 1e-6),
     'submit': (['published', 'exported'], 5e-3),
-    'package': (['pruned', 'quantised', 'published', 'exported'], 1e-6),
+    'package': (['published', 'exported'], 1e-6),
 }
 MADE = [kind for kind in KINDS if kind != 'module']
 

@@ -24,7 +24,7 @@ from asc.model.per_device import DeviceAware, load_devices, save_devices
 from asc.model.published import load_published
 from asc.model.saved import read_saved, write_saved
 from asc.size.prune import prune
-from asc.size.integers import load_quantised, save_quantised
+from asc.size.qat import load_quantised, save_quantised
 from asc.size.qdq import calibrate, quantised_classifier
 from asc.use.seal import seal
 from nodes import NODES, nothing

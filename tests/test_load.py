@@ -21,7 +21,7 @@ from asc.model.body import body_of
 from asc.model.classifier import create_classifier, save_model
 from asc.model.per_device import DeviceAware, save_devices
 from asc.size.prune import prune
-from asc.size.integers import save_quantised
+from asc.size.qat import save_quantised
 from asc.size.qdq import calibrate, quantised_classifier
 from asc.train.clips import ClipData
 from asc.train.finetune import start_from

@@ -17,7 +17,7 @@ from asc.frontend.mel import Resample
 from asc.load import open_model
 from asc.model.classifier import create_classifier, save_model
 from asc.model.per_device import DeviceAware, save_devices
-from asc.size.integers import save_quantised
+from asc.size.qat import save_quantised
 from asc.size.qdq import calibrate, quantised_classifier
 
 BYTES = {'float': 122296, 'half': 122296, 'integers': 64172, 'devices': 122296}

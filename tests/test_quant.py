@@ -13,8 +13,7 @@ from asc.model.saved import read_saved, write_saved
 from asc.size.fold import compare_networks, fold, half_weights, norms
 from asc.size.dataflow import dataflow
 from asc.size.ptq import mixed_precision, ptq, sensitivity
-from asc.size.integers import load_quantised, save_quantised
-from asc.size.qat import with_augmentation
+from asc.size.qat import load_quantised, save_quantised, with_augmentation
 from asc.size.places import WEIGHTED_LAYERS
 from asc.size.qdq import calibrate, calibration_batches, emitting, prepare
 from asc.size.qdq import quant_bytes, quantised_classifier, quantisers

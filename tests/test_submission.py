@@ -14,7 +14,7 @@ from asc.entry.files import AUTHOR_TEMPLATE
 from asc.entry.folder import check_package, write_package
 from asc.model.classifier import create_classifier, load_model, save_model
 from asc.score.metrics import metrics
-from asc.size.integers import save_quantised
+from asc.size.qat import save_quantised
 from asc.size.qdq import calibrate, quantised_classifier
 from asc.train.clips import ClipData
 from asc.train.learner import predictions

@@ -22,7 +22,7 @@ from asc.model.classifier import create_classifier, save_model
 from asc.score.metrics import metrics
 from asc.train.clips import ClipData
 from asc.train.learner import predictions
-from nodes import NODES
+from nodes import dangling, folder as a_folder, pipe
 
 LABEL = 'Curie_UP_task1_1'
 UNIVERSITY = dict(abbreviation='UP', institute='Université de Paris', department=None, location='Paris')
@@ -497,7 +497,7 @@ def test_damaged_folder(name, copy, damage):
     damage('folder of an entry', lambda: verdict(copy))
 
 
-@pytest.mark.parametrize('node', NODES)
+@pytest.mark.parametrize('node', [a_folder, pipe, dangling])
 @pytest.mark.parametrize('name', ['info.json', f'{LABEL}.meta.yaml', f'{LABEL}.output.split_5.csv',
                                   f'{LABEL}.model_state_dict.split_5.pt'])
 def test_something_else_in_the_folder(name, node, copy, damage):

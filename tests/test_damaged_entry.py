@@ -136,10 +136,10 @@ TABLES = [
     *[(*BLOCK, kind) for kind in ('overall', 'class_wise', 'device_wise')],
 ]
 WRONG = {
-    'text': (TEXTS, (5, True, [], {}, '', None)),
-    'optional': (OPTIONAL, (5, False, ['a'], {'a': 'b'}, ' ')),
-    'number': (NUMBERS, ('5', True, [1], {}, -1)),
-    'table': (TABLES, (5, 'text', None, [], {})),
+    'text': (TEXTS, (5, True, {}, '', None)),
+    'optional': (OPTIONAL, (5, ['a'], ' ')),
+    'number': (NUMBERS, ('5', True, {}, -1)),
+    'table': (TABLES, (5, None, [])),
 }
 LEAVES = [(keys, values) for places, values in WRONG.values() for keys in places]
 
@@ -471,7 +471,7 @@ def test_other_answers_with_new_digests(name, entry, copy, damage):
     "With the sounds, a sample of answers computed again"
     TAMPERED[name](copy)
     seal(copy)
-    damage('answers of an entry', lambda: verdict(copy, audio=entry.corpus.dir), [table(copy).name, 'packed weights'])
+    damage('answers of an entry', lambda: verdict(copy, audio=entry.corpus), [table(copy).name, 'packed weights'])
 
 
 # ---- the folder

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from asc.core import InputError, write_json
+from asc.core import InputError, fingerprint, read_json, read_yaml, write_json
 from asc.data.choose import data_facts
 from asc.data.splits import read_test
+from asc.entry import check
 from asc.entry.files import AUTHOR_TEMPLATE
 from asc.entry.folder import check_package, write_package
 from asc.model.classifier import create_classifier, load_model, save_model
@@ -59,6 +60,8 @@ def entry(packed, tmp_path_factory):
         corpus=packed[0], rows=part, store_dir=packed[1].folder.parent, authors=[ME],
         name='Example', abbreviation='ex',
     )
+    params = runs[0]/'params.json'
+    write_json(params, read_json(params) | dict(recipe=dict(name='long', changed={})))
     package = write_package(runs[:1], out=folder, label=LABEL, **options)
     return SimpleNamespace(
         runs=runs, options=options, names=part.filename.tolist(), folder=package
@@ -92,6 +95,17 @@ def test_splits_and_ensembles(entry, tmp_path):
         [entry.runs[0], entry.runs[2]], out=tmp_path, label='Curie_UP_task1_2', **kw
     )
     assert check_package(one, entry.names) == []
+    described = read_yaml(one/'Curie_UP_task1_2.meta.yaml')['system']['description']
+    assert described['split_adaptations'] == 'recipe long (split_25), none (split_50)'
+    assert described['system_adaptations'] == 'none'
+
+
+def test_the_names_are_compared_once(entry, monkeypatch):
+    "A list of 135,730 names: its fingerprint is taken for a table, not for a name"
+    taken = []
+    monkeypatch.setattr(check, 'fingerprint', lambda names: taken.append(len(names)) or fingerprint(names))
+    assert check_package(entry.folder, entry.names) == []
+    assert taken == [len(entry.names)]
 
 
 def test_quantised_run_hands_in_int8(entry, tmp_path):

@@ -140,6 +140,14 @@ def edit_info(change):
     return damage
 
 
+def test_two_authors_of_one_university(entry, tmp_path):
+    "What both name is written twice: the meta file has no references"
+    authors = [ME, dict(ME, firstname='Pierre', corresponding=False)]
+    folder = write_package(entry.runs[:1], out=tmp_path, label=LABEL, **entry.options | dict(authors=authors))
+    assert check_package(folder, entry.names) == []
+    assert '&' not in (folder/f'{LABEL}.meta.yaml').read_text(encoding='utf-8')
+
+
 def test_renamed_folder_is_refused(entry, tmp_path):
     copy = shutil.copytree(entry.folder, tmp_path/'entry')
     assert re.search('is not named', check_package(copy)[0])

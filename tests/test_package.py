@@ -1,4 +1,6 @@
-"""The inference package of 2025: the bytes the organisers count, the right answers, and what their scripts look for."""
+"""The inference package of 2025: the bytes the organisers count, the right answers, and what their scripts look for.
+
+The judge itself, a process of its own, runs in nbs/entry/15_package.ipynb."""
 import copy
 import importlib
 import io
@@ -12,7 +14,7 @@ import torch
 import torchinfo
 
 from asc.core import SCENES, write_json
-from asc.entry.package import _judge_answers, _judge_costs, halve_weights, judge_bundle, write_bundle
+from asc.entry.package import _judge_answers, _judge_costs, halve_weights, write_bundle
 from asc.frontend.mel import Resample
 from asc.load import open_model
 from asc.model.classifier import create_classifier, save_model
@@ -103,15 +105,6 @@ def test_resources(package, synthetic):
     corpus = pd.read_csv(synthetic/'test.csv', sep='\t')
     assert listed.filename.tolist() == corpus.filename.tolist()
     assert 'resources/*' in (folder/'setup.py').read_text()
-
-
-def test_the_judge_of_a_package(package):
-    "In a process of its own; then without the sound that the organisers' script looks for"
-    folder, _ = package('integers')
-    verdict = judge_bundle(folder)
-    assert verdict['faults'] == []
-    assert verdict['devices']['unknown']['types'] == ['torch.float32', 'torch.int8']
-    assert len(verdict['logits'][0]) == 10
 
 
 def row(**changes): return dict(macs=29_000_000, params=61_148, bytes=122_296, types=['torch.float16']) | changes

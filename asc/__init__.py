@@ -63,6 +63,7 @@ _API |= {
     'use.predict': 'predict predict_stream',
     'use.embedding': 'embeddings',
     'use.seal': 'seal',
+    'entry.check': 'examine_package',
     'entry.folder': 'check_package write_package',
     'entry.package': 'write_bundle',
     'backbone.zoo': 'create_backbone list_backbones',

@@ -144,17 +144,18 @@ def sweep(
 def check_command(
     folder:Param('a submission folder, or an exported .onnx file beside its card', str, opt=False),
     evaluation:Param('folder of the evaluation set whose names it must answer', str)='',
+    audio:Param('folder of the corpus it answers, to compute a sample of answers again; default: where it was', str)='',
 ):
     "Judge a challenge entry before the organisers do, or an exported file by its card"
     from asc.data.corpus import load_corpus
-    from asc.entry.folder import check_package
-    names = None
-    if evaluation: names = load_corpus(evaluation, kind='evaluation').meta.filename.tolist()
+    from asc.entry.check import examine_package
+    corpus = load_corpus(evaluation, kind='evaluation') if evaluation else None
+    names, remarks = corpus and corpus.meta.filename.tolist(), []
     if folder.endswith('.onnx'):
         from asc.export.card import check_card
         problems = check_card(resolve(folder))
-    else: problems = check_package(folder, names)
-    print(*(problems or ['nothing to object to']), sep='\n')
+    else: problems, remarks = examine_package(folder, names, audio or corpus)
+    print(*(problems or ['nothing to object to']), *remarks, sep='\n')
     if problems: sys.exit(1)
 
 # %% ../nbs/90_cli.ipynb #f9bb203d

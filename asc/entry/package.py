@@ -15,14 +15,24 @@ import sys
 from configparser import ConfigParser
 from pathlib import Path
 
+import numpy as np
+import soundfile as sf
+
 import asc
 from ..backbone.tensors import TensorFile
-from ..model.classifier import save_model
-from ..core import InputError, resolve, write_text
+from ..core import SCENES, InputError, resolve, write_text
+from ..data.corpus import load_corpus
+from ..data.splits import read_test
+from ..data.trained_on import trained_in
+from .files import LABEL
 from ..load import open_model
+from ..model.adapter import seconds_of
+from ..model.classifier import save_model
 from ..model.per_device import save_devices
 from ..model.saved import read_saved, write_saved
-from .files import LABEL
+from ..size.qat import save_quantised
+from ..size.qdq import quantisers
+from ..size.rules import RULES
 
 # %% ../../nbs/entry/15_package.ipynb #ed0b7ce6
 def _other_packages(tree):
@@ -74,45 +84,24 @@ from pathlib import Path
 
 import torch
 
-from .asc.frontend.logmel import load_sound
-from .asc.frontend.mel import Resample
-from .asc.model.adapter import check_answer, check_heard
-from .asc.model.classifier import rebuild
-from .asc.model.per_device import rebuild_devices
-from .asc.model.saved import read_saved
+from .asc.entry.compact import open_compact
 
 CHECKPOINT = Path(__file__).parent/'ckpts'/'{label}'
-'''
 
-# %% ../../nbs/entry/15_package.ipynb #4b8e9b5e
-_INTERFACE += '''
 
 def load_model(model_file_path=None):
-    "The model: of this package, or of a folder with model.json and model.safetensors"
-    saved = read_saved(model_file_path or CHECKPOINT)
-    return (rebuild_devices if 'devices.safetensors' in saved.weights else rebuild)(saved)
+    "The model: of this package, or of a folder with model.json and model.safetensors; its networks are `model`"
+    return open_compact(model_file_path or CHECKPOINT)
 
 
 def load_inputs(file_paths, device_ids, model):
     "Spectrograms float32 (1, 1, frequency, time), one for each file"
-    device = next(model.parameters()).device
-    spectrograms = []
-    with torch.no_grad():
-        for path in file_paths:
-            wave, rate = load_sound(path)
-            check_heard(wave, [str(path)])
-            wave = Resample(rate, model.spec['rate'])(wave).to(device)
-            spectrograms.append(model.pipeline(wave).contiguous(memory_format=torch.channels_last))
-    return spectrograms
-'''
+    return [model.hear(path) for path in file_paths]
 
-# %% ../../nbs/entry/15_package.ipynb #4b7ced45
-_INTERFACE += '''
 
 def get_model_for_device(model, device_id):
     "The network of a device; the general one for an unknown device"
-    if not hasattr(model, 'device_models'): return model.backbone
-    return model.device_models[device_id] if device_id in model.device_models else model.base_model
+    return model.network(device_id)
 
 
 def predict(file_paths, device_ids, model_file_path=None, use_cuda=False):
@@ -121,15 +110,7 @@ def predict(file_paths, device_ids, model_file_path=None, use_cuda=False):
         raise ValueError(f'{{len(file_paths)}} files and {{len(device_ids)}} device ids')
     model = load_model(model_file_path)
     if use_cuda and torch.cuda.is_available(): model = model.cuda()
-    logits = []
-    with torch.no_grad():
-        for path, device_id in zip(file_paths, device_ids):
-            spectrogram, = load_inputs([path], [device_id], model)
-            network = get_model_for_device(model, device_id)
-            answer = network(spectrogram).float().cpu()
-            check_answer(answer, [str(path)])
-            logits.append(answer[0])
-    return logits, list(model.scenes)
+    return [model.answer(path, device) for path, device in zip(file_paths, device_ids)], list(model.scenes)
 '''
 
 # %% ../../nbs/entry/15_package.ipynb #67ad6be6
@@ -140,19 +121,21 @@ setup(
     version='1.0',
     packages=find_packages(),
     python_requires='>={python}',
-    package_data={{'{package}': ['ckpts/*/*']}},
+    package_data={{'{package}': ['ckpts/*/*', 'resources/*']}},
     install_requires={requires},
 )
 '''
 
 # %% ../../nbs/entry/15_package.ipynb #0d53f494
+_SCRIPTS_NEED = 'pandas', 'sklearn', 'torchinfo'
+
 def _requirements(packages):
     "The requirements for some packages as this project states them, and the least Python"
     config = ConfigParser(delimiters=['='], interpolation=None)
     config.read(Path(asc.__file__).parents[1]/'settings.ini', encoding='utf-8')
     settings = config['DEFAULT']
     distributions = dict(yaml='pyyaml', sklearn='scikit-learn')
-    wanted = {distributions.get(name, name).lower() for name in packages}
+    wanted = {distributions.get(name, name).lower() for name in (*packages, *_SCRIPTS_NEED)}
     lines = [line for line in settings['requirements'].split()
              if line.split('=')[0].split('<')[0].split('>')[0].lower() in wanted]
     return sorted(lines), settings['min_python']
@@ -171,13 +154,18 @@ def _halved(file): # a TensorFile
 # %% ../../nbs/entry/15_package.ipynb #a517ab2a
 def open_system(source):
     "The model of a run, of device models or of a published device-wise checkpoint"
-    return open_model(source, 44100).classifier('the inference package', ('float', 'device-wise'))
+    kinds = 'float', 'pruned', 'quantised', 'device-wise'
+    model = open_model(source, 44100).classifier('the inference package', kinds)
+    for name in filter(None, (model.spec['backbone'], model.spec['frontend'])):
+        if ':' in name:
+            raise InputError(f'{source}: {name} is no part of asc, and a package carries nothing else; write its '
+                             'package by hand, or give a run of another network')
+    return model
 
 # %% ../../nbs/entry/15_package.ipynb #a493cd58
 def _copy_library(root):
     "Copy the modules the interface needs; the packages of others they import"
-    modules, others = modules_for(
-        'model.adapter', 'model.classifier', 'model.per_device', 'frontend.logmel', 'frontend.mel')
+    modules, others = modules_for('entry.compact')
     for module in modules:
         target = root/'asc'/_source_of(module).relative_to(Path(asc.__file__).parent)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -186,65 +174,133 @@ def _copy_library(root):
         write_text(folder/'__init__.py', '')
     return others
 
+# %% ../../nbs/entry/15_package.ipynb #f8f7c30c
+def _save_system(model, folder):
+    "Write the weights of one system, small"
+    if quantisers(model.backbone): return save_quantised(model, folder)
+    save = save_devices if hasattr(model, 'device_models') else save_model
+    save(model, folder)
+    halve_weights(folder)
+
 # %% ../../nbs/entry/15_package.ipynb #35968db5
 def _add_system(root, label, model):
     "The weights of one system, and the module with its four functions"
     checkpoint = root/'ckpts'/label
     checkpoint.mkdir(parents=True)
-    save = save_devices if hasattr(model, 'device_models') else save_model
-    save(model, checkpoint)
-    halve_weights(checkpoint)
+    _save_system(model, checkpoint)
     write_text(root/f'{label}.py', _INTERFACE.format(label=label, version=asc.__version__))
+
+# %% ../../nbs/entry/15_package.ipynb #745f35fd
+def _test_list(sources, corpus):
+    "Rows of the test list; None where no corpus is at hand"
+    if corpus is not None: return read_test(corpus)
+    folders = [folder for source in sources if (folder := trained_in(source)) and Path(folder).is_dir()]
+    return read_test(load_corpus(folders[0])) if folders else None
+
+# %% ../../nbs/entry/15_package.ipynb #8ddf333f
+def _add_resources(root, models, test):
+    "A sound that nobody recorded, long enough for every system, and the test list"
+    folder = root/'resources'
+    write_text(folder/'__init__.py', '')
+    seconds = max(1, *(seconds_of(model)[0] for model in models))
+    noise = np.random.default_rng(0).normal(0, .05, round(44100 * seconds))
+    sf.write(folder/'dummy.wav', noise.astype('float32'), 44100, subtype='PCM_24')
+    if test is None: return
+    table = test[['filename', 'scene']].rename(columns=dict(scene='scene_label'))
+    write_text(folder/'test.csv', table.to_csv(sep='\t', index=False))
 
 # %% ../../nbs/entry/15_package.ipynb #471eca4e
 def write_bundle(
     sources, # one to four run folders, folders of devices.ipynb, or published device-wise checkpoints
     out,     # parent folder
     label,   # Lastname_Institute_task1
+    corpus=None, # asc.data.corpus.Corpus whose test list goes into it; default: the first run's
 ) -> Path:   # the folder, to be installed with pip
     "The inference package of an entry"
     if not 1 <= len(sources) <= 4:
-        raise InputError(f'{len(sources)} systems: an entry has one to four')
+        raise InputError(f'{len(sources)} systems: an entry has one to four, give so many')
     if not LABEL.fullmatch(f'{label}_1'):
-        raise InputError(f'label={label!r} is not of the form Lastname_Institute_task1')
+        raise InputError(f'label={label!r} is not of the form Lastname_Institute_task1; give such a one')
     folder = resolve(out)/f'{label}_package'
     if folder.exists():
         raise InputError(f'{folder} is already there: choose another label, or remove it')
-    models = [open_system(s) for s in sources]
+    models, test = [open_system(s) for s in sources], _test_list(sources, corpus)
     part = folder.with_name(f'.{folder.name}.part')
     shutil.rmtree(part, ignore_errors=True)
     requires, python = _requirements(_copy_library(part/label))
     for i, model in enumerate(models, 1): _add_system(part/label, f'{label}_{i}', model)
+    _add_resources(part/label, models, test)
     write_text(part/'setup.py', _SETUP.format(package=label, python=python, requires=requires))
     write_text(part/'requirements.txt', '\n'.join(requires) + '\n')
     return part.rename(folder)
 
 # %% ../../nbs/entry/15_package.ipynb #36a05196
 _JUDGE = '''
-import importlib, json, sys
+import copy, importlib, importlib.resources, io, json, sys
 sys.path[:] = [p for p in sys.path if p not in ("", sys.argv[2])]
 sys.path.insert(0, sys.argv[1])
+import torch
 from torchinfo import summary
 
 label, index, wav = sys.argv[3:6]
 api = importlib.import_module(f"{label}.{label}_{index}")
 assert "asc" not in sys.modules, "the package reaches outside itself"
+resources = importlib.resources.files(f"{label}.resources")
+wav = wav or str(resources/"dummy.wav")
+header = (resources/"test.csv").read_text().splitlines()[0] if (resources/"test.csv").is_file() else None
 model, rows = api.load_model(), {}
-for device in [*"abc", *(f"s{i}" for i in range(1, 11)), "unknown"]:
-    x, = api.load_inputs([wav], [device], model)
-    cost = summary(api.get_model_for_device(model, device), input_size=tuple(x.shape), verbose=0)
-    rows[device] = dict(macs=cost.total_mult_adds, params=cost.total_params)
-logits, classes = api.predict([wav, wav], ["a", "unknown"])
-print("\\n" + json.dumps(dict(devices=rows, logits=[z.tolist() for z in logits], classes=classes)))
+devices = [*"abc", *(f"s{i}" for i in range(1, 11)), "unknown"]
 '''
+
+# %% ../../nbs/entry/15_package.ipynb #1140a09f
+_JUDGE += '''
+for device, x in zip(devices, api.load_inputs([wav] * len(devices), devices, model)):
+    network = api.get_model_for_device(model, device)
+    cost = summary(copy.deepcopy(network).float(), input_size=tuple(x.shape), verbose=0)
+    types = sorted({str(p.dtype) for p in network.parameters()})
+    params = sum(p.numel() for p in network.parameters())
+    size = sum(p.numel() * p.element_size() for p in network.parameters())
+    rows[device] = dict(macs=cost.total_mult_adds, params=params, bytes=size, types=types)
+logits, classes = api.predict(file_paths=[wav, wav], device_ids=["a", "unknown"], model_file_path=None, use_cuda=False)
+torch.save(model.model.state_dict(), io.BytesIO())
+found = dict(devices=rows, logits=[z.tolist() for z in logits], classes=classes, test_list=header,
+             dummy=(resources/"dummy.wav").is_file())
+print("\\n" + json.dumps(found))
+'''
+
+# %% ../../nbs/entry/15_package.ipynb #089cc624
+_COUNTED = {f'torch.{name}' for name in ('float32', 'float16', 'bfloat16', 'int8', 'uint8', 'int32')}
+
+def _judge_costs(devices):
+    "Complaints about the first network over a limit, and about numbers that the organisers' counter does not know"
+    rules, faults = RULES['2025'], []
+    for name, limit, unit in (('macs', rules.macs, 'operations'), ('bytes', rules.size, 'bytes of parameters')):
+        over = [(device, row[name]) for device, row in devices.items() if row[name] > limit]
+        if over: faults.append(f'device {over[0][0]}: {over[0][1]:,} {unit}, {limit:,} are allowed; make it smaller')
+    strange = sorted({kind for row in devices.values() for kind in row['types']} - _COUNTED)
+    return faults + [f'parameters of type {kind} cannot be counted; use half precision' for kind in strange]
+
+# %% ../../nbs/entry/15_package.ipynb #52f48afd
+def _judge_answers(found):
+    "Complaints about logits, classes and resources"
+    faults = []
+    if found['classes'] != list(SCENES):
+        classes = ', '.join(map(str, found['classes']))
+        faults.append(f"the classes are {classes}; the challenge has {', '.join(SCENES)}, train on these")
+    if any(np.shape(row) != (len(found['classes']),) or not np.isfinite(row).all() for row in found['logits']):
+        faults.append('predict gives no finite number for each class; train the system again')
+    if not found['dummy']: faults.append('resources/dummy.wav is missing; write the package again')
+    if (found['test_list'] or 'filename').split('\t')[0] != 'filename':
+        faults.append('resources/test.csv has no column filename; write the package again')
+    return faults
 
 # %% ../../nbs/entry/15_package.ipynb #a7d231fe
 def judge_bundle(
     folder,  # what `write_bundle` returned
-    wav,     # a sound file to try it on
+    wav='',  # a sound file to try it on; default: its own dummy.wav
     index=1, # of the system
-) -> dict:   # devices: {device: {macs, params}}, logits for devices a and unknown, classes
-    "Import the package in a process of its own and call its four functions"
+) -> dict:   # devices: {device: {macs, params, bytes, types}}, logits for devices a and unknown, classes, faults
+    "Import the package in a process of its own, and do what the organisers do"
     label = Path(folder).name.removesuffix('_package')
     repository = Path(asc.__file__).parents[1]
     words = [folder, repository, label, index, wav]
@@ -253,5 +309,6 @@ def judge_bundle(
         env=dict(os.environ, PYTHONDONTWRITEBYTECODE='1'))
     if done.returncode:
         why = done.stderr.strip().splitlines()[-1]
-        raise InputError(f'{folder}: system {index} does not work: {why}')
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        raise InputError(f'{folder}: system {index} does not work: {why}; write the package again')
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return dict(found, faults=_judge_costs(found['devices']) + _judge_answers(found))

@@ -21,10 +21,10 @@ from ..model.saved import read_saved
 
 # %% ../../nbs/entry/07_weights.ipynb #84ebbd0b
 def networks_of(model) -> dict: # '' or 'base_model', 'device_models.a' … -> network
-    "The networks inside a model: one of a Classifier, several of a DeviceAware"
+    "The network of a model, or its several"
     if not hasattr(model, 'device_models'): return {'': model.backbone}
-    per_device = {f'device_models.{name}': net for name, net in model.device_models.items()}
-    return {'base_model': model.base_model, **per_device}
+    own = {f'device_models.{name}': net for name, net in model.device_models.items()}
+    return {'base_model': model.base_model, **own}
 
 # %% ../../nbs/entry/07_weights.ipynb #442d87b7
 def load_entrant(folder) -> tuple: # model, bits of a parameter
@@ -78,21 +78,21 @@ def _check_count(name, state, info):
     "Whether the parameters are as many as were counted"
     count = _parameter_count(state)
     if count == info['Params']: return []
-    return [f"{name}: {count:,} parameters, info.json says {info['Params']:,}"]
+    return [f"{name}: {count:,} parameters, info.json says {info['Params']:,}; write the entry again"]
 
 # %% ../../nbs/entry/07_weights.ipynb #eb7691ab
 def _check_precision(name, state):
     "Whether all floating-point numbers are in half precision"
     for key, value in state.items():
         if value.is_floating_point() and value.dtype != torch.float16:
-            return [f'{name}: {key} is {value.dtype}, half precision is declared']
+            return [f'{name}: {key} is {value.dtype}, half precision is declared; write the entry again']
     return []
 
 # %% ../../nbs/entry/07_weights.ipynb #bf0d2a16
 def _check_finite(name, state):
     "Whether no weight is NaN or infinite"
     for key, value in state.items():
-        if not value.isfinite().all(): return [f'{name}: {key} holds NaN or infinite weights']
+        if not value.isfinite().all(): return [f'{name}: {key} holds NaN or infinite weights; train the system again']
     return []
 
 # %% ../../nbs/entry/07_weights.ipynb #5bf53eb1
@@ -106,7 +106,7 @@ def _check_codes(name, state, info):
     codes = sum(value.numel() for value in state.values() if value.dtype == torch.int8)
     total = info['Params']
     if codes >= .5*total: return []
-    return [f'{name}: {codes:,} of {total:,} parameters are int8, 8 bits are declared']
+    return [f'{name}: {codes:,} of {total:,} parameters are int8, 8 bits are declared; write the entry again']
 
 # %% ../../nbs/entry/07_weights.ipynb #07e24fe3
 def _check_rules_of_2022(name, state):
@@ -114,7 +114,7 @@ def _check_rules_of_2022(name, state):
     for key, value in state.items():
         if value.is_floating_point() and value.ndim > 1:
             return [f'{name}: {key} is {value.dtype}; '
-                    'the rules of 2022 demand int8 for every parameter']
+                    'the rules of 2022 demand int8 for every parameter, quantise the first layer, too']
     return []
 
 # %% ../../nbs/entry/07_weights.ipynb #1ea56900
@@ -130,16 +130,22 @@ def _check_digest(name, state, info):
     if tensors_digest(state) == info['digests'].get(name): return []
     return [f'{name}: not the weights the entry was made with (another digest); write the entry again']
 
+# %% ../../nbs/entry/07_weights.ipynb #912ec849
+def _is_plain(value):
+    "Whether something is a tensor with numbers in it, each at its place"
+    if not torch.is_tensor(value) or value.layout != torch.strided: return False
+    return not (value.is_meta or value.is_quantized or value.is_complex())
+
 # %% ../../nbs/entry/07_weights.ipynb #f8beafbb
 def check_state(
     path, # of a file of weights
     info, # bits, year, Params and digests of the entry
 ) -> list: # sentences, empty if all is well
     "Whether the weights can be read and are what was declared"
-    if not path.is_file(): return [f'{path.name}: missing']
+    if not path.exists(): return [f'{path.name}: missing; write the entry again']
     try: state = read_weights(path)
     except InputError as e: return [f'{path.name}: cannot be read as weights ({e})']
-    if not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()):
-        return [f'{path.name}: holds more than tensors']
+    if not state or not all(isinstance(name, str) and _is_plain(value) for name, value in state.items()):
+        return [f'{path.name}: holds more or less than plain tensors by their names; write the entry again']
     check = _check_int8 if info['bits'] == 8 else _check_half
     return check(path.name, state, info) or _check_digest(path.name, state, info)

@@ -11,7 +11,7 @@ from datetime import date
 import torch
 
 from ..core import InputError, resolve
-from ..load import rebuild_any
+from ..size.integers import rebuild_any
 from ..model.saved import check_seal, read_saved, write_saved
 
 # %% ../../nbs/use/27_seal.ipynb #e6773aa5

@@ -14,7 +14,9 @@ import torch
 import torchinfo
 
 from asc.core import SCENES, write_json
+from asc.data.corpus import load_corpus
 from asc.entry.package import _judge_answers, _judge_costs, halve_weights, write_bundle
+from asc.entry.recomputed import answer_logits
 from asc.frontend.mel import Resample
 from asc.load import open_model
 from asc.model.classifier import create_classifier, save_model
@@ -130,3 +132,19 @@ def test_a_package_with_other_answers(change, word):
     assert _judge_answers(GOOD) == []
     fault, = _judge_answers(GOOD | change)
     assert word in fault
+
+
+def test_devices_of_an_evaluation_set(runs, tmp_path):
+    "The list of 2025 names devices; each clip is answered by the network of its own, unknown ones by the general one"
+    (tmp_path/'eval/audio').mkdir(parents=True)
+    (tmp_path/'eval/evaluation_setup').mkdir()
+    wave = np.random.default_rng(2).normal(0, .1, 44100)
+    devices = ['b', 'a', 'unknown', 's10']
+    for i in range(len(devices)): sf.write(tmp_path/f'eval/audio/{i}.wav', wave, 44100, 'PCM_24')
+    lines = ['filename\tdevice_id'] + [f'audio/{i}.wav\t{device}' for i, device in enumerate(devices)]
+    (tmp_path/'eval/evaluation_setup/fold1_test.csv').write_text('\r\n'.join(lines) + '\r\n')
+    corpus = load_corpus(tmp_path/'eval', 'evaluation')
+    model = open_model(runs/'devices').network
+    own, *general = answer_logits([model], corpus, corpus.meta, tmp_path/'store')
+    assert (own - general[0]).abs().max() > .01
+    for answer in general: assert (answer - general[0]).abs().max() < 1e-5

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import CITIES, DEVICES, SCENES, InputError, fingerprint, pick, resolve, vocab_of
+from ..core import CITIES, DEVICES, SCENES, UNKNOWN, InputError, fingerprint, pick, resolve, vocab_of
 from .lists import read_list
 
 # %% ../../nbs/data/15_corpus.ipynb #1ac805e1
@@ -157,12 +157,12 @@ class Corpus:
     "A folder in the DCASE layout and its `meta.csv`"
     dir:Path            # folder that holds audio/ and meta.csv
     meta:pd.DataFrame   # one a clip: filename scene device city location recording segment snippet
-    kind:str            # 'development', or 'evaluation' (scene, device, city and location are None)
+    kind:str            # 'development', or 'evaluation' (scene, city and location are None; the device may be)
 
     @cached_property
     def scenes(self): return vocab_of(self.meta.scene.dropna(), SCENES)
     @cached_property
-    def devices(self): return vocab_of(self.meta.device.dropna(), DEVICES)
+    def devices(self): return vocab_of(self.meta.device[self.meta.device != UNKNOWN].dropna(), DEVICES)
     @cached_property
     def cities(self): return vocab_of(self.meta.city.dropna(), CITIES)
     @cached_property
@@ -251,8 +251,10 @@ def load_corpus(data_dir,            # folder with audio/ and meta.csv, also fro
     folder = resolve(data_dir)
     if not folder.is_dir():
         raise InputError(f'no folder {folder}: pass the folder that holds audio/ and meta.csv')
-    columns = META if kind == 'development' else META[:1]
-    return Corpus(folder, _meta_of(read_list(_find_meta(folder, kind), columns)), kind)
+    path = _find_meta(folder, kind)
+    if kind == 'development': return Corpus(folder, _meta_of(read_list(path, META)), kind)
+    listed = read_list(path, META[:1], ['device_id']).rename(columns=dict(device_id='source_label'))
+    return Corpus(folder, _meta_of(listed), kind)
 
 # %% ../../nbs/data/15_corpus.ipynb #4fb1a9e3
 def counts(meta,             # `Corpus.meta`, or rows of it

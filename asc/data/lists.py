@@ -94,10 +94,12 @@ def _labels(texts):
 # %% ../../nbs/data/12_lists.ipynb #23567933
 def read_list(path,                                # a table with a header row
               columns=('filename', 'scene_label'), # columns that must be there; the first one is the key
+              optional=(),                         # columns that are read where they are there
               ) -> pd.DataFrame:                   # those columns as str, in file order
     "Read `meta.csv` or a split list, or say what is wrong with it"
     path = Path(path)
     header, *rows = _cells(path, _lines(path))
+    columns = [*columns, *(name for name in optional if name in header)]
     _check_header(path, header, columns)
     places = [header.index(c) for c in columns]
     rows = _trimmed(header, rows)

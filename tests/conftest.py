@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from asc.data.corpus import load_corpus
 from asc.data.store import pack
 from asc.data.synthetic import make_synthetic
 from launch import ROOT
+
+# the list of own code that may run: that of nobody, and of this process
+CONSENT = tempfile.TemporaryDirectory()
+os.environ['ASC_TRUST'] = f'{CONSENT.name}/trusted.json'
 
 
 @pytest.fixture(scope='session')

@@ -16,6 +16,7 @@ from asc.data.splits import read_split
 from asc.experiment.checks import check_training
 from asc.experiment.recipe import TrainingData, create_training
 from asc.model.classifier import load_model, save_model
+from asc.run.trust import trust
 from asc.train.compiled import Compiled, check_compile
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -58,6 +59,7 @@ class Net(nn.Module):
 def test_compiled_equals_plain(trained, tmp_path):
     "Through C++: two epochs of two whole batches and a smaller one; the saved model loads"
     (tmp_path/'net.py').write_text(OWN)
+    trust(tmp_path/'net.py')
     own = dict(backbone=f"{tmp_path/'net.py'}:Net", backbone_args={})
     plain = trained(**own)
     counters.clear()

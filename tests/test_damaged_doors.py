@@ -21,6 +21,7 @@ from asc.run.command import strict_argv
 from asc.run.folder import check_free, check_unfinished, make_folder, usable_folder
 from asc.run.parameters import check_given, find_notebook, full_parameters, read_recipe
 from asc.run.process import job_state
+from asc.run.trust import trust
 from asc.train.options import TrainingOptions
 from test_damaged_text import REFUSED_YAML
 
@@ -231,13 +232,15 @@ class NoNetwork: pass
     dict(size='large'), dict(depth=3), dict(width=7),
 ], ids=str)
 def test_keywords_of_an_own_class_are_refused(args, damage, tmp_path):
-    name = write(tmp_path/'mine.py', OWN) + ':Net'
+    trust(name := write(tmp_path/'mine.py', OWN))
+    name += ':Net'
     damage('own class', lambda: check_training(TrainingOptions(backbone=name, backbone_args=args)), [*args])
 
 
 @pytest.mark.parametrize('args', [{}, dict(width=16, deep=True, drop=1, name='x', size=1.5)], ids=str)
 def test_an_own_class_is_taken(args, damage, tmp_path):
-    name = write(tmp_path/'mine.py', OWN) + ':Net'
+    trust(name := write(tmp_path/'mine.py', OWN))
+    name += ':Net'
     damage('own class', lambda: check_training(TrainingOptions(backbone=name, backbone_args=args)),
         right=lambda found: True)
 
@@ -245,7 +248,7 @@ def test_an_own_class_is_taken(args, damage, tmp_path):
 @pytest.mark.parametrize('name',
     ['gone.py:Net', 'mine.py:NoNetwork', 'mine.py:Nothing', 'mine.py:', '/dev/zero.py:Net'])
 def test_no_own_class(name, damage, tmp_path):
-    write(tmp_path/'mine.py', OWN)
+    trust(write(tmp_path/'mine.py', OWN))
     damage('own class', lambda: check_training(TrainingOptions(backbone=str(tmp_path/name))))
 
 

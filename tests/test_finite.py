@@ -17,6 +17,7 @@ from asc.experiment.stacked import check_stacked, train_stacked
 from asc.load import open_model
 from asc.model.classifier import create_classifier
 from asc.run.parameters import full_parameters
+from asc.run.trust import trust
 from asc.train.averages import EMA, SWA
 from asc.train.callbacks import create_callbacks
 from asc.train.clips import ClipData
@@ -160,6 +161,7 @@ def test_longer_schedules_stay(n):
 def mine(tmp_path):
     "mine(name): the address of a class in one's own file"
     (tmp_path/'mine.py').write_text(OWN, encoding='utf-8')
+    trust(tmp_path/'mine.py')
     return lambda name: f"{tmp_path/'mine.py'}:{name}"
 
 
@@ -179,6 +181,7 @@ def test_own_loss_and_optimiser(data, mine, tmp_path):
     again = training(True)
     assert all(torch.equal(p, q) for p, q in zip(learn.model.parameters(), again.model.parameters()))
     (tmp_path/'mine.py').write_text(OWN + '# changed', encoding='utf-8')
+    trust(tmp_path/'mine.py')
     with pytest.raises(InputError, match='another configuration: own was'): training(True)
 
 

@@ -2,6 +2,7 @@
 import ast
 import atexit
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -62,6 +63,7 @@ def passing_shell():
 def test_notebook_runs(path, monkeypatch, capfd):
     "Every notebook runs from top to bottom, as nbdev_test does it; papermill runs the run notebooks in test_run.py"
     monkeypatch.chdir(path.parent)
+    monkeypatch.setenv('ASC_TRUST', os.environ['ASC_TRUST'])    # restored afterwards
     ok, _ = run_nb(path, skip_flags=get_config().tst_flags.split(), basepath=ROOT)
     assert ok, capfd.readouterr().err[-3000:]
 

@@ -1,4 +1,4 @@
-"""A description may ask for too much, for the net, or for what is of no type: told before memory is taken, in a sentence."""
+"""A description may ask for too much, for the net, or be of no type: told in a sentence, before memory is taken."""
 import json
 import pickle
 import resource
@@ -18,7 +18,7 @@ from asc.core import DEVICES, SCENES, InputError
 from asc.experiment import recipe
 from asc.experiment.cells import sweep_cells
 from asc.experiment.checks import check_training
-from asc.export.onnx import _check_facts
+from asc.export.facts import check_facts
 from asc.load import open_model
 from asc.model.classifier import create_classifier, save_model
 from asc.model.description import description_digest
@@ -98,10 +98,9 @@ def unafraid(call):
 # too much
 
 MANY = dict(
-    n_fft=2**30, win=2**30, n_mels=10**9, hop=10**12, sample_rate=10**9, fmin=1e300, fmax=1e12, fmax_jitter=10**12,
-)
+    n_fft=2**30, win=2**30, n_mels=10**9, hop=10**12, sample_rate=10**9, fmin=1e300, fmax=1e12, fmax_jitter=10**12)
 HUGE = {
-    **{name: lambda d, name=name, value=value: d['frontend_args'].update({name: value}) for name, value in MANY.items()},
+    **{name: lambda d, entry=entry: d['frontend_args'].update([entry]) for entry in MANY.items() for name in entry[:1]},
     'long window': lambda d: d['frontend_args'].update(n_fft=2**40, win=2**40),
     'many bands of many bins': lambda d: d['frontend_args'].update(n_fft=2**18, n_mels=2**20),
     'a hop of 1 of many bands': lambda d: d['frontend_args'].update(hop=1, n_mels=4096, sample_rate=768_000),
@@ -284,13 +283,14 @@ FACTS = dict(kind='network', classes=['bus', 'park'], rate=8000, samples=8000, l
              network='cnn3', frontend=FRONTEND, fingerprint='0' * 16)
 
 
-@pytest.mark.parametrize('name', ['kind', 'classes', 'rate', 'samples', 'frontend', *(f'frontend.{k}' for k in FRONTEND)])
+@pytest.mark.parametrize('name', [
+    'kind', 'classes', 'rate', 'samples', 'frontend', *(f'frontend.{name}' for name in FRONTEND)])
 def test_facts_of_an_exported_file(name, damage):
     "Whoever forges a file can seal it"
-    _check_facts(FACTS, Path('x.onnx'))
+    check_facts(FACTS, Path('x.onnx'))
     for value in (None, [], 'x', -1, 10**12, float('nan'), {'n_fft': 2**30}):
         facts = deepcopy(FACTS)
         put(facts, tuple(name.split('.')), value)
         if value is None and name in ('frontend.norm', 'frontend.fmax', 'frontend.pad', 'frontend.log'): continue
         if value == -1 and name in ('frontend.gain', 'frontend.offset', 'frontend.mean', 'frontend.std'): continue
-        damage('facts of an exported file', lambda: _check_facts(facts, Path('x.onnx')), ['x.onnx'])
+        damage('facts of an exported file', lambda: check_facts(facts, Path('x.onnx')), ['x.onnx'])

@@ -1,4 +1,4 @@
-"""A stranger's files: planted code leaves no mark, a name is never code, nothing is fetched, and no description is too big.
+"""A stranger's files: planted code leaves no mark, and a name is never code.
 
 The planted file would leave a mark wherever it runs. It is tried in every place, in every format, at every door."""
 import ast
@@ -438,14 +438,16 @@ def test_what_is_typed_behind_asc_sweep(tmp_path, capsys, mark):
 
 CODE_AS_NAME = "lr = 0.001; open(__import__('os').environ['MARK'], 'w') #"
 NAMES = [
-    CODE_AS_NAME, "lr\nopen(__import__('os').environ['MARK'], 'w')\nx", 'lr ', 'lr.x', 'lr[0]', 'lr,bs', '(lr)', 'lr: int',
+    CODE_AS_NAME, "lr\nopen(__import__('os').environ['MARK'], 'w')\nx", 'lr ', 'lr.x', 'lr[0]', 'lr,bs', '(lr)',
+    'lr: int',
     'class', 'None', '', '1lr', '-lr', '_lr', '__builtins__', 'globals()["lr"]', 'ｌｒ', 'lr\0', 'print',
 ]
 
 
 def by_papermill(names, folder, source=None):
     "Through our engine, from Python"
-    papermill.execute_notebook(str(source or find_notebook('train')), str(folder/'out.ipynb'), {name: 1 for name in names})
+    notebook = str(source or find_notebook('train'))
+    papermill.execute_notebook(notebook, str(folder/'out.ipynb'), {name: 1 for name in names})
 
 
 def foreign(folder):
@@ -494,8 +496,8 @@ def test_a_name_is_no_code_in_a_foreign_notebook(name, tmp_path, mark, damage):
 
 
 VALUES = [
-    CODE_AS_NAME, '"; import os #', "\'\'\'", '\n', '\\', '\\" + os.sep + "', '{{x}}', "{'a': __import__('os')}", '\u2028', 'é',
-    {CODE_AS_NAME: {'"]; #': [1, None, True]}}, ['\\"', {'\n': '\n'}], {'a"': 1e300},
+    CODE_AS_NAME, '"; import os #', "\'\'\'", '\n', '\\', '\\" + os.sep + "', '{{x}}', "{'a': __import__('os')}",
+    '\u2028', 'é', {CODE_AS_NAME: {'"]; #': [1, None, True]}}, ['\\"', {'\n': '\n'}], {'a"': 1e300},
 ]
 
 

@@ -23,7 +23,7 @@ import asc
 from asc.augment.pipeline import create_pipeline
 from asc.cli import main, read_settings
 from asc.core import InputError, read_json, write_json
-from asc.entry.package import open_system
+from asc.entry.package import open_system, write_bundle
 from asc.entry.weights import load_entrant
 from asc.experiment.cells import sweep_cells
 from asc.experiment.checks import check_training
@@ -194,6 +194,19 @@ def test_planted_code_at_other_doors(door, plant, mark, capsys):
     with pytest.raises((InputError, SystemExit)) as refusal: DOORS[door](run)
     said = str(refusal.value) + capsys.readouterr().err
     assert f'asc trust {run}/net.py' in said and getattr(refusal.value, 'code', 2) == 2
+    assert not mark.exists()
+
+
+def test_planted_code_in_a_package(plant, tmp_path, mark, monkeypatch):
+    "The library inside an inference package has the same rule"
+    run = plant()
+    trust(run/'net.py')
+    folder = write_bundle([run], tmp_path, 'Planck_UP_task1')
+    forget(run/'net.py')
+    mark.unlink()
+    monkeypatch.syspath_prepend(folder)
+    api = importlib.import_module('Planck_UP_task1.Planck_UP_task1_1')
+    with pytest.raises(ValueError, match=f"asc trust {run/'net.py'}"): api.load_model()
     assert not mark.exists()
 
 

@@ -197,16 +197,16 @@ def test_planted_code_at_other_doors(door, plant, mark, capsys):
     assert not mark.exists()
 
 
-def test_planted_code_in_a_package(plant, tmp_path, mark, monkeypatch):
+def test_planted_code_in_a_package(tmp_path, mark, monkeypatch):
     "The library inside an inference package has the same rule"
-    run = plant()
-    trust(run/'net.py')
-    folder = write_bundle([run], tmp_path, 'Planck_UP_task1')
-    forget(run/'net.py')
-    mark.unlink()
+    save_model(create_classifier('cnn3', pipeline='easy_cnn3', rate=44100), tmp_path/'plain')
+    folder = write_bundle([tmp_path/'plain'], tmp_path, 'Planck_UP_task1')
+    planted = next(folder.rglob('model.json')).parent
+    write(planted/'net.py', CODE)
+    forge(planted, f"{planted/'net.py'}:")
     monkeypatch.syspath_prepend(folder)
     api = importlib.import_module('Planck_UP_task1.Planck_UP_task1_1')
-    with pytest.raises(ValueError, match=f"asc trust {run/'net.py'}"): api.load_model()
+    with pytest.raises(ValueError, match=f"asc trust {planted/'net.py'}"): api.load_model()
     assert not mark.exists()
 
 

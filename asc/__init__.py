@@ -41,6 +41,7 @@ _API |= {
     'score.tables': 'class_table device_table',
     'run.folder': 'Run',
     'run.process': 'run_notebook',
+    'run.trust': 'forget trust trusted',
     'experiment.cells': 'sweep_cells',
     'experiment.sweeps': 'run_sweep Sweep',
     'experiment.checks': 'check_training',

@@ -23,7 +23,8 @@ from .run.folder import fresh_folder
 from .experiment.engines import engines, visible_gpus
 from .experiment.cells import sweep_cells
 from .experiment.sweeps import Sweep, changes
-from .use.commands import demo_command, predict_command
+from .run.plugin import consent_to
+from .use.commands import demo_command, predict_command, trust_command
 
 # %% ../nbs/90_cli.ipynb #0fa86202
 def _read_setting(word, what):
@@ -133,6 +134,7 @@ def sweep(
 ):
     "Run recipes × subsets × seeds, each exactly once, and print the table of a paper"
     parameters, options = read_settings(set, '--set'), read_settings(options, '--options')
+    consent_to(parameters)
     cells = sweep_cells(recipes, subsets, seeds, parameters, notebook=notebook)
     Sweep(cells, folder, notebook, stack=stack) # refuses what is wrong before anything starts
     _run_watched(resolve(out) if out else fresh_folder('sweep'), dict(
@@ -193,6 +195,7 @@ def rank(
         raise InputError('no RANK and WORLD_SIZE in the environment: start it with '
                          'torchrun --nproc_per_node N --no-python asc rank …')
     out, parameters = resolve(out), read_settings(set, '--set')
+    consent_to(parameters)
     if number and (out/'metrics.json').exists(): return
     folder = out.with_name(f'.{out.name}.rank{number}') if number else out
     run = run_notebook(
@@ -206,6 +209,7 @@ commands = dict(
     sweep=sweep,
     check=check_command,
     seal=seal_command,
+    trust=trust_command,
     rank=rank,
     demo=demo_command,
 )

@@ -77,7 +77,7 @@ def pick(registry, # dict or sequence of the names that exist
         names = list(map(str, registry))
         near = difflib.get_close_matches(str(name), names, 1)
         question = f'; did you mean {near[0]}?' if near else ''
-        raise InputError(f"unknown {what} {name!r}: choose one of {', '.join(names)}{question}")
+        raise InputError(f"unknown {what} {name!r:.100}: choose one of {', '.join(names)}{question}")
     return registry[name] if isinstance(registry, dict) else name
 
 # %% ../nbs/00_core.ipynb #8ef207c6

@@ -195,7 +195,7 @@ def _check_device_numbers(devices):
     if devices is None: return None
     numbers = list(devices) if isinstance(devices, (list, tuple, range)) else []
     if numbers and all(type(d) is int and d >= 0 for d in numbers): return numbers
-    raise InputError(f'dir: devices={devices!r}: give a list of indices from 0 on, such as [0] for the first device')
+    raise InputError(f'dir: devices={devices!r:.60}: give a list of indices from 0 on, such as [0] for the first')
 
 # %% ../../nbs/augment/10_impulse.ipynb #5f39a1b4
 class DIR(nn.Module):

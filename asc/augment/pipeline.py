@@ -18,6 +18,7 @@ from ..core import InputError, pick
 from ..data.rates import check_rate
 from ..frontend.logmel import create_frontend
 from ..frontend.mel import Resample
+from ..run.values import check_type
 
 # %% ../../nbs/augment/30_pipeline.ipynb #9335c418
 def _plain_steps(steps): # -> a list of its own that JSON can hold
@@ -223,5 +224,6 @@ def create_pipeline(
     steps = preset['steps']
     if quirks: steps = revise(steps, preset.get('quirks', {}))
     steps = revise(steps, changes) if augment else pipelines['none']['steps']
-    frontend = create_frontend(frontend or preset['frontend'], **(frontend_args or {}))
+    keywords = check_type('frontend_args', frontend_args or {}, dict)
+    frontend = create_frontend(frontend or preset['frontend'], **keywords)
     return Pipeline(frontend, rate, steps)

@@ -30,7 +30,7 @@ def parse_step(step): # 'name' or {'name': {keyword: value}}
     if _is_named_dict(step):
         (name, kw), = step.items()
         return name, dict(kw or {})
-    raise InputError(f"pipeline: {step!r} is no step; write 'name' or {{'name': {{'keyword': value}}}}")
+    raise InputError(f"pipeline: {step!r:.80} is no step; write 'name' or {{'name': {{'keyword': value}}}}")
 
 # %% ../../nbs/augment/28_sequence.ipynb #510a418e
 RESERVED = ('resample', 'mel', 'log')

@@ -9,7 +9,7 @@ __all__ = ['CPBlock', 'CPMobile']
 from torch import nn
 
 from .blocks import GRN, Add, ConvNorm, init_kaiming, pooled_classifier, round_channels
-from ..core import InputError
+from ..core import InputError, check_range
 
 # %% ../../nbs/backbone/15_cp_mobile.ipynb #f30d265c
 class CPBlock(nn.Module):
@@ -50,7 +50,7 @@ def _check_cp_mobile(base, mult, expansion, strides, names): # as `CPMobile`, an
         raise InputError(f'CP-Mobile: expansion {expansion} and mult {mult} must be above 0')
     for name, stride in strides.items():
         if not _is_stride(stride):
-            raise InputError(f'CP-Mobile: stride {stride!r} of {name}; '
+            raise InputError(f'CP-Mobile: stride {stride!r:.40} of {name}; '
                              'give a pair (freq, time) of whole numbers above 0')
     if unknown := set(strides) - set(names):
         raise InputError(f'CP-Mobile: strides for {sorted(unknown)}, but its blocks are {names}')
@@ -77,6 +77,7 @@ class CPMobile(nn.Module):
         blocks=(3, 2, 1),     # blocks in each stage
     ):
         super().__init__()
+        check_range(blocks=(sum(blocks), 1, 1000))
         names = [f'b{i}' for i in range(1, sum(blocks) + 1)]
         _check_cp_mobile(base, mult, expansion, strides, names)
         self.in_c = nn.Sequential(ConvNorm(1, base//4, 3, 2), ConvNorm(base//4, base, 3, 2))

@@ -52,9 +52,9 @@ def _check_cp_resnet(rho, blocks, groups): # as `CPResNet`
         raise InputError(f'CP-ResNet: rho {rho} is out of range; '
                          'choose 0 to 12 (12 is the largest receptive field)')
     if not set(blocks) <= {1, 2} or len(blocks) != 3:
-        raise InputError(f'CP-ResNet: blocks {blocks}; give three numbers, each 1 or 2')
+        raise InputError(f'CP-ResNet: blocks {blocks!s:.80}; give three numbers, each 1 or 2')
     if len(groups) != 3 or not all(type(g) is int and g > 0 for g in groups):
-        raise InputError(f'CP-ResNet: groups {groups}; give three whole numbers above 0')
+        raise InputError(f'CP-ResNet: groups {groups!s:.80}; give three whole numbers above 0')
 
 # %% ../../nbs/backbone/20_cp_resnet.ipynb #39ca970b
 def _check_groups(widths, groups): # of the input and of each stage; of each stage

@@ -115,10 +115,21 @@ def _without_retries():
     try: yield
     finally: constants.HF_HUB_OFFLINE = before
 
+# %% ../../nbs/backbone/85_images.ipynb #3a81cff7
+_OPENING = ('checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir', 'scriptable', 'exportable',
+            'no_jit')
+
+def _check_timm_options(name, kw):
+    "InputError for an option that reads more than numbers"
+    for option in _OPENING:
+        if option not in kw: continue
+        raise InputError(f'timm:{name}: {option} is not taken; give a file of weights as weights=')
+
 # %% ../../nbs/backbone/85_images.ipynb #01270679
 def _timm_network(name, n_classes, pretrained, kw):
     timm = need_timm(f'timm:{name}')
     if not timm.is_model(name): _refuse_name('timm', name, timm.list_models())
+    _check_timm_options(name, kw)
 
     def make(**options):
         with _without_retries() if pretrained else nullcontext():

@@ -7,6 +7,7 @@ __all__ = ['backbones', 'Backbone', 'list_backbones', 'create_backbone']
 
 # %% ../../nbs/backbone/90_zoo.ipynb #42112877
 import inspect
+from functools import partial
 from typing import NamedTuple
 
 from torch import nn
@@ -22,6 +23,7 @@ from .passt import PaSST, load_passt
 from .tf_sepnet import DragonTFSepNet, TFSepNet
 from .weights import load_weights, read_weights, state_of
 from ..core import InputError, pick
+from ..run.bounds import MOST_CLASSES, bounded, check_wholes, rehearse
 from ..run.keywords import check_keywords, make_checked
 from ..run.plugin import is_own, make_own
 
@@ -95,10 +97,13 @@ def _own_backbone(name, n_classes, kw): # as `create_backbone`
 # %% ../../nbs/backbone/90_zoo.ipynb #1082119d
 def _foreign_backbone(name, n_classes, weights, kw): # as `create_backbone`
     library, model = name.split(':', 1)
-    if is_own(name): net = _own_backbone(name, n_classes, kw)
+    if is_own(name):
+        with bounded(f'backbone {name}'): net = _own_backbone(name, n_classes, kw)
     else:
         given = dict(library=library, name=model, n_classes=n_classes)
-        net = make_checked(f'backbone {name}', image_backbone, given, **kw)
+        make = partial(make_checked, f'backbone {name}', image_backbone, given)
+        rehearse(f'backbone {name}', partial(make, **kw | dict(pretrained=False)))
+        with bounded(f'backbone {name}'): net = make(**kw)
     if weights: load_weights(net, state_of(read_weights(weights), weights), what=weights)
     return net
 
@@ -117,12 +122,14 @@ def create_backbone(
     weights=None,     # checkpoint (path or public name) under the published tensor names
     **kw):            # options of that network, instead of the published ones
     "A network: input (B, 1, F, T), output logits (B, n_classes)"
-    if type(n_classes) is not int or n_classes < 1:
-        raise InputError(f'n_classes={n_classes!r}: give a whole number above 0')
-    if ':' in name: return _foreign_backbone(name, n_classes, weights, kw)
+    if type(n_classes) is not int or not 1 <= n_classes <= MOST_CLASSES:
+        raise InputError(f'n_classes={n_classes!r:.60}: give a whole number above 0, at most {MOST_CLASSES:,}')
+    if not is_own(name): check_wholes(f'backbone {name}', kw)
+    if isinstance(name, str) and ':' in name: return _foreign_backbone(name, n_classes, weights, kw)
     entry = pick(backbones, name, 'backbone')
     _check_options(name, entry.make, kw)
     check_keywords(f'backbone {name}', entry.make, kw)
-    kw = {**entry.kw, **kw}
-    if weights: return _load_named(entry.make, n_classes, weights, kw)
-    return make_checked(f'backbone {name}', entry.make, dict(n_classes=n_classes), **kw)
+    make = partial(make_checked, f'backbone {name}', entry.make, dict(n_classes=n_classes), **{**entry.kw, **kw})
+    if kw: rehearse(f'backbone {name}', make)
+    with bounded(f'backbone {name}'):
+        return _load_named(entry.make, n_classes, weights, {**entry.kw, **kw}) if weights else make()

@@ -21,7 +21,7 @@ def check_rate(rate,        # a number
     "A sampling rate; InputError unless it is a whole number of Hz that sound can have"
     is_number = isinstance(rate, Real) and not isinstance(rate, bool)
     if is_number and LOWEST_RATE <= rate <= HIGHEST_RATE and rate == int(rate): return int(rate)
-    raise InputError(f'{what}={rate!r}: no sampling rate; give a whole number of Hz '
+    raise InputError(f'{what}={rate!r:.60}: no sampling rate; give a whole number of Hz '
                      f'from {LOWEST_RATE} to {HIGHEST_RATE:,}, such as 16000, 32000 or 44100')
 
 # %% ../../nbs/data/03_rates.ipynb #4e88951a

@@ -14,7 +14,7 @@ from fastai.torch_core import default_device
 
 from ..augment.pipeline import create_pipeline, pipelines
 from ..augment.sequence import parse_step
-from ..backbone.weights import weights_file
+from ..backbone.weights import PUBLISHED_WEIGHTS, weights_file
 from ..backbone.zoo import create_backbone
 from ..core import InputError, resolve
 from .distillation import Distillation
@@ -100,5 +100,14 @@ def check_network(name, args): # a backbone and its keywords
 # %% ../../nbs/experiment/04_checks.ipynb #6e596d32
 def check_plan(parameters:dict): # of a run of train.ipynb
     "InputError for what no machine can train"
-    options = TrainingOptions.of(parameters)
+    options = _unfetched(TrainingOptions.of(parameters))
     check_training(replace(options, init_from='', compile=False, precision='float32'))
+
+# %% ../../nbs/experiment/04_checks.ipynb #fdf305ca
+def _unfetched(options):
+    "Options without weights and teachers that go by a public name"
+    network = {name: value for name, value in options.backbone_args.items()
+               if name != 'weights' or str(value) not in PUBLISHED_WEIGHTS}
+    teachers = [options.teacher] if isinstance(options.teacher, str) else options.teacher
+    if not set(teachers) & set(PUBLISHED_WEIGHTS): return replace(options, backbone_args=network)
+    return replace(options, backbone_args=network, teacher='', distill={})

@@ -7,7 +7,7 @@ __all__ = ['TrainingData', 'read_training_data', 'read_lists', 'tested_rows', 'j
            'open_start', 'train_and_save']
 
 # %% ../../nbs/experiment/05_recipe.ipynb #70c05227
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from ..train.learner import create_learner, fit, make_dls
 from ..train.losses import create_loss
 from ..train.melcache import MelCache
 from ..train.memory import keep_memory
-from ..train.options import TrainingOptions
+from ..train.options import DataOptions, TrainingOptions
 
 # %% ../../nbs/experiment/05_recipe.ipynb #1fbc7622
 @dataclass
@@ -124,8 +124,9 @@ def _joined(corpus, join, rows, name):
 def data_of_run(record,      # of a run of train.ipynb, see `asc.score.runs.read_run`
                 data_dir='', # where its corpus is now, if it has moved
                 ) -> TrainingData:
-    "What a finished run was trained and tested on; InputError where the corpus has changed"
-    parameters = record['parameters'] | dict(teacher='', distill={}, init_from='')
+    "What a finished run was trained and tested on, its network left aside; InputError where the corpus has changed"
+    parameters = {entry.name: record['parameters'][entry.name] for entry in fields(DataOptions)
+                  if entry.name in record['parameters']}
     if data_dir: parameters['data_dir'] = data_dir
     data = read_training_data(TrainingOptions.of(parameters))
     if data.facts['lists'] == record['data']['lists']: return data

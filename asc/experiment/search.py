@@ -299,5 +299,5 @@ def write_recipe(
 ):
     "Write a recipe as `papermill -f` takes it"
     import yaml
-    comment = ''.join(f'# {line}\n' for line in lines)
+    comment = ''.join(f"# {' '.join(line.split())}\n" for line in lines)    # a line break would end the comment
     write_text(path, comment + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))

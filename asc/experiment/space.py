@@ -10,7 +10,7 @@ import json
 from dataclasses import fields
 
 from .checks import check_training
-from ..core import InputError, pick
+from ..core import InputError, parse_json, pick
 from ..run.parameters import declared_parameters, find_notebook
 from ..augment.pipeline import pipelines, revise
 from ..run.values import check_type
@@ -32,7 +32,7 @@ def _put(tree, path, value):
 def _as_tree(value):
     "The dict inside a parameter that may also be a name, or a dict written as JSON"
     if not isinstance(value, str): return value
-    return json.loads(value) if value.lstrip().startswith('{') else {}
+    return parse_json(value) if value.lstrip().startswith('{') else {}
 
 # %% ../../nbs/experiment/22_space.ipynb #eff4d580
 def _set_step(params, step, keyword, value):
@@ -53,7 +53,7 @@ def set_parameter(
     if head == 'steps' and len(inside) == 2:
         return {**params, head: _set_step(params, *inside, value)}
     if kind not in (dict, 'str or dict'):
-        raise InputError(f'space: there is no {name}, because {head} has nothing inside')
+        raise InputError(f'space: there is no {name}, because {head} has nothing inside; name {head} itself')
     tree = _as_tree(params[head])
     if kind != dict: # one schedule, one loss
         tree = {key: old for key, old in tree.items() if key == inside[0]}

@@ -22,11 +22,12 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..backbone.weights import weights_fingerprint
-from ..core import DEVICES, UNKNOWN, InputError, atomic, check_range, parse_json
+from ..core import DEVICES, UNKNOWN, InputError, atomic, check_range
 from ..data.reading import is_path
 from .digest import ZEROS, exported_bytes, seal_bytes
+from .facts import read_facts
 from .onnx_graph import need_onnx, network_graph, to_graph
-from ..frontend.logmel import LogMel
+from ..frontend.logmel import LogMel, create_frontend
 from ..frontend.matmul import graph_frontend
 from ..frontend.mel import Resample, check_wave
 from ..frontend.windows import SoundWindows
@@ -178,7 +179,7 @@ class ExportedModel:
         self.classes, self.rate = facts['classes'], facts['rate']
         self.samples, self.precision = facts['samples'], facts['precision']
         if facts['kind'] == 'network':
-            frontend = LogMel(**facts['frontend']).eval()
+            frontend = create_frontend('logmel', **facts['frontend']).eval()
             self.before = nn.Sequential(Resample(self.rate, frontend.sample_rate), frontend)
 
     def __repr__(self):
@@ -243,28 +244,6 @@ def predict(self:ExportedModel,
     table.attrs['remarks'] = {row[0]: said for row, said in answers if said}
     return table
 
-# %% ../../nbs/export/10_onnx.ipynb #843bbd3b
-_TEXTS = ('format', 'kind', 'precision', 'network', 'fingerprint', 'asc', 'torch', 'digest') # the rest is JSON
-
-def _read_facts(metadata, path) -> dict:
-    "The metadata of a file as values"
-    if metadata.get('format') != 'asc-export-1':
-        raise InputError(f"{path}: an ONNX file, but not one of asc (format {metadata.get('format')!r}); "
-                         'give what asc.export_model wrote')
-    try:
-        facts = {key: value if key in _TEXTS else parse_json(value, key, None) for key, value in metadata.items()}
-    except InputError as e:
-        raise InputError(f'{path}: its metadata are broken ({e}); export it again') from e
-    _check_facts(facts, path)
-    return facts
-
-# %% ../../nbs/export/10_onnx.ipynb #dccc0e91
-def _check_facts(facts, path):
-    "InputError unless all is there that a predictor needs"
-    needed = {'kind', 'classes', 'rate', 'samples', 'logmel', 'precision', 'network', 'frontend'}
-    if missing := needed - set(facts):
-        raise InputError(f"{path}: its metadata lack {', '.join(sorted(missing))}; export it again")
-
 # %% ../../nbs/export/10_onnx.ipynb #d1ce6a4a
 def load_exported(path,          # of a file that `export_model` wrote
                   threads:int=1, # of the engine
@@ -279,7 +258,7 @@ def load_exported(path,          # of a file that `export_model` wrote
     except Exception as e:
         reason = str(e).splitlines()[0][:120]
         raise InputError(f'{path}: not a whole ONNX file ({reason}); export it again') from e
-    return ExportedModel(path, run, _read_facts(run.get_modelmeta().custom_metadata_map, path))
+    return ExportedModel(path, run, read_facts(run.get_modelmeta().custom_metadata_map, path))
 
 # %% ../../nbs/export/10_onnx.ipynb #91407d10
 def _roles(m) -> dict: # name -> 'scale', 'zero point', or None for what a node reads as it is

@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from ..core import InputError, pick
+from ..data.rates import check_rate
 from ..data.reading import is_path, whole_sound
 from .mel import (Float32, check_wave, in_pieces, logs, mel_bank, pads, scales, squared_magnitude,
                               warm_allocator, windows)
+from ..run.bounds import bounded, check_settings, check_spectrum
 from ..run.keywords import make_checked
 from ..run.plugin import is_own, make_own
 
@@ -32,9 +34,11 @@ def _check_each_setting(kw): # a LogMel's settings, by name
         pick(allowed, kw[name], name)
     for name in ('sample_rate', 'n_fft', 'win', 'hop', 'n_mels'):
         _check_count(name, kw[name])
+    check_rate(kw['sample_rate'], 'sample_rate')
+    check_spectrum(kw['n_fft'], kw['n_mels'], kw['hop'], kw['sample_rate'])
     if kw['log'] and kw['eps'] <= 0:
         raise InputError(f"eps={kw['eps']}: the logarithm needs a value above 0")
-    if not kw['std']: raise InputError('std=0: give a divisor other than 0')
+    check_settings(kw)
 
 # %% ../../nbs/frontend/10_logmel.ipynb #bd4af3f9
 def _check_top(kw): # a LogMel's settings, by name
@@ -254,7 +258,7 @@ def own_frontend(
     name, # 'file.py:Class'
     **kw):
     "A frontend of your own, with `sample_rate` (Hz), `mel` (B, N) -> (B, F, T) and `log` -> (B, 1, F, T)"
-    frontend = make_own(name, 'frontend', **kw)
+    with bounded(f'frontend {name}'): frontend = make_own(name, 'frontend', **kw)
     _check_members(name, frontend)
     return frontend
 

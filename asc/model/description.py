@@ -26,6 +26,9 @@ def _is_text(value): return isinstance(value, str) and value.strip() != ''
 # %% ../../nbs/model/02_description.ipynb #1eed4bb0
 def _is_count(value): return type(value) is int and value >= 0
 
+# %% ../../nbs/model/02_description.ipynb #fb6ab70f
+def _is_table(value): return isinstance(value, dict) and all(isinstance(name, str) for name in value)
+
 # %% ../../nbs/model/02_description.ipynb #e4e989d5
 def _is_rate(value):
     "Whether something is a whole number of Hz in range"
@@ -61,7 +64,7 @@ def _are_layers(value):
     return isinstance(value['skip'], list) and all(map(_is_text, value['skip'])) and type(value['logits']) is bool
 
 # %% ../../nbs/model/02_description.ipynb #2224a512
-_NAME, _TABLE, _COUNT = (_is_text, 'a name'), (lambda v: isinstance(v, dict), 'a table'), (_is_count, 'a whole number')
+_NAME, _TABLE, _COUNT = (_is_text, 'a name'), (_is_table, 'a table of names'), (_is_count, 'a whole number')
 FIELDS = dict(    # name -> whether a value can be meant, what it should be
     format=(lambda v: v in FORMATS, ' or '.join(FORMATS)),
     backbone=_NAME,

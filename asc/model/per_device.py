@@ -20,6 +20,7 @@ from .body import DeviceWise
 from .classifier import Classifier, rebuild, save_network
 from .description import DEVICE_WEIGHTS, are_names
 from .saved import read_saved
+from ..run.bounds import MOST_DEVICES, MOST_NUMBERS
 
 # %% ../../nbs/model/20_per_device.ipynb #4bcfa203
 class DeviceAware(Classifier):
@@ -92,8 +93,17 @@ def rebuild_devices(saved,        # asc.model.saved.SavedModel
     devices, names = _read_names(file.metadata, path)
     _check_owners(file.tensors, names, path)
     general = rebuild(saved, reshape)
+    _check_many(general.backbone, len(names), path)
     networks = {name: _device_network(general, name, file.tensors, path) for name in names}
     return DeviceAware(general, networks, devices).eval()
+
+# %% ../../nbs/model/20_per_device.ipynb #7c011dac
+def _check_many(network, copies, path):
+    "InputError for more networks than a machine should hold"
+    numbers = sum(tensor.numel() for tensor in network.state_dict().values()) * (copies + 1)
+    if copies <= MOST_DEVICES and numbers <= MOST_NUMBERS: return
+    raise InputError(f'{path}: {copies:,} networks for devices hold {numbers:,} numbers; {MOST_DEVICES:,} and '
+                     f'{MOST_NUMBERS:,} are the most; restore the file, or train smaller ones')
 
 # %% ../../nbs/model/20_per_device.ipynb #c1bf7404
 def _read_names(metadata, path):

@@ -104,8 +104,8 @@ def building(path, # of a model.json
     "Inside, every failure is an InputError that names the file"
     try: yield
     except InputError as e:
-        named = str(e) if str(path.parent) in str(e) else f'{path}: {e}'
-        raise InputError(named) from e
+        is_named = str(path) in str(e) or (path.parent.name and str(path.parent) in str(e))
+        raise InputError(str(e) if is_named else f'{path}: {e}') from e
     except Exception as e:
         reason = ' '.join(f'{type(e).__name__}: {e}'.split())
         raise InputError(f'{path}: no model can be built from it ({reason:.120}); restore what the run wrote') from e

@@ -6,6 +6,7 @@
 __all__ = ['asc_project', 'default_output', 'bar_text', 'show_error']
 
 # %% ../../nbs/run/10_papermill.ipynb #aeacca38
+import keyword
 import os
 import re
 import sys
@@ -13,11 +14,12 @@ from pathlib import Path
 
 from ..core import InputError, project_root, write_text
 from .closing import closing_lines, put_result_first
-from .command import recipe_files, split_argv, strict_argv
+from .command import recipe_files, split_argv, strict_argv, typed_parameters
 from .executed import Executed, check_output_path, run_pointer
 from .folder import check_free, check_unfinished, fresh_folder, make_folder
 from .kernel import check_kernel
 from .parameters import check_given
+from .plugin import consent_to
 from .told import files_variable
 
 # %% ../../nbs/run/10_papermill.ipynb #53dc19dc
@@ -45,7 +47,8 @@ def default_output(argv,       # papermill's arguments, without the program's na
     "Check a command line for a notebook of an asc project, and add `<run folder>/<notebook>` where it names no output"
     words, _ = split_argv(argv)
     if not words or _ONLY_PRINTS & set(argv) or not asc_project(words[0]): return argv, None, ''
-    argv, words, parameters = strict_argv(argv)
+    typed, (argv, words, parameters) = argv, strict_argv(argv)
+    consent_to(typed_parameters(typed, parameters))
     if len(words) != 1 or os.environ.get('ASC_NO_DEFAULT_OUT'): return argv, None, ''
     notebook = Path(words[0])
     folder, top = _output_folder(notebook, parameters)
@@ -190,6 +193,13 @@ def _prepare_output(nb, kernel_name, input_path):
         executed.withdraw()
         raise
 
+# %% ../../nbs/run/10_papermill.ipynb #9261548d
+def _check_identifiers(parameters):
+    "InputError for a name that would run as code"
+    for name in parameters:
+        if isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name): continue
+        raise InputError(f'{name!r:.80} cannot be the name of a parameter; leave it out, or use letters and digits')
+
 # %% ../../nbs/run/10_papermill.ipynb #df78850b
 def _engine_class():
     from papermill.engines import NBClientEngine
@@ -200,6 +210,7 @@ def _engine_class():
         "papermill's own engine, with progress in the terminal and a notebook in the run folder"
         @classmethod
         def execute_notebook(cls, nb, kernel_name, output_path=None, input_path=None, **kwargs):
+            _check_identifiers(nb.metadata.papermill.get('parameters', {}))
             if not input_path or not asc_project(input_path):
                 return super().execute_notebook(nb, kernel_name, output_path, input_path=input_path, **kwargs)
             _prepare_output(nb, kernel_name, input_path)

@@ -10,7 +10,7 @@ import torch
 
 from ..backbone.weights import load_weights, varied
 from ..core import InputError
-from ..model.classifier import Classifier, create_classifier, rebuild, spec_of
+from ..model.classifier import Classifier, create_classifier, rebuild, sized, spec_of
 from ..model.description import DEVICE_WEIGHTS, FORMATS, WEIGHTS
 from ..model.per_device import rebuild_devices
 from ..model.saved import building
@@ -108,7 +108,7 @@ def _weight_shape(net, name):
 # %% ../../nbs/size/42_integers.ipynb #86045255
 def _prepared(saved, spec):
     "A quantised Classifier as a description has it, without its numbers"
-    model = fold(create_classifier(**spec, augment=False).eval())
+    with sized(saved): model = fold(create_classifier(**spec, augment=False).eval())
     shapes = {key: tensor.shape for key, tensor in saved.weights[WEIGHTS].tensors.items()}
     with building(saved.folder/WEIGHTS): reshape(model.backbone, shapes)
     how = saved.description['quantised']

@@ -136,7 +136,7 @@ def make_default_corpus(corpus, data):
     "The small corpus in the place of the one that a run makes when it is given none"
     default = {name: p.default for name, p in inspect.signature(make_synthetic).parameters.items()} | WORLD
     folder = data/'synthetic-{train}x{test}-seed{seed}'.format(**default)
-    copy_corpus(corpus, folder, snippets='01234', seconds=1)
+    copy_corpus(corpus, folder, snippets='0123456789', seconds=1)
     note = json.loads((corpus/'SYNTHETIC').read_text(encoding='utf-8'))
     note['made'].update({name: default[name] for name in ('train', 'test', 'seed')})
     (folder/'SYNTHETIC').write_text(json.dumps(note), encoding='utf-8')

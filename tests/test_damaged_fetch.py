@@ -85,7 +85,8 @@ def test_name_in_a_record(name, web, tmp_path, damage):
 
 
 ENTRIES = {
-    'no sum': dict(checksum=None), 'another sum': dict(checksum='sha1:' + '0' * 40), 'half a sum': dict(checksum='md5:0'),
+    'no sum': dict(checksum=None), 'another sum': dict(checksum='sha1:' + '0' * 40),
+    'half a sum': dict(checksum='md5:0'),
     'no size': dict(size=None), 'size of 0': dict(size=0), 'negative': dict(size=-1), 'a fraction': dict(size=1.5),
     'true': dict(size=True), 'text': dict(size='1'), 'no links': dict(links=None), 'no link': dict(links={}),
     'a file of this machine': dict(links=dict(self='file:///etc/passwd')), 'number': dict(links=dict(self=3)),
@@ -98,8 +99,8 @@ def test_entry_of_a_record(name, web, tmp_path, damage):
     assert not list(tmp_path.rglob('*'))
 
 
-RECORDS = ['{}', '[]', 'null', '3', '{"files": null}', '{"files": []}', '{"files": [3]}', '{"files": {"a": 1}}', '<html>',
-           '', '{"files": [], "files": []}', '{"files": NaN}', '[' * 100000]
+RECORDS = ['{}', '[]', 'null', '3', '{"files": null}', '{"files": []}', '{"files": [3]}', '{"files": {"a": 1}}',
+           '<html>', '', '{"files": [], "files": []}', '{"files": NaN}', '[' * 100000]
 
 
 @pytest.mark.parametrize('text', RECORDS, ids=lambda text: text[:25])

@@ -70,7 +70,8 @@ def denied(tmp_path, monkeypatch):
             if str(folder) + '/' in str(text): raise PermissionError(13, 'Permission denied', text)
             return function(path, *args, **keywords)
         return call
-    for name in ('stat', 'lstat', 'open', 'scandir', 'listdir'): monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    for name in ('stat', 'lstat', 'open', 'scandir', 'listdir'):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
     monkeypatch.setattr(io, 'open', refusing(io.open))
     monkeypatch.setattr(builtins, 'open', refusing(builtins.open))
     return folder

@@ -1,4 +1,4 @@
-"""A damaged chunk of a large store is found before the first of its samples is used, whoever reads; so is a damaged mel."""
+"""A damaged chunk of a large store is found before one of its samples is used, whoever reads; so is a damaged mel."""
 import multiprocessing
 import os
 import shutil
@@ -150,5 +150,6 @@ def test_damaged_mels(kind, again, damage, large, tmp_path, capsys):
     mels[rows] = chosen
     with open(cache.folder/'mel.f32', 'r+b') as file: file.write(mels.tobytes())
     if again: cache = MelCache(Store.open(folder), pipeline, tmp_path)
-    damage('cached mel', lambda: cache.batch(np.arange(48)), right=lambda found: torch.allclose(found, right, rtol=1e-4))
+    def is_right(found): return torch.allclose(found, right, rtol=1e-4)
+    damage('cached mel', lambda: cache.batch(np.arange(48)), right=is_right)
     assert f'{cache.folder}: {len(rows)} damaged mels are computed again' in capsys.readouterr().out

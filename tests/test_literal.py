@@ -102,9 +102,12 @@ def test_names_are_read_back(run):
 
 # ---------------------------------------------------------------- one by one
 
-ODD = [*SCENES, *DEVICES, '[a](javascript:x)', '`<b>`', '# a', '1. a', '- a', '+ a', '> a', '*a*', '_a_', '__a__', '~~a~~',
-       'a\nb', '\\', '\\|', '|', '&lt;b&gt;', 'http://a.b', 'www.a.b', 'a@b.c', '<!-- a', '<a', '$$a$$', '\\$', '***', '===',
-       '---', 'https://a.b/c', '<https://a.b>', '[^1]', '- [ ] a', ': a', '&#60;b&#62;', '| a | b |', '1e3', '010', 'None']
+ODD = [*SCENES, *DEVICES, '[a](javascript:x)', '`<b>`', '# a', '1. a', '- a', '+ a', '> a', '*a*', '_a_',
+       '__a__', '~~a~~',
+       'a\nb', '\\', '\\|', '|', '&lt;b&gt;', 'http://a.b', 'www.a.b', 'a@b.c', '<!-- a', '<a',
+       '$$a$$', '\\$', '***', '===',
+       '---', 'https://a.b/c', '<https://a.b>', '[^1]', '- [ ] a', ': a', '&#60;b&#62;', '| a | b |', '1e3',
+       '010', 'None']
 
 
 @pytest.mark.parametrize('name', ODD)
@@ -137,7 +140,8 @@ def test_figure(name):
     literal(fig).canvas.draw()
 
 
-CELLS = [*ODD, '=1+1', '+1', '-1', '-1.5e3', '+a', '-a', '@SUM(A1)', '\t=1', '\r=1', "'=1", "''=1", "'", "'a", '', '＝1',
+CELLS = [*ODD, '=1+1', '+1', '-1', '-1.5e3', '+a', '-a', '@SUM(A1)', '\t=1', '\r=1', "'=1", "''=1", "'",
+         "'a", '', '＝1',
          '=HYPERLINK("http://a")', '-', '+', "'-5"]
 
 
@@ -176,4 +180,5 @@ def test_the_page_of_microphones():
 
 
 def test_answers_as_csv():
-    assert _csv_text(pd.DataFrame(dict(filename=['=a.wav'], p=[-.5]))).splitlines() == ['filename,p', "'=a.wav,-0.500000"]
+    text = _csv_text(pd.DataFrame(dict(filename=['=a.wav'], p=[-.5])))
+    assert text.splitlines() == ['filename,p', "'=a.wav,-0.500000"]

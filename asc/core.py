@@ -143,7 +143,9 @@ def regular_file(path,        # what a user named; links are followed
                  ) -> Path:
     "The path of a regular file; InputError for a missing one and for everything else that a path may mean"
     path = Path(path)
-    try: mode = path.stat().st_mode
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode): os.close(os.open(path, os.O_RDONLY))
     except FileNotFoundError: raise InputError(f'{path}: there is no such {what}; check the name') from None
     except (OSError, ValueError) as e:                # a loop of links, too long a name, a zero byte
         reason = getattr(e, 'strerror', None) or e
@@ -292,10 +294,10 @@ def project_root(start=None) -> Path:
 
 # %% ../nbs/00_core.ipynb #a2ecb367
 def _check_path(path):
-    "InputError for a text that cannot be a path here"
-    try: os.lstat(path)
+    "InputError for a text that cannot be a path here, and for a place that this user may not look into"
+    try: os.lstat(os.path.join(path, '.') if os.path.isdir(path) else path)
     except (OSError, ValueError) as e:
-        if isinstance(e, OSError) and e.errno != errno.ENAMETOOLONG: return
+        if isinstance(e, OSError) and e.errno not in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM): return
         reason = getattr(e, 'strerror', None) or e
         raise InputError(f'{str(path)!r:.200}: cannot be a path ({reason}); give another') from None
 

@@ -488,7 +488,7 @@ def test_store_is_cut_while_it_is_open(read, size, damage, packed, tmp_path):
     damage('cut while open', lambda: READS[read](store), [store.folder/'audio.i16'])
 
 
-@pytest.mark.parametrize('name', ['mel.f32', 'done.u8'])
+@pytest.mark.parametrize('name', ['mel.f32', 'sums.u32'])
 @pytest.mark.parametrize('size', [0, 3])
 def test_cache_is_cut_while_it_is_open(name, size, damage, packed, tmp_path):
     from asc.augment.pipeline import create_pipeline

@@ -18,7 +18,8 @@ from asc.experiment.checks import check_device_numbers, check_training
 from asc.experiment.space import read_space
 from asc.experiment.sweeps import run_sweep, Sweep
 from asc.run.command import strict_argv
-from asc.run.folder import check_free, check_unfinished, make_folder, usable_folder
+from asc.run.folder import check_free, check_unfinished, usable_folder
+from asc.run.worker import make_folder
 from asc.run.parameters import check_given, find_notebook, full_parameters, read_recipe
 from asc.run.process import job_state
 from asc.run.trust import trust

@@ -14,9 +14,10 @@ from asc.core import InputError, write_json
 from asc.experiment.sweeps import run_sweep, Sweep
 from asc.experiment.engines import local_engine
 from asc.experiment.cells import sweep_cells
-from asc.run.process import Busy, is_held, RunFailed
+from asc.run.process import RunFailed
 from asc.run.parameters import full_parameters
-from asc.run.process import job_state, only_worker, run_notebook
+from asc.run.process import job_state, run_notebook
+from asc.run.worker import Busy, is_held, only_worker
 import launch
 from conftest import ROOT
 from stand_in import read_journal, sweep_of, write_notebook, write_stand_in

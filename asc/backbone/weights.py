@@ -11,6 +11,7 @@ import os
 import pickle
 import zipfile
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -52,7 +53,8 @@ def weights_file(
         if os.path.lexists(file): return regular_file(file, 'checkpoint').resolve()
     _check_published(path)
     from asc.data.fetch import fetch
-    return fetch(PUBLISHED_WEIGHTS[str(path)], fetched)
+    url = PUBLISHED_WEIGHTS[str(path)]
+    return fetch(url, fetched, check=partial(_check_fetched, url))
 
 # %% ../../nbs/backbone/05_weights.ipynb #df11afc0
 _FILE_KINDS = {b'<': 'a web page', b'RIFF': 'a wav file',
@@ -88,9 +90,19 @@ def _load_checkpoint(path):
             raise InputError(f'{path}: holds Python objects besides tensors, which are not unpickled '
                              'because that can run code (where it comes from, save '
                              "torch.load(file)['state_dict'] alone)") from e
-        raise InputError(f'{path}: not a checkpoint ({_looks_like(head)}); download it again') from None
+        raise InputError(f'{path}: not a checkpoint ({_looks_like(head)}); remove it and download it again') from None
     except Exception as e:  # torch.load fails in many ways on what it never wrote
-        raise InputError(f'{path}: damaged or not a checkpoint ({_looks_like(head)}); download it again') from e
+        raise InputError(f'{path}: damaged or not a checkpoint ({_looks_like(head)}); remove it and '
+                         'download it again') from e
+
+# %% ../../nbs/backbone/05_weights.ipynb #7f003479
+def _check_fetched(url, path):
+    "InputError unless what was fetched is a checkpoint"
+    try: state_of(_load_checkpoint(path), 'the file')
+    except (InputError, AttributeError) as e:              # some other object has no `get`
+        reason = str(e).removeprefix(f'{path}: ').partition(';')[0]
+        raise InputError(f'{url} did not give a checkpoint: {reason}; check the connection and run again (nothing was '
+                         'kept)') from None
 
 # %% ../../nbs/backbone/05_weights.ipynb #7eb3f522
 def read_weights(

@@ -7,6 +7,7 @@ __all__ = ['GRAMMAR', 'NAME', 'OFFICIAL', 'FINGERPRINTS', 'META', 'ClipName', 'w
            'outside_grammar', 'check_grammar', 'Corpus', 'name_parts', 'load_corpus', 'counts', 'recordings']
 
 # %% ../../nbs/data/15_corpus.ipynb #a07a0ece
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -237,7 +238,7 @@ _LISTS = dict(development=['meta.csv'], evaluation=['evaluation_setup/fold1_test
 def _find_meta(folder, kind):
     "The list of a corpus' clips"
     for name in _LISTS[kind]:
-        if (folder/name).is_file(): return folder/name
+        if os.path.isfile(folder/name): return folder/name
     raise InputError(f"{folder} has no {' and no '.join(_LISTS[kind])}: {_nearby_corpus(folder)}")
 
 # %% ../../nbs/data/15_corpus.ipynb #c335c347
@@ -249,7 +250,7 @@ def load_corpus(data_dir,            # folder with audio/ and meta.csv, also fro
     "The corpus in a folder; the sound files are not touched"
     pick(('development', 'evaluation'), kind, 'kind of corpus')
     folder = resolve(data_dir)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f'no folder {folder}: pass the folder that holds audio/ and meta.csv')
     path = _find_meta(folder, kind)
     if kind == 'development': return Corpus(folder, _meta_of(read_list(path, META)), kind)

@@ -17,7 +17,6 @@ from ..core import InputError, read_text
 # %% ../../nbs/data/12_lists.ipynb #7c0027c9
 def _lines(path):
     "The lines of a text that are not blank"
-    if not path.is_file(): raise InputError(f'{path} is not there: a tab-separated list was expected; check the name')
     text = read_text(path, 'list').replace('\r\n', '\n').replace('\r', '\n')
     lines = [line for line in text.split('\n') if line.strip()]
     if not lines: raise InputError(f'{path} is empty: fetch it again')

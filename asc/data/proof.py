@@ -28,7 +28,7 @@ def unsound(folder, what):
 def _read_texts(folder):
     "The manifest, and the text of rows.csv"
     for name in ('manifest.json', 'rows.csv'):
-        if (folder/name).is_file(): continue
+        if os.path.isfile(folder/name): continue
         raise InputError(f'{folder} is not a finished store ({name} is missing): '
                          'run asc.data.store.pack again, it goes on where it stopped')
     return _undamaged(read_json, folder/'manifest.json'), _undamaged(read_text, folder/'rows.csv')
@@ -79,7 +79,7 @@ def verified(folder, # of a store
     "What describes a store, or `InputError`"
     if verify not in ('fast', 'full'): raise InputError(f"verify={verify!r}: choose 'fast' or 'full'")
     folder = Path(folder)
-    if not folder.is_dir(): raise InputError(f'no store at {folder}: make one with asc.data.store.pack')
+    if not os.path.isdir(folder): raise InputError(f'no store at {folder}: make one with asc.data.store.pack')
     manifest, rows = _read_texts(folder)
     _check_manifest(folder, manifest)
     if sha256_of(rows) != manifest['rows']:

@@ -27,18 +27,21 @@ def _count(f):
 # %% ../../nbs/data/05_sound.ipynb #74fca375
 _DENSEST = 100 # samples a byte that are believed; more are counted
 
-def _look_inside(path, deep):
-    "Rate, channels, frames promised, frames held, samples beyond full scale"
+def _look_inside(path):
+    "Rate, channels, frames promised, frames held; whether the samples are floats"
     with SoundFile(path) as f:
-        promised, held, clipped = frames_promised(f), f.frames, 0
-        if deep or f.subtype in ('FLOAT', 'DOUBLE') or held > _DENSEST*os.stat(path).st_size:
-            held, clipped = _count(f)
-        return f.samplerate, f.channels, promised or held, held, clipped
+        held = f.frames if f.frames <= _DENSEST*os.stat(path).st_size else _count(f)[0]
+        return f.samplerate, f.channels, frames_promised(f) or held, held, f.subtype in ('FLOAT', 'DOUBLE')
+
+# %% ../../nbs/data/05_sound.ipynb #defbd2a3
+def _decode(path):
+    "Frames that can be decoded, and samples beyond full scale"
+    with SoundFile(path) as f: return _count(f)
 
 # %% ../../nbs/data/05_sound.ipynb #35fa1bac
 def wav_info(path) -> dict: # rate (Hz), channels, frames (promised), held (frames in the file)
     "What libsndfile says of a sound file; `ValueError` with the reason when it is none"
-    try: rate, channels, frames, held, _ = _look_inside(path, False)
+    try: rate, channels, frames, held, _ = _look_inside(path)
     except FAULTS as e: raise ValueError(fault_of(e, path)) from e
     return dict(rate=rate, channels=channels, frames=frames, held=held)
 
@@ -48,10 +51,10 @@ def with_bar(it, total, show=True):
     return progress_bar(it, total=total, leave=False) if show else it
 
 # %% ../../nbs/data/05_sound.ipynb #5ac12f96
-def _look_at(path, deep):
-    "What `_look_inside` found, and what is wrong with a file"
-    try: return *_look_inside(path, deep), ''
-    except FAULTS as e: return *[np.nan]*5, fault_of(e, path).partition(';')[0]    # a scan has its own advice
+def _told(look, path, lacking):
+    "What a look at a file gives, and what is wrong with the file"
+    try: return *look(path), ''
+    except FAULTS as e: return *lacking, fault_of(e, path).partition(';')[0]       # a scan has its own advice
 
 # %% ../../nbs/data/05_sound.ipynb #05d69781
 def _usual(scan):
@@ -81,6 +84,25 @@ def _judge(scan, slack):
             scan.loc[i, 'fault'] = words.format(**scan.loc[i])
     return scan
 
+# %% ../../nbs/data/05_sound.ipynb #8212ada1
+def _look_at_all(look, paths, lacking, workers, progress):
+    "A row for each file, see `_told`"
+    blocks = [paths[i:i+200] for i in range(0, len(paths), 200)]
+    def look_at(block): return [_told(look, path, lacking) for path in block]
+    with ThreadPoolExecutor(workers or 2*(os.cpu_count() or 1)) as pool:
+        done = with_bar(pool.map(look_at, blocks), len(blocks), progress)
+        return [row for block in done for row in block]
+
+# %% ../../nbs/data/05_sound.ipynb #0abd9c35
+def _add_decoded(scan, chosen, folder, workers, progress):
+    "Put what the decoding of some files gives into a scan"
+    paths = [f'{folder}/{name}' for name in scan.filename[chosen]]
+    rows = _look_at_all(_decode, paths, [np.nan]*2, workers, progress)
+    heard = pd.DataFrame(rows, index=chosen, columns=['held', 'clipped', 'fault'])
+    scan.loc[chosen, 'fault'] = heard.fault
+    heard = heard[heard.fault == '']
+    for name in 'held', 'clipped': scan.loc[heard.index, name] = heard[name].astype(scan[name].dtype)
+
 # %% ../../nbs/data/05_sound.ipynb #d31d38c0
 def scan_wavs(folder,        # folder the names are relative to
               names,         # file names
@@ -91,11 +113,10 @@ def scan_wavs(folder,        # folder the names are relative to
               ) -> pd.DataFrame: # one row per file: filename rate channels frames held clipped fault ('': none)
     "Look at the header of every file and say what is wrong with it"
     names = list(names)
-    blocks = [names[i:i+200] for i in range(0, len(names), 200)]
-    def look(block): return [_look_at(f'{folder}/{name}', deep) for name in block]
-    with ThreadPoolExecutor(workers or 2*(os.cpu_count() or 1)) as pool:
-        done = with_bar(pool.map(look, blocks), len(blocks), progress)
-        rows = [row for block in done for row in block]
-    scan = pd.DataFrame(rows, columns=['rate', 'channels', 'frames', 'held', 'clipped', 'fault'])
+    rows = _look_at_all(_look_inside, [f'{folder}/{name}' for name in names], [np.nan]*5, workers, progress)
+    scan = pd.DataFrame(rows, columns=['rate', 'channels', 'frames', 'held', 'floats', 'fault'])
     scan.insert(0, 'filename', names)
-    return _judge(scan, slack)
+    scan = _judge(scan.assign(clipped=0.), slack)
+    chosen = scan.index[(scan.fault == '') & (deep | (scan.floats == True))]       # NaN where nothing was read
+    _add_decoded(scan, chosen, folder, workers, progress)
+    return _judge(scan, slack)[['filename', 'rate', 'channels', 'frames', 'held', 'clipped', 'fault']]

@@ -55,7 +55,8 @@ class Store:
     def __init__(self, folder, manifest, rows):
         self.folder, self.manifest, self.rows = Path(folder), manifest, rows
         self.key, self.rate, self.clip_len = manifest['key'], manifest['rate'], manifest['clip_len']
-        self.samples = Samples(self.folder/'audio.i16')
+        sums = [(first*self.clip_len, end*self.clip_len, crc) for first, end, crc in manifest['chunks']]
+        self.samples = Samples(self.folder/'audio.i16', sums)
         first = rows.drop_duplicates('stretch', ignore_index=True)[['recording', 'snippet', 'offset']]
         self.recordings = first.assign(frames=np.diff(first.offset, append=len(self.samples)))
 

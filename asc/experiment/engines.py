@@ -15,7 +15,8 @@ from queue import SimpleQueue
 from fastcore.basics import patch
 
 from ..core import InputError
-from ..run.process import Busy, RunFailed, end_runs, run_notebook
+from ..run.process import RunFailed, end_runs, run_notebook
+from ..run.worker import Busy
 
 # %% ../../nbs/experiment/18_engines.ipynb #b977eb41
 def _run_task(task):

@@ -173,6 +173,7 @@ def create_training(data,         # TrainingData
     "The learner of a recipe"
     options = options or TrainingOptions()
     seed_everything(options.seed)
+    data.store.samples.prove_all()                         # a damaged store is told in the first epoch
     keep_memory(large_pages=options.epochs * len(data.train) > 20_000)
     model = _model_of(options, data)
     start = start_from(model, open_start(options.init_from), options.init_from) if options.init_from else None

@@ -19,8 +19,9 @@ from .stacked import check_stacked, train_stacked
 from ..run.folder import Run
 from ..run.parameters import declared_parameters, find_notebook, full_parameters
 from ..run.plugin import own_code
-from ..run.process import (RunFailed, begin_job, end_with_parent, job_state, only_worker, raise_failure,
+from ..run.process import (RunFailed, begin_job, end_with_parent, job_state, raise_failure,
                              read_orders, record_failure, run_child)
+from ..run.worker import only_worker
 from ..train.options import TrainingOptions
 from ..train.resume import Checkpoint, read_checkpoint
 

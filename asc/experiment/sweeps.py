@@ -18,7 +18,9 @@ from .cells import seed_groups
 from .engines import engines
 from ..run.folder import usable_folder
 from ..run.parameters import declared_parameters, find_notebook
-from ..run.process import is_held, job_state, run_record
+from ..run.process import job_state, run_record
+from ..run.text import sheet
+from ..run.worker import is_held
 from ..score.runs import system_name, usable_runs
 
 # %% ../../nbs/experiment/20_sweeps.ipynb #5c5f54ac
@@ -231,7 +233,7 @@ class Board:
         if self.last is not None and table.equals(self.last): return
         for line in changes(self.last, table): print(line, flush=True)
         self.last = table
-        if self.file: write_text(self.file, table.to_csv(index=False))
+        if self.file: write_text(self.file, sheet(table).to_csv(index=False))
         self._draw(table)
 
 # %% ../../nbs/experiment/20_sweeps.ipynb #3cf1c643

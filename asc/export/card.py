@@ -17,6 +17,7 @@ from .digest import exported_bytes
 from .onnx_graph import need_onnx
 from .onnx import executed_ops, load_exported, parts_of, session, stored_tensors
 from ..frontend.mel import Resample
+from ..run.text import code, plain
 from ..size.rules import RULES, judge
 
 # %% ../../nbs/export/15_card.ipynb #c59ca828
@@ -165,9 +166,9 @@ def _training_data(data) -> str: # of a card
     "What a model was trained on, in words"
     if not data: return 'not stated'
     warning = ' (synthetic: says nothing about real scenes)' if data.get('synthetic') else ''
-    lists = [f"{name}: {entry['clips']:,} clips, `{entry['fingerprint']}`"
+    lists = [f"{plain(name)}: {entry['clips']:,} clips, {code(entry['fingerprint'])}"
              for name, entry in data.get('lists', {}).items()]
-    return f"{data['corpus']}{warning}. {'; '.join(lists)}"
+    return f"{plain(data['corpus'])}{warning}. {'; '.join(lists)}"
 
 # %% ../../nbs/export/15_card.ipynb #b0f0e298
 def _identity_rows(card):
@@ -175,10 +176,10 @@ def _identity_rows(card):
     takes = f"{card['samples']:,} samples at {card['rate']:,} Hz"
     if card['kind'] == 'network': takes = f"log-mel 1×{'×'.join(map(str, card['logmel']))}"
     return [('input', f'`{takes}`, float32, batch free'),
-            ('output', f"`probabilities` of {', '.join(card['classes'])}"),
-            ('weights', f"{card['precision']}, fingerprint `{card['fingerprint']}`"),
-            ('digest in the file', f"`{card['digest']}`"),
-            ('licence', card['licence']),
+            ('output', f"`probabilities` of {plain(', '.join(card['classes']))}"),
+            ('weights', f"{plain(card['precision'])}, fingerprint {code(card['fingerprint'])}"),
+            ('digest in the file', code(card['digest'])),
+            ('licence', plain(card['licence'])),
             ('training data', _training_data(card['data']))]
 
 # %% ../../nbs/export/15_card.ipynb #998ef48f
@@ -213,7 +214,7 @@ def _accuracy_rows(card):
         text = _percent(scores[name]) if 'accuracy' in name else f'{scores[name]:.3f}'
         rows.append((name.replace('_', ' '), text))
     for device, share in scores.get('device_accuracy', {}).items():
-        if share is not None and share == share: rows.append((f'device {device}', _percent(share)))
+        if share is not None and share == share: rows.append((f'device {plain(device)}', _percent(share)))
     return rows
 
 # %% ../../nbs/export/15_card.ipynb #18e9fd66
@@ -236,8 +237,8 @@ def _section(title, rows) -> list: # lines
 # %% ../../nbs/export/15_card.ipynb #06a1bf4c
 def card_text(c) -> str: # what `model_card` returned
     "The card as Markdown"
-    first = f"{c['network']} behind the frontend described in the JSON beside this file."
-    return '\n'.join([f"# {c['file']}", '', first, *c['notes'], '',
+    first = f"{plain(c['network'])} behind the frontend described in the JSON beside this file."
+    return '\n'.join([f"# {plain(c['file'])}", '', first, *map(plain, c['notes']), '',
                       *_section('What it is', _identity_rows(c)),
                       *_section('What it costs', _cost_rows(c)),
                       *_section('Accuracy', _accuracy_rows(c)),

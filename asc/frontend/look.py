@@ -10,6 +10,7 @@ import torch
 
 from .logmel import create_frontend, frontends, load_sound
 from .mel import Resample
+from ..run.text import literal
 
 # %% ../../nbs/frontend/12_look.ipynb #91b4d4a3
 def _draw_panel(ax, name, wave, rate):
@@ -38,4 +39,4 @@ def show_frontends(
         ax.axis('off')
     for ax, name in zip(axs.flat, names):
         _draw_panel(ax, name, wave, rate)
-    return fig
+    return literal(fig)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..core import read_json, read_text
 from .folder import shown_path
+from .text import plain
 
 # %% ../../nbs/run/08_closing.ipynb #6fd995e5
 def run_result(folder) -> dict: # result, result_tables; empty for a run that has not finished
@@ -36,7 +37,7 @@ def result_text(folder) -> str: # Markdown; empty where there is nothing to say
     said = run_result(folder)
     if not said.get('result'): return ''
     first, *rest = said['result']
-    text = '  \n'.join([f'**{first}**', *rest, *said['left_out']])
+    text = '  \n'.join([f'**{plain(first)}**', *map(plain, [*rest, *said['left_out']])])
     tables = [Path(folder)/f'{name}.md' for name in said['result_tables']]
     return '\n\n'.join(['## Result', text, *(read_text(path).strip() for path in tables if path.is_file())])
 

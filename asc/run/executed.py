@@ -15,7 +15,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..core import InputError
-from .folder import remove_made, topmost_missing
+from .worker import remove_lock, remove_made, topmost_missing
 
 # %% ../../nbs/run/09_executed.ipynb #35cf2905
 class Executed:
@@ -71,7 +71,9 @@ def withdraw(self:Executed):
         with suppress(OSError): self.path.unlink()
     self.older = True
     remove_made(self.path.parent, self.top)
-    if self.lines: remove_made(*self.lines[0])
+    if self.lines:
+        remove_lock(self.lines[0][0])
+        remove_made(*self.lines[0])
     self.lines = []
 
 # %% ../../nbs/run/09_executed.ipynb #b6819179

@@ -16,11 +16,12 @@ from ..core import InputError, project_root, write_text
 from .closing import closing_lines, put_result_first
 from .command import recipe_files, split_argv, strict_argv, typed_parameters
 from .executed import Executed, check_output_path, run_pointer
-from .folder import check_free, check_unfinished, fresh_folder, make_folder
+from .folder import check_free, check_unfinished, fresh_folder
 from .kernel import check_kernel
 from .parameters import check_given
 from .plugin import consent_to
 from .told import files_variable
+from .worker import make_folder
 
 # %% ../../nbs/run/10_papermill.ipynb #53dc19dc
 def asc_project(notebook):

@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from ..core import InputError
+from ..run.text import literal
 from .metrics import read_csv_text
 from .plots import whole_epochs
 from .runs import run_labels
@@ -64,4 +65,4 @@ def plot_curves(by_label:dict, # what `histories` returned
         ax.set_ylabel(words)
         whole_epochs(ax)
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower left', fontsize=7, frameon=False)
-    return fig
+    return literal(fig)

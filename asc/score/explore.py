@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from ..core import InputError
 from ..data.corpus import ClipName
+from ..run.text import literal
 from .metrics import LABELS, check_predictions
 
 # %% ../../nbs/score/30_explore.ipynb #dd665808
@@ -46,7 +47,7 @@ def plot_counts(meta, pairs=(('city', 'device'), ('scene', 'device'), ('scene', 
     plt.close(fig)
     axes = fig.subplots(1, len(maps), width_ratios=[3 + n for n in columns], squeeze=False)
     for ax, counts in zip(axes.flat, maps): _draw_counts(ax, counts)
-    return fig
+    return literal(fig)
 
 # %% ../../nbs/score/30_explore.ipynb #687f129b
 def third_octaves(rate:int) -> np.ndarray: # (bands + 1,) Hz
@@ -122,7 +123,7 @@ def plot_spectra(spectra,         # as `average_spectra` gives them
     _draw_spectra(left, spectra, 'level, dB re full scale')
     _draw_spectra(right, difference - difference.mean(), f'difference from {reference}, dB')
     right.legend(fontsize=6, frameon=False, ncols=2, title=spectra.columns.name, title_fontsize=6)
-    return fig
+    return literal(fig)
 
 # %% ../../nbs/score/30_explore.ipynb #ccba113b
 def hardest(preds,   # predictions of a run, see `asc.score.metrics.read_predictions`

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from ..frontend.logmel import create_frontend
 from ..frontend.mel import Resample
+from ..run.text import literal, plain
 
 # %% ../../nbs/score/32_listen.ipynb #576afce1
 def clip_waves(store, # asc.data.store.Store
@@ -53,7 +54,7 @@ def plot_clips(spectrograms, # float32 (clips, bands, frames)
     axes = fig.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes: ax.set_axis_off()
     for ax, spectrogram, title in zip(axes, spectrograms, titles): _draw_clip(ax, spectrogram, title)
-    return fig
+    return literal(fig)
 
 # %% ../../nbs/score/32_listen.ipynb #edd9eaea
 def _draw_clip(ax, spectrogram, title):
@@ -69,4 +70,5 @@ def players(waves,    # float32 (clips, samples)
             rate:int, # Hz
             ) -> list:
     "Each clip's name, and a player for it: what `display` takes"
-    return [item for wave, name in zip(waves, names) for item in (Markdown(name), Audio(wave.numpy(), rate=rate))]
+    pairs = [(Markdown(plain(name)), Audio(wave.numpy(), rate=rate)) for wave, name in zip(waves, names)]
+    return [item for pair in pairs for item in pair]

@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..core import CITIES, DEVICES, InputError, check_range, groups_of, read_text, vocab_of
 from ..data.corpus import recording_and_place
+from ..run.text import from_sheet
 from ..run.values import check_type
 
 # %% ../../nbs/score/05_metrics.ipynb #1f1fd366
@@ -117,7 +118,8 @@ def read_csv_text(path, # of a comma separated table
                   what='table',
                   ) -> pd.DataFrame:
     "A CSV file with every cell as text, or InputError"
-    try: header, *rows = [row for row in csv.reader(StringIO(read_text(path, what))) if row]
+    lines = csv.reader(StringIO(read_text(path, what)))
+    try: header, *rows = [list(map(from_sheet, row)) for row in lines if row]
     except csv.Error as e: raise InputError(f'{path}: is not a CSV table ({e}); give the {what}') from None
     except ValueError as e:
         if isinstance(e, InputError): raise

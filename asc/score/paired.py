@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from ..core import InputError
+from ..run.text import literal
 from .metrics import metrics
 from .stats import compare
 
@@ -97,4 +98,4 @@ def plot_gain(table,        # of `gain_table`
     ax.set_yticks(range(len(rows)), rows.index)
     ax.set(xlabel=f'gain, percentage points{remark}')
     ax.invert_yaxis()
-    return fig
+    return literal(fig)

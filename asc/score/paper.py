@@ -16,6 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import NullLocator
 
 from ..core import DEVICES, SCENES, InputError, pick
+from ..run.text import literal
 from .stats import compare_summaries
 from .tables import to_markdown
 from .runs import read_runs, run_labels
@@ -275,7 +276,7 @@ def plot_splits(results,                    # what `runs_table` returned
     ticks = sorted(set(results.split))
     ax.set_xticks(ticks, ticks)
     ax.legend(fontsize=7, frameon=False)
-    return fig
+    return literal(fig)
 
 # %% ../../nbs/score/20_paper.ipynb #3147af0d
 def by_line(folders) -> list: # of records for `runs_table`

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from ..run.text import literal
 from .metrics import metrics
 from .stats import compare
 
@@ -68,4 +69,4 @@ def plot_gains(gains, # of `device_gains`
     ax.set(xlabel='accuracy %')
     ax.invert_yaxis()
     fig.legend(loc='outside upper center', ncols=1 + len(columns), fontsize=8, frameon=False)
-    return fig
+    return literal(fig)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..core import InputError
+from ..run.text import literal
 from .metrics import expected_calibration_error, reliability
 from .tables import class_device_table, confusion
 
@@ -61,7 +62,7 @@ def plot_confusion(preds, scenes=None) -> Figure:
     table = confusion(preds, scenes)
     fig = _figure(2.2 + .32 * len(table), 1.3 + .26 * len(table))
     _heat_map(fig.subplots(), table)
-    return fig
+    return literal(fig)
 
 # %% ../../nbs/score/17_plots.ipynb #c14a5bb0
 def plot_class_device(preds, scenes=None) -> Figure:
@@ -69,7 +70,7 @@ def plot_class_device(preds, scenes=None) -> Figure:
     table = class_device_table(preds, scenes)
     fig = _figure(2.2 + .35 * table.shape[1], 1.1 + .26 * len(table))
     _heat_map(fig.subplots(), table, 'Greens')
-    return fig
+    return literal(fig)
 
 # %% ../../nbs/score/17_plots.ipynb #3d1df51b
 def _calibration_title(preds, bins, name):
@@ -102,7 +103,7 @@ def plot_reliability(preds,     # a table of predictions, or name -> table for s
     axs[0, 0].set(ylabel='accuracy %')
     axs[1, 0].set(ylabel='clips')
     axs[0, 0].legend(fontsize=7, frameon=False)
-    return fig
+    return literal(fig)
 
 # %% ../../nbs/score/17_plots.ipynb #57b094a8
 def plot_spectrograms(spectrograms, # of equal length, (bands, frames) each
@@ -121,7 +122,7 @@ def plot_spectrograms(spectrograms, # of equal length, (bands, frames) each
         ax.set_title(title, fontsize=9)
         ax.set_xlabel('seconds' if seconds else 'frame')
     axes[0].set_ylabel('mel band')
-    return fig
+    return literal(fig)
 
 # %% ../../nbs/score/17_plots.ipynb #bd3e9027
 def _columns_ending(history, word):
@@ -164,4 +165,4 @@ def plot_history(history,      # history.csv of a run, as a DataFrame: one row a
         _plot_curves(ax, history, names, scale)
         ax.set_ylabel(label)
         whole_epochs(ax)
-    return fig
+    return literal(fig)

@@ -12,6 +12,7 @@ import re
 import pandas as pd
 from IPython.display import Markdown
 
+from ..run.text import code, plain
 from .paper import Results, runs_table
 from .runs import run_labels
 
@@ -49,7 +50,7 @@ def corpus_title(records) -> str: # of one test list
 def list_summary(groups:dict, # of `by_test_list`
                  ) -> str:    # Markdown
     "A line for each test list: its corpus and how many runs were tested on it"
-    return '\n'.join(f'- **{corpus_title(records)}**: {len(records)} runs, test list `{fingerprint}`'
+    return '\n'.join(f'- **{plain(corpus_title(records))}**: {len(records)} runs, test list {code(fingerprint)}'
                      for fingerprint, records in groups.items())
 
 # %% ../../nbs/score/24_report.ipynb #dc393260
@@ -117,4 +118,5 @@ def pair_caption(pair,     # names of the two systems
                  ) -> str: # Markdown
     "Which two systems, and whether they can be compared"
     remarks = '; '.join(remarks) or 'Lists, code and versions are the same: comparable'
-    return f'**{pair[0]}** against **{pair[1]}**; differences are {pair[0]} minus {pair[1]}. {remarks}.'
+    first, second = map(plain, pair)
+    return f'**{first}** against **{second}**; differences are {first} minus {second}. {plain(remarks)}.'

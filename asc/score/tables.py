@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import DEVICE_GROUPS, InputError
+from ..run.text import plain
 from .metrics import LABELS, check_predictions, clips, metrics, vote
 from .stats import bootstrap
 
@@ -161,12 +162,12 @@ def to_markdown(df,           # a table of this notebook
                 bold=None,    # cells to set in bold: DataFrame of bool like `df`
                 ) -> str:
     "A GitHub table; NaN is a dash, whole numbers have no decimals, losses three and all else two"
-    lines = [_markdown_row([name, *map(str, df.columns)]),
+    lines = [_markdown_row(map(plain, [name, *df.columns])),
              _markdown_row(['---', *['---:'] * len(df.columns)])]
     for i, (label, *values) in enumerate(df.itertuples(name=None)):
-        cells = [_cell(v, c) for v, c in zip(values, df.columns)]
+        cells = [plain(_cell(v, c)) for v, c in zip(values, df.columns)]
         if bold is not None: cells = _bold(cells, bold.iloc[i])
-        lines.append(_markdown_row([str(label), *cells]))
+        lines.append(_markdown_row([plain(label), *cells]))
     return '\n'.join(lines)
 
 # %% ../../nbs/score/15_tables.ipynb #79a76fa8

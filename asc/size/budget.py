@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from ..core import InputError, pick
+from ..run.text import literal
 from .formulas import bc_resnet_cost, cp_mobile_cost, tf_sepnet_cost
 
 # %% ../../nbs/size/20_budget.ipynb #f2dbfc56
@@ -140,4 +141,4 @@ def plot_budget(d, # what `search` returned
     fig.colorbar(dots, label='10³ parameters')
     ax.set(xlabel='activations, kB', ylabel='10⁶ MACs')
     ax.set_title(f'{len(d):,} candidates, {len(front):,} on the front', fontsize=9)
-    return fig
+    return literal(fig)

@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from matplotlib import pyplot as plt
 
 from ..core import InputError, pick
+from ..run.text import literal
 from .layers import zero_input, layer_table
 from .ops import trace, inspecting
 from .rules import RULES, judge
@@ -272,7 +273,7 @@ def plot_cost(c,           # what `complexity` returned
     _draw_bars(middle, rows['macs'] / 1e6, '10⁶ MACs', 'C0')
     _draw_bars(right, rows['ram'] / 1e3, f'kB of activations, {c.bits} bit', peak_in_red)
     right.invert_yaxis()
-    return fig
+    return literal(fig)
 
 # %% ../../nbs/size/15_cost.ipynb #55b2fbf4
 @patch

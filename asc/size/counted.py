@@ -17,6 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from ..backbone.zoo import backbones, create_backbone
+from ..run.text import literal
 from .cost import complexity
 from .fold import fold
 
@@ -110,4 +111,4 @@ def plot_limits(table, # of `count_table`
         _draw_counts(ax, table[name], limit)
         ax.set(xscale='log', xlabel=words)
     axes[0].set_yticks(range(len(table)), table.index, fontsize=8)
-    return fig
+    return literal(fig)

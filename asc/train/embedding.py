@@ -19,6 +19,7 @@ from torch import nn
 from ..core import InputError
 from ..model.adapter import adapted, check_answer, place_of
 from ..model.body import DeviceWise, head_of
+from ..run.text import literal
 from .learner import clip_names, evaluating
 
 # %% ../../nbs/train/97_embedding.ipynb #c85de718
@@ -132,4 +133,4 @@ def plot_plane(xy,                               # (N, 2)
     plt.close(fig)
     for ax, column in zip(fig.subplots(1, len(by), squeeze=False).flat, by):
         _draw_points(ax, xy, rows[column])
-    return fig
+    return literal(fig)

@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 from ..core import InputError
+from ..run.text import literal
 from .clips import ClipData
 
 # %% ../../nbs/train/38_loader.ipynb #57fe109d
@@ -94,6 +95,7 @@ def _pictures(data, clips, titles, ctxs=None):
     for ax, clip, title in zip(axes, clips, titles):
         _draw(ax, clip, getattr(data.store, 'rate', None))
         ax.set_title(title, fontsize=8)
+        literal(ax.figure)
     for ax in axes[len(clips):]: ax.set_axis_off()
     return axes
 

@@ -8,12 +8,15 @@ __all__ = ['check_frozen', 'frozen', 'cache_key', 'MelCache']
 # %% ../../nbs/train/15_melcache.ipynb #ed791e23
 import hashlib
 import json
+import zlib
 
 import numpy as np
 import torch
 from fastcore.basics import patch
 
 from ..core import InputError, project_root, write_json
+from ..data.findings import say
+from ..data.pcm import Proven
 
 # %% ../../nbs/train/15_melcache.ipynb #c6e9d2ff
 def _steps_before_mel(pipeline): return pipeline.plan[:pipeline.plan.index('mel')]
@@ -76,11 +79,11 @@ def _has_size(path, size): return path.is_file() and path.stat().st_size == size
 
 # %% ../../nbs/train/15_melcache.ipynb #251b1dbd
 def _open_places(folder, clips, row_bytes):
-    "The file of mels and the one that says which of its places are filled; new where one is missing"
-    mel, done = folder/'mel.f32', folder/'done.u8'
-    if not (_has_size(done, clips) and _has_size(mel, clips * row_bytes)): done.write_bytes(bytes(clips))
+    "The file of mels and that of their checksums, 0 where a place is not filled; new where one is missing"
+    mel, sums = folder/'mel.f32', folder/'sums.u32'
+    if not (_has_size(sums, 4*clips) and _has_size(mel, clips * row_bytes)): sums.write_bytes(bytes(4*clips))
     with open(mel, 'ab') as f: f.truncate(clips * row_bytes)
-    return [open(path, 'r+b', buffering=0) for path in (mel, done)]      # a buffer would miss what others write
+    return [open(path, 'r+b', buffering=0) for path in (mel, sums)]      # a buffer would miss what others write
 
 # %% ../../nbs/train/15_melcache.ipynb #7f165244
 class MelCache:
@@ -98,6 +101,7 @@ class MelCache:
         self.folder = folder/f'{store.folder.name}-mel-{cache_key(pipeline, store)}'
         self.folder.mkdir(parents=True, exist_ok=True)
         self.file, self.marks = _open_places(self.folder, len(store), 4 * int(np.prod(self.shape)))
+        self.proven = Proven(len(store))
         about = dict(store=store.key, frontend=repr(pipeline.frontend), rate=pipeline.rate)
         write_json(self.folder/'about.json', dict(about, shape=list(self.shape)))
 
@@ -109,18 +113,34 @@ def _read_whole(self:MelCache, file, offset, row):
     if file.readinto(row) == row.nbytes: return
     raise InputError(f'{file.name} was cut short: remove the folder {self.folder} and run again')
 
+# %% ../../nbs/train/15_melcache.ipynb #cbdc5a98
+@patch(as_prop=True)
+def sums(self:MelCache):
+    "The checksum of each place, 0 where it is not filled"
+    sums = np.empty(len(self.store), '<u4')
+    self._read_whole(self.marks, 0, sums)
+    return sums
+
 # %% ../../nbs/train/15_melcache.ipynb #c9cf70e6
 @patch(as_prop=True)
-def done(self:MelCache):
-    "Which places are filled, one byte each"
-    marks = np.empty(len(self.store), np.uint8)
-    self._read_whole(self.marks, 0, marks)
-    return marks
+def done(self:MelCache): # which places are filled
+    return self.sums > 0
+
+# %% ../../nbs/train/15_melcache.ipynb #41d8ac57
+def _sum_of(row): # a mel -> CRC-32, never 0
+    return zlib.crc32(row) or 1
+
+# %% ../../nbs/train/15_melcache.ipynb #4e79e807
+@patch
+def _leave_sum(self:MelCache, i, row):
+    "Write the checksum of a place, which says that it is filled"
+    self.marks.seek(4*int(i))
+    self.marks.write(np.array(_sum_of(row), '<u4').tobytes())
 
 # %% ../../nbs/train/15_melcache.ipynb #b4cd8171
 @patch
 def _write(self:MelCache, idx, mels):
-    "Fill the places of clips, then say that they are filled"
+    "Fill the places of clips, then leave their checksums"
     try:
         for i, row in zip(idx, mels):
             self.file.seek(int(i) * row.nbytes)
@@ -128,9 +148,7 @@ def _write(self:MelCache, idx, mels):
     except OSError as e:
         raise InputError(f'could not write mels into {self.folder}: {e.strerror or e}. '
                          'Free some space, or train with cache=False') from e
-    for i in idx:
-        self.marks.seek(int(i))
-        self.marks.write(b'\1')
+    for i, row in zip(idx, mels): self._leave_sum(i, row)
 
 # %% ../../nbs/train/15_melcache.ipynb #383dba43
 @patch
@@ -139,15 +157,47 @@ def _compute(self:MelCache, idx):
     wave = torch.from_numpy(self.store.batch(idx)).float().div_(32768)
     return frozen(self.pipeline, wave.to(_device_of(self.pipeline))).cpu().numpy()
 
+# %% ../../nbs/train/15_melcache.ipynb #c901c030
+@patch
+def _fill(self:MelCache, idx):
+    "Compute the mels of clips, 64 at a time, and keep them"
+    for k in range(0, len(idx), 64):
+        part = idx[k:k + 64]
+        self._write(part, np.ascontiguousarray(self._compute(part)))
+
+# %% ../../nbs/train/15_melcache.ipynb #a7fde42a
+@patch
+def _rows(self:MelCache, idx):
+    "What the file holds in the places of clips"
+    rows = np.empty((len(idx), *self.shape), np.float32)
+    for i, row in zip(idx, rows): self._read_whole(self.file, int(i) * row.nbytes, row)
+    return rows
+
+# %% ../../nbs/train/15_melcache.ipynb #4fa2d8d9
+@patch
+def _damaged(self:MelCache, idx, sums):
+    "Those of some filled places that are not what was written; the others are proven"
+    damaged = [i for i, row in zip(idx, self._rows(idx)) if _sum_of(row) != sums[i]]
+    self.proven.add(np.setdiff1d(idx, damaged).astype(int))
+    return np.array(damaged, int)
+
+# %% ../../nbs/train/15_melcache.ipynb #648ad4f9
+@patch
+def _prove(self:MelCache, idx):
+    "Fill the places of clips that are not filled or not what was written"
+    sums = self.sums
+    self._fill(idx[sums[idx] == 0])
+    damaged = self._damaged(idx[sums[idx] != 0], sums)
+    if not len(damaged): return
+    say(f'{self.folder}: {len(damaged)} damaged mels are computed again')
+    self._fill(damaged)
+    if len(self._damaged(damaged, self.sums)):
+        raise InputError(f'{self.folder} does not keep what is written into it: remove it, or train with cache=False')
+
 # %% ../../nbs/train/15_melcache.ipynb #ab4d1443
 @patch
 def batch(self:MelCache, idx) -> torch.Tensor:
     "The mels of the clips at rows `idx` of the store"
     idx = np.asarray(idx)
-    missing = np.unique(idx[self.done[idx] == 0])
-    for k in range(0, len(missing), 64):
-        part = missing[k:k + 64]
-        self._write(part, self._compute(part))
-    out = np.empty((len(idx), *self.shape), np.float32)
-    for i, row in zip(idx, out): self._read_whole(self.file, int(i) * row.nbytes, row)
-    return torch.from_numpy(out)
+    if idx not in self.proven: self._prove(self.proven.lacking(idx))
+    return torch.from_numpy(self._rows(idx))

@@ -12,6 +12,7 @@ from fastcore.script import Param, store_true
 
 from ..core import UNKNOWN, InputError, check_range, resolve, write_text
 from ..run.folder import fresh_folder
+from ..run.text import sheet
 from ..run.trust import code_of, forget, trust, trust_file, trusted
 
 # %% ../../nbs/use/25_commands.ipynb #a3efa715
@@ -45,7 +46,7 @@ def table_text(
 def _json_text(df): return df.to_json(orient='records', indent=1, double_precision=6)
 
 # %% ../../nbs/use/25_commands.ipynb #4f137857
-def _csv_text(df): return df.to_csv(index=False, float_format='%.6f').rstrip('\n')
+def _csv_text(df): return sheet(df).to_csv(index=False, float_format='%.6f').rstrip('\n')
 
 # %% ../../nbs/use/25_commands.ipynb #549af702
 formats = {'table': table_text, 'json': _json_text, 'csv': _csv_text}

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from ..core import check_range
 from ..frontend.logmel import create_frontend
 from ..frontend.mel import htk_hz, htk_mel
+from ..run.text import literal
 from .devices import RECORDED, device_names, through_device
 from ..load import open_model
 from ..frontend.windows import SoundWindows, resampler
@@ -149,7 +150,7 @@ def plot_decision(
     for ax in (side, vote, low):
         ax.tick_params(left=ax is low)
         ax.spines[['top', 'right']].set_visible(False)
-    return fig
+    return literal(fig)
 
 # %% ../../nbs/use/15_microphones.ipynb #8bc4390a
 @dataclass

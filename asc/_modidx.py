@@ -1048,6 +1048,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/asc', 'doc_host': '', 'git
                                  'asc.entry.check._read_info': ('entry/check.html#_read_info', 'asc/entry/check.py'),
                                  'asc.entry.check._read_table': ('entry/check.html#_read_table', 'asc/entry/check.py'),
                                  'asc.entry.check._rebuild': ('entry/check.html#_rebuild', 'asc/entry/check.py'),
+                                 'asc.entry.check._remark_on_splits': ('entry/check.html#_remark_on_splits', 'asc/entry/check.py'),
                                  'asc.entry.check._tag': ('entry/check.html#_tag', 'asc/entry/check.py'),
                                  'asc.entry.check.examine_package': ('entry/check.html#examine_package', 'asc/entry/check.py'),
                                  'asc.entry.check.file_digest': ('entry/check.html#file_digest', 'asc/entry/check.py'),

@@ -1,8 +1,10 @@
 """Jupyter kernels forked from one process that has the large libraries loaded: seconds less for each run of papermill.
 
 `python kernels.py FOLDER` serves them and makes FOLDER a Jupyter path, whose `python3` kernel is this file once more,
-as a client. A forked kernel behaves as any other: it has its own process, environment and folder. Libraries that ask at
-import whether they are in a notebook (IPython, fastcore, fastai) are not loaded before the fork."""
+as a client. A forked kernel behaves as any other: it has its own process, environment and folder, and the locks that
+its client was handed. Libraries that ask at import whether they are in a notebook (IPython, fastcore, fastai) are not
+loaded before the fork."""
+import fcntl
 import json
 import os
 import select
@@ -19,14 +21,16 @@ LOADED = [
 ]
 
 
-def become_kernel(request, outputs):
-    "The forked process turns into the kernel that was asked for; `outputs` are the client's standard output and error"
+def become_kernel(request, files):
+    "The forked process turns into the kernel that was asked for, with its client's standard output, error and locks"
     os.setsid()
     os.chdir(request['cwd'])
     os.environ.clear()
     os.environ.update(request['env'])
-    for source, target in zip(outputs, (1, 2)):
+    held = [fcntl.fcntl(number, fcntl.F_DUPFD, 500) for number in files]      # out of the way of every target
+    for source, target in zip(held, request['files']):
         os.dup2(source, target)
+        os.close(source)
     sys.path[0] = ''
     sys.argv = ['ipykernel_launcher', *request['argv']]
     from ipykernel.kernelapp import launch_new_instance
@@ -51,11 +55,11 @@ def listen(folder):
 
 
 def read_request(client):
-    "What a client asks for, a line of JSON, and the file descriptors of its outputs"
-    message, outputs, _, _ = socket.recv_fds(client, 1 << 16, 2)
+    "What a client asks for, a line of JSON, and the file descriptors of its outputs and locks"
+    message, files, _, _ = socket.recv_fds(client, 1 << 16, 20)
     while not message.endswith(b'\n'):
         message += client.recv(1 << 16)
-    return json.loads(message), outputs
+    return json.loads(message), files
 
 
 def serve(folder):
@@ -72,23 +76,23 @@ def serve(folder):
             client, _ = listener.accept()
         except TimeoutError:
             continue
-        request, outputs = read_request(client)
+        request, files = read_request(client)
         if os.fork() == 0:
             listener.close()
-            start_kernel(request, outputs, client)
+            start_kernel(request, files, client)
         client.close()
-        for descriptor in outputs:
+        for descriptor in files:
             os.close(descriptor)
 
 
-def start_kernel(request, outputs, client):
+def start_kernel(request, files, client):
     "Fork once more: the parent watches, the child is the kernel"
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if pid := os.fork():
         watch(pid, client)
     client.close()
     try:
-        become_kernel(request, outputs)
+        become_kernel(request, files)
     finally:
         os._exit(0)
 
@@ -108,8 +112,10 @@ def be_client(folder, argv):
     "Ask for a kernel, hand signals on to it, and end with its return code"
     server = socket.socket(socket.AF_UNIX)
     server.connect(str(folder/'socket'))
-    request = json.dumps(dict(cwd=os.getcwd(), env=dict(os.environ), argv=argv))
-    socket.send_fds(server, [request.encode() + b'\n'], [1, 2])
+    locks = [int(number) for number in os.environ.get('ASC_RUN_LOCKS', '').split(',') if number]
+    files = [1, 2, *locks]
+    request = json.dumps(dict(cwd=os.getcwd(), env=dict(os.environ), argv=argv, files=files))
+    socket.send_fds(server, [request.encode() + b'\n'], files)
     answers = server.makefile()
     pid = int(answers.readline())
     for number in (signal.SIGINT, signal.SIGTERM):

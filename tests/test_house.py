@@ -51,11 +51,9 @@ def imported_modules(source):
 
 @pytest.fixture
 def passing_shell():
-    "IPython keeps every shell, with all that its notebook made, until the process ends; here it goes after the test"
+    "IPython keeps every shell until the process ends, and clears it then, one by one; here it may go after its test"
     yield
-    shell = InteractiveShell._instance
-    atexit.unregister(shell.atexit_operations)
-    shell.user_ns.clear()
+    atexit.unregister(InteractiveShell._instance.atexit_operations)
 
 
 @pytest.mark.usefixtures('passing_shell')

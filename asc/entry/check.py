@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..backbone.weights import read_weights
-from ..core import SCENES, InputError, fingerprint, parse_json, pick, resolve
+from ..core import SCENES, SUBSETS, InputError, fingerprint, parse_json, pick, resolve
 from .answers import answer_table_faults, plain_text, read_answers
 from .fields import results_faults
 from .files import LABEL, check_meta
@@ -188,6 +188,13 @@ def _find_sounds(folder, info, audio):
         if audio: raise
         return None, [f'the answers were not computed again: {e}']
 
+# %% ../../nbs/entry/09_check.ipynb #b5f0c2aa
+def _remark_on_splits(info):
+    "What an entry of 2024 lacks beside other splits: the organisers' validator wants all five"
+    lacking = [f'split_{subset}' for subset in SUBSETS if f'split_{subset}' not in info['splits']]
+    if info['year'] != '2024' or not lacking: return []
+    return [f"no answers of {', '.join(lacking)}: the organisers' validator of 2024 wants all five splits"]
+
 # %% ../../nbs/entry/09_check.ipynb #e5468650
 def examine_package(
     folder,         # a submission folder
@@ -206,4 +213,5 @@ def examine_package(
         found = _examine_split(table, weights, info['systems'][split], info, filenames, corpus)
         faults, remarks = faults + found.faults, remarks + found.remarks
     faults += _check_cost(info) + _check_strays(folder, [folder/'info.json', meta, *sum(files.values(), ())])
-    return Examination(faults + check_meta(meta, info['results'], info['complexity'], label, SCENES), remarks)
+    faults += check_meta(meta, info['results'], info['complexity'], label, SCENES)
+    return Examination(faults, remarks + _remark_on_splits(info))

@@ -70,10 +70,9 @@ def withdraw(self:Executed):
     if not self.older:
         with suppress(OSError): self.path.unlink()
     self.older = True
+    for folder, _ in self.lines[:1]: remove_lock(folder)
     remove_made(self.path.parent, self.top)
-    if self.lines:
-        remove_lock(self.lines[0][0])
-        remove_made(*self.lines[0])
+    for folder, top in self.lines[:1]: remove_made(folder, top)
     self.lines = []
 
 # %% ../../nbs/run/09_executed.ipynb #b6819179

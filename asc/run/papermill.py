@@ -80,7 +80,7 @@ def _show_in_terminal(msg, pbar, log_output):
 # %% ../../nbs/run/10_papermill.ipynb #e0494448
 def show_error(kind, error, traceback):
     "`sys.excepthook` of the command: one sentence for an InputError"
-    if getattr(error, 'ename', '') == 'InputError' or isinstance(error, InputError):
+    if getattr(error, 'ename', '') in ('InputError', 'Busy') or isinstance(error, InputError):
         print(f"InputError: {getattr(error, 'evalue', error)}", file=sys.stderr)
     else: sys.__excepthook__(kind, error, traceback)
 

@@ -12,37 +12,25 @@ import torch
 import yaml
 
 from asc.backbone.tensors import tensors_digest
-from asc.core import SCENES, InputError, write_json
-from asc.data.choose import data_facts
+from asc.core import SCENES, InputError
 from asc.data.splits import read_test
 from asc.entry.check import examine_package, file_digest
-from asc.entry.files import AUTHOR_TEMPLATE, check_meta, check_output, describe_system, results_of, write_meta
+from asc.entry.files import check_meta, check_output, describe_system, results_of, write_meta
 from asc.entry.folder import write_package
-from asc.model.classifier import create_classifier, save_model
+from asc.model.classifier import create_classifier
 from asc.score.metrics import metrics
-from asc.train.clips import ClipData
-from asc.train.learner import predictions
+from entries import LABEL, ME, leave_run
 from nodes import dangling, folder as a_folder, pipe
 
-LABEL = 'Curie_UP_task1_1'
-UNIVERSITY = dict(abbreviation='UP', institute='Université de Paris', department=None, location='Paris')
-ME = dict(AUTHOR_TEMPLATE, lastname='Curie', firstname='Marie', email='marie@example.org', affiliation=UNIVERSITY)
 SMALL = dict(base=8, blocks=(1, 1, 1), strides={})
 
 
 def make_run(folder, packed, part, subset):
     "A run of an untrained network whose answers differ from clip to clip"
-    corpus, store = packed
     torch.manual_seed(subset)
-    model = create_classifier('cp_mobile_24', scenes=corpus.scenes, backbone_args=SMALL).eval()
+    model = create_classifier('cp_mobile_24', scenes=packed[0].scenes, backbone_args=SMALL).eval()
     list(model.backbone.parameters())[-2].data.mul_(200)
-    save_model(model, folder)
-    parameters = dict(subset=subset, pipeline='dcase24', seed=0)
-    facts = data_facts(corpus, store, test=part)
-    write_json(folder/'params.json', dict(notebook='train', parameters=parameters, data=facts))
-    table = predictions(model, ClipData(store, part, corpus.scenes, corpus.devices))
-    write_json(folder/'metrics.json', metrics(table, corpus.scenes))
-    return folder
+    return leave_run(folder, packed, part, model, subset)
 
 
 @pytest.fixture(scope='module')

@@ -8,43 +8,20 @@ import pytest
 import torch
 
 from asc.core import InputError, fingerprint, read_json, read_yaml, write_json
-from asc.data.choose import data_facts
 from asc.data.splits import read_test
 from asc.entry import check
-from asc.entry.files import AUTHOR_TEMPLATE
 from asc.entry.folder import check_package, write_package
-from asc.model.classifier import create_classifier, load_model, save_model
-from asc.score.metrics import metrics
+from asc.model.classifier import create_classifier, load_model
 from asc.size.qat import save_quantised
 from asc.size.qdq import calibrate, quantised_classifier
-from asc.train.clips import ClipData
-from asc.train.learner import predictions
-
-LABEL = 'Curie_UP_task1_1'
-ME = dict(
-    AUTHOR_TEMPLATE,
-    lastname='Curie',
-    firstname='Marie',
-    email='marie@example.org',
-    affiliation=dict(
-        abbreviation='UP', institute='Université de Paris', department=None, location='Paris'
-    ),
-)
+from entries import LABEL, ME, leave_run
 
 
 def make_run(folder, packed, part, subset, seed):
-    "A run folder as a training leaves it, of a network whose weights are as they were drawn"
-    corpus, store = packed
+    "A run of a network whose weights are as they were drawn"
     torch.manual_seed(seed)
-    model = create_classifier('cp_mobile_24', scenes=corpus.scenes).eval()
-    folder.mkdir()
-    save_model(model, folder)
-    parameters = dict(subset=subset, pipeline='dcase24', seed=seed)
-    facts = data_facts(corpus, store, test=part)
-    write_json(folder/'params.json', dict(notebook='train', parameters=parameters, data=facts))
-    table = predictions(model, ClipData(store, part, corpus.scenes, corpus.devices))
-    write_json(folder/'metrics.json', metrics(table, corpus.scenes))
-    return folder
+    model = create_classifier('cp_mobile_24', scenes=packed[0].scenes).eval()
+    return leave_run(folder, packed, part, model, subset, seed)
 
 
 @pytest.fixture(scope='module')

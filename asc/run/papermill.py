@@ -202,6 +202,8 @@ def _check_identifiers(parameters):
         raise InputError(f'{name!r:.80} cannot be the name of a parameter; leave it out, or use letters and digits')
 
 # %% ../../nbs/run/10_papermill.ipynb #df78850b
+_QUIET = '--IPKernelApp.log_level=CRITICAL' # Jupyter interrupts a kernel that ends; some call that an error
+
 def _engine_class():
     from papermill.engines import NBClientEngine
     from papermill.utils import merge_kwargs, remove_args
@@ -225,7 +227,7 @@ def _engine_class():
                 return super().execute_managed_notebook(nb_man, kernel_name, **options, **kwargs)
             options = merge_kwargs(remove_args(['timeout', 'startup_timeout'], **kwargs), timeout=execution_timeout,
                                    startup_timeout=start_timeout, kernel_name=kernel_name,
-                                   extra_arguments=['--IPKernelApp.log_level=ERROR'])
+                                   extra_arguments=[_QUIET])
             folder = _execute(Client(nb_man, **options), _EXECUTED[_output_path(nb_man.nb)], input_path)
             if folder: _say_result(folder, input_path)
     return Engine

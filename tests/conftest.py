@@ -19,6 +19,9 @@ from asc.data.store import pack
 from asc.data.synthetic import make_synthetic
 from launch import ROOT
 
+# they need the emulated device, which is there for a whole process
+collect_ignore = [] if 'ASC_ON_DEVICE' in os.environ else ['on_device']
+
 # the list of own code that may run: that of nobody, and of this process
 CONSENT = tempfile.TemporaryDirectory()
 os.environ['ASC_TRUST'] = f'{CONSENT.name}/trusted.json'

@@ -1,0 +1,81 @@
+"""The emulated accelerator itself: it raises, counts, refuses and runs out of memory."""
+import pytest
+import torch
+
+
+def test_device_is_the_accelerator_at_hand(emulated):
+    "PyTorch takes it for the machine's"
+    assert torch.accelerator.current_accelerator() == torch.device('emulated')
+    assert torch.ones(2, device='emulated').device == emulated.DEVICE
+
+
+def test_mixed_devices_raise(emulated):
+    "Tensors of two devices do not meet; numbers and indices may come from the CPU"
+    x = torch.rand(3).to(emulated.DEVICE)
+    with pytest.raises(RuntimeError, match='same device'): x + torch.ones(3)
+    with pytest.raises(RuntimeError, match='same device'): torch.nn.Linear(3, 2)(x)
+    assert torch.equal((x + torch.tensor(1.)).cpu(), x.cpu() + 1)
+
+
+@pytest.mark.parametrize('read, kind', [
+    (lambda x: x.sum().item(), 'read back: _local_scalar_dense'),
+    (lambda x: bool(x.any()), 'read back: _local_scalar_dense'),
+    (lambda x: x.cpu(), 'read back: copy'),
+    (lambda x: x.nonzero(), 'read back: nonzero'),
+    (lambda x: x[x > .5], 'read back: boolean index'),
+    (lambda x: x[torch.tensor([0])], 'index copied to the device'),
+    (lambda x: x + torch.ones(4).to(x.device), 'copied to the device'),
+    (lambda x: torch.tensor([1, 2], device=x.device), 'copied to the device'),
+    (lambda x: torch.zeros(4).copy_(x), 'read back: copy'),
+])
+def test_waits_are_counted(emulated, read, kind):
+    "Each with its kind and the line it comes from"
+    x = torch.rand(4).to(emulated.DEVICE)
+    emulated.reset()
+    read(x)
+    assert emulated.counts[kind] == 1
+    assert 'test_emulated.py' in emulated.report()
+
+
+def test_a_step_alone_waits_for_nothing(emulated):
+    "Forward, backward and an optimiser's step; what is drawn is what the CPU draws"
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(.5)).to(emulated.DEVICE)
+    optimizer = torch.optim.AdamW(net.parameters())
+    x = torch.rand(8, 4, device=emulated.DEVICE)
+    emulated.reset()
+    net(x).square().mean().backward()
+    optimizer.step()
+    assert emulated.waits() == 0, emulated.report()
+    torch.manual_seed(0)
+    twin = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(.5))
+    twin(torch.rand(8, 4)).square().mean().backward()
+    assert torch.equal(net[0].weight.grad.cpu(), twin[0].weight.grad)
+
+
+def test_types_are_refused(emulated):
+    "As Apple's devices refuse float64"
+    emulated.refused.add(torch.float64)
+    with pytest.raises(TypeError, match='no torch.float64'): torch.ones(2, device=emulated.DEVICE).double()
+
+
+def test_autocast(emulated):
+    "Products in 16 bits, sums of exponentials in 32"
+    x = torch.rand(2, 3).to(emulated.DEVICE)
+    with torch.autocast('emulated', torch.bfloat16):
+        assert (x @ x.T).dtype == torch.bfloat16
+        assert (x @ x.T).softmax(1).dtype == torch.float32
+
+
+def test_memory_ends(emulated):
+    "It is counted, given back, and refused beyond its end"
+    before = emulated.memory.allocated
+    x = torch.zeros(1000, device=emulated.DEVICE)
+    assert emulated.memory.allocated == before + 4000
+    y = x[:10].view(2, 5)
+    del x
+    assert emulated.memory.allocated == before + 4000
+    del y
+    assert emulated.memory.allocated == before
+    emulated.memory.capacity = before + 3000
+    with pytest.raises(torch.OutOfMemoryError): torch.zeros(1000, device=emulated.DEVICE)

@@ -199,7 +199,7 @@ def test_moved_where_there_is_room(packed, monkeypatch, capsys, free, idle, move
     ]
     size, moved = 20 * store.clip_len * 2, []
     monkeypatch.setattr(
-        asc.train.learner.torch,
+        torch,
         'cuda',
         SimpleNamespace(
             mem_get_info=lambda d: (free * size, 10 * size),
@@ -208,7 +208,7 @@ def test_moved_where_there_is_room(packed, monkeypatch, capsys, free, idle, move
         ),
     )
     monkeypatch.setattr(ClipData, 'to', lambda self, device: moved.append(self))
-    assert make_resident(lists, SimpleNamespace(type='cuda')) is moves
+    assert make_resident(lists, torch.device('cuda')) is moves
     assert moved == (lists if moves else [])
     assert ('read from the store' in capsys.readouterr().out) is not moves
     assert not make_resident(lists, torch.device('cpu'))

@@ -135,6 +135,7 @@ class Emulated(torch.Tensor):
         return self
 
     def __repr__(self): return f'Emulated({self.raw})'
+    def tolist(self): return self.cpu().tolist()
     def __reduce_ex__(self, protocol): return self.raw.__reduce_ex__(protocol)
 
     @classmethod

@@ -18,6 +18,7 @@ from operator import attrgetter
 
 import torch
 from torch.utils import backend_registration
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 NAME = 'emulated'
@@ -128,12 +129,15 @@ class Emulated(torch.Tensor):
         self = torch.Tensor._make_wrapper_subclass(
             cls, raw.size(), strides=raw.stride(), storage_offset=raw.storage_offset(), dtype=raw.dtype,
             layout=raw.layout, device=DEVICE)
+        torch._C._set_conj(self, raw.is_conj())            # PyTorch conjugates and negates when it must
+        torch._C._set_neg(self, raw.is_neg())
         self.raw = raw.detach()
         memory.hold(self)
         return self
 
     def __repr__(self): return f'Emulated({self.raw})'
     def __reduce_ex__(self, protocol): return self.raw.__reduce_ex__(protocol)
+    def tolist(self): return self.cpu().tolist()
 
     @classmethod
     def __torch_dispatch__(cls, operation, types, args=(), kwargs=None): return compute(operation, args, kwargs or {})
@@ -183,6 +187,11 @@ def on_cpu(value):
     return value
 
 
+def reshape_alike(operation, args, kwargs):
+    "What `transpose_` and its like have done to the CPU's tensor, done to the shape that the device's tensor tells"
+    with no_dispatch(): operation(*args, **kwargs)
+
+
 def compute(operation, args, kwargs):
     "An operation on the CPU, with the rules of the device"
     flat, shape = tree_flatten((args, kwargs))
@@ -194,6 +203,7 @@ def compute(operation, args, kwargs):
     raw_args, raw_kwargs = tree_unflatten([on_cpu(value) for value in flat], shape)
     raw_kwargs.pop('pin_memory', None)
     result = operation(*raw_args, **raw_kwargs)
+    if torch.Tag.inplace_view in operation.tags and isinstance(args[0], Emulated): reshape_alike(operation, args, kwargs)
     known = {id(tensor.raw): tensor for tensor in tensors if isinstance(tensor, Emulated)}
 
     def wrapped(value):

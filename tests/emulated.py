@@ -18,7 +18,6 @@ from operator import attrgetter
 
 import torch
 from torch.utils import backend_registration
-from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 NAME = 'emulated'
@@ -187,9 +186,13 @@ def on_cpu(value):
     return value
 
 
-def reshape_alike(operation, args, kwargs):
-    "What `transpose_` and its like have done to the CPU's tensor, done to the shape that the device's tensor tells"
-    with no_dispatch(): operation(*args, **kwargs)
+def follow(tensors):
+    "Tensors of the device have the shape of what they are computed with, also after it was turned or resized in place"
+    for tensor in tensors:
+        if not isinstance(tensor, Emulated): continue
+        if tensor.shape == tensor.raw.shape and tensor.stride() == tensor.raw.stride(): continue
+        tensor.data = Emulated(tensor.raw)
+        memory.hold(tensor)
 
 
 def compute(operation, args, kwargs):
@@ -203,7 +206,7 @@ def compute(operation, args, kwargs):
     raw_args, raw_kwargs = tree_unflatten([on_cpu(value) for value in flat], shape)
     raw_kwargs.pop('pin_memory', None)
     result = operation(*raw_args, **raw_kwargs)
-    if torch.Tag.inplace_view in operation.tags and isinstance(args[0], Emulated): reshape_alike(operation, args, kwargs)
+    if operation._schema.is_mutable: follow(tensors)
     known = {id(tensor.raw): tensor for tensor in tensors if isinstance(tensor, Emulated)}
 
     def wrapped(value):
@@ -239,13 +242,15 @@ everything.fallback(torch.library.fallthrough_kernel, 'AutocastPrivateUse1')
 for name in SIXTEEN_BITS + FLOAT32:
     operation = attrgetter(name)(torch.ops.aten)
     autocast.impl(operation, casting(operation, torch.float32 if name in FLOAT32 else None), 'AutocastPrivateUse1')
-make_tensor, as_subclass = torch.tensor, torch.Tensor.as_subclass
+as_subclass = torch.Tensor.as_subclass
 
 
-def make_tensor_there(data, *, device=None, **kwargs):
-    "`torch.tensor`, whose own way to a device knows nothing of this one"
-    made = make_tensor(data, **kwargs)
-    return made if device is None else made.to(device)
+def sending(make):
+    "`torch.tensor` or `torch.as_tensor`, whose own way to a device knows nothing of this one"
+    def make_there(data, dtype=None, device=None, **kwargs):
+        made = make(data, dtype=dtype, **kwargs)
+        return made if device is None else made.to(device)
+    return make_there
 
 
 def stay(self, kind, *args, **kwargs):
@@ -253,7 +258,8 @@ def stay(self, kind, *args, **kwargs):
     return self if isinstance(self, Emulated) else as_subclass(self, kind, *args, **kwargs)
 
 
-torch.tensor, torch.Tensor.as_subclass, torch.as_subclass = make_tensor_there, stay, stay
+torch.tensor, torch.as_tensor = sending(torch.tensor), sending(torch.as_tensor)
+torch.Tensor.as_subclass = torch.as_subclass = stay
 
 
 def autoload():

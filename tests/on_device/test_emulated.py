@@ -66,6 +66,7 @@ def test_conjugates_and_turned_tensors(emulated):
     assert torch.equal((there.conj() * y.to(emulated.DEVICE)).cpu(), x.conj() * y)
     assert torch.equal(there.conj().imag.cpu(), x.conj().imag)
     assert torch.equal(there.transpose_(0, 1).reshape(6).cpu(), x.T.reshape(6))
+    assert torch.arange(5, device=emulated.DEVICE).shape == (5,)
 
 
 def test_autocast(emulated):

@@ -45,6 +45,7 @@ def small_options(name, files):
         args = dict(args, weights=str(files/f"beats-{'sl' in args['mode'].split('+')}.pt"))
     if 'distill' in options:
         options['teacher'] = str(files/('run' if 'sees' in options['distill'] else 'logits.safetensors'))
+    options.pop('nb_aug', 0)
     return options | dict(epochs=1, bs=3, backbone_args=args, join=1)
 
 

@@ -242,18 +242,16 @@ def test_moved_where_there_is_room(packed, monkeypatch, capsys, free, idle, move
         for rows in (read_split(corpus, 100)[:15], read_test(corpus)[:5])
     ]
     size, moved = 20 * store.clip_len * 2, []
-    monkeypatch.setattr(
-        asc.train.learner.torch,
-        'cuda',
-        SimpleNamespace(
-            mem_get_info=lambda d: (free * size, 10 * size),
-            memory_reserved=lambda d: (3 + idle) * size,
-            memory_allocated=lambda d: 3 * size,
-        ),
+    says = dict(
+        mem_get_info=lambda d: (free * size, 10 * size),
+        memory_reserved=lambda d: (3 + idle) * size,
+        memory_allocated=lambda d: 3 * size,
     )
+    for name, answer in says.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
     monkeypatch.setattr(ClipData, 'to', lambda self, device: moved.append(self))
     monkeypatch.setattr(ClipData, 'stream', lambda self, device: None)
-    assert make_resident(lists, SimpleNamespace(type='cuda')) is moves
+    assert make_resident(lists, torch.device('cuda')) is moves
     assert moved == (lists if moves else [])
     assert ('read from the store' in capsys.readouterr().out) is not moves
     assert not make_resident(lists, torch.device('cpu'))

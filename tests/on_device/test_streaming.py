@@ -5,7 +5,7 @@ import noise
 import pandas as pd
 import pytest
 import torch
-from fastai.callback.core import Callback, CancelEpochException
+from fastai.callback.core import Callback, CancelTrainException
 
 from asc.core import InputError
 from asc.data.store import pack
@@ -93,8 +93,8 @@ def test_no_room(emulated, store, capsys):
 
 
 class Cancel(Callback):
-    "Ends an epoch after its first batch, once the next one is being read"
-    def after_step(self): raise CancelEpochException()
+    "Ends the training of an epoch after its first batch, once the next one is being read"
+    def after_step(self): raise CancelTrainException()
 
 
 def test_cancelled_epoch(emulated, store):
@@ -125,7 +125,7 @@ def test_damaged_store(emulated, store, monkeypatch):
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize('pipeline', ['dcase24', 'dragonsearch', 'sp4asc', 'easy_tf_sepnet', 'cp'])
+@pytest.mark.parametrize('pipeline', ['dcase24', 'dragonsearch', 'sp4asc', 'easy_tfsepnet', 'cp'])
 def test_guesses_are_right(emulated, store, monkeypatch, pipeline):
     "Whatever a pipeline draws, each batch of windows is read once"
     learn, fit = training(

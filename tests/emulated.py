@@ -134,6 +134,7 @@ class Emulated(torch.Tensor):
 
     def __repr__(self): return f'Emulated({self.raw})'
     def __reduce_ex__(self, protocol): return self.raw.__reduce_ex__(protocol)
+    def tolist(self): return self.cpu().tolist()
 
     @classmethod
     def __torch_dispatch__(cls, operation, types, args=(), kwargs=None): return compute(operation, args, kwargs or {})

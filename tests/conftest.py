@@ -42,18 +42,23 @@ def shared():
 
 
 @pytest.fixture(scope='session')
-def once(tmp_path_factory):
-    "once(name, make): a folder that `make(folder)` fills in the first process that asks; the others wait and use it"
+def shelf(tmp_path_factory):
+    "The folder of what the processes of a session share, those that a test starts with ASC_SHELF, too"
+    if 'ASC_SHELF' in os.environ: return Path(os.environ['ASC_SHELF'])
     base = tmp_path_factory.getbasetemp()
-    if 'PYTEST_XDIST_WORKER' in os.environ: base = base.parent
+    return base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
 
+
+@pytest.fixture(scope='session')
+def once(shelf):
+    "once(name, make): a folder that `make(folder)` fills in the first process that asks; the others wait and use it"
     def once(name, make):
-        with open(base/f'{name}.lock', 'w') as lock:
+        with open(shelf/f'{name}.lock', 'w') as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (base/f'{name}.made').exists():
-                make(base/name)
-                (base/f'{name}.made').touch()
-        return base/name
+            if not (shelf/f'{name}.made').exists():
+                make(shelf/name)
+                (shelf/f'{name}.made').touch()
+        return shelf/name
     return once
 
 

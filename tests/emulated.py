@@ -128,13 +128,15 @@ class Emulated(torch.Tensor):
         self = torch.Tensor._make_wrapper_subclass(
             cls, raw.size(), strides=raw.stride(), storage_offset=raw.storage_offset(), dtype=raw.dtype,
             layout=raw.layout, device=DEVICE)
+        torch._C._set_conj(self, raw.is_conj())            # PyTorch conjugates and negates when it must
+        torch._C._set_neg(self, raw.is_neg())
         self.raw = raw.detach()
         memory.hold(self)
         return self
 
     def __repr__(self): return f'Emulated({self.raw})'
-    def __reduce_ex__(self, protocol): return self.raw.__reduce_ex__(protocol)
     def tolist(self): return self.cpu().tolist()
+    def __reduce_ex__(self, protocol): return self.raw.__reduce_ex__(protocol)
 
     @classmethod
     def __torch_dispatch__(cls, operation, types, args=(), kwargs=None): return compute(operation, args, kwargs or {})
@@ -184,6 +186,15 @@ def on_cpu(value):
     return value
 
 
+def follow(tensors):
+    "Tensors of the device have the shape of what they are computed with, also after it was turned or resized in place"
+    for tensor in tensors:
+        if not isinstance(tensor, Emulated): continue
+        if tensor.shape == tensor.raw.shape and tensor.stride() == tensor.raw.stride(): continue
+        tensor.data = Emulated(tensor.raw)
+        memory.hold(tensor)
+
+
 def compute(operation, args, kwargs):
     "An operation on the CPU, with the rules of the device"
     flat, shape = tree_flatten((args, kwargs))
@@ -196,6 +207,7 @@ def compute(operation, args, kwargs):
     raw_args, raw_kwargs = tree_unflatten([on_cpu(value) for value in flat], shape)
     raw_kwargs.pop('pin_memory', None)
     result = operation(*raw_args, **raw_kwargs)
+    if operation._schema.is_mutable: follow(tensors)
     known = {id(tensor.raw): tensor for tensor in tensors if isinstance(tensor, Emulated)}
 
     def wrapped(value):
@@ -231,13 +243,15 @@ everything.fallback(torch.library.fallthrough_kernel, 'AutocastPrivateUse1')
 for name in SIXTEEN_BITS + FLOAT32:
     operation = attrgetter(name)(torch.ops.aten)
     autocast.impl(operation, casting(operation, torch.float32 if name in FLOAT32 else None), 'AutocastPrivateUse1')
-make_tensor, as_subclass = torch.tensor, torch.Tensor.as_subclass
+as_subclass = torch.Tensor.as_subclass
 
 
-def make_tensor_there(data, *, device=None, **kwargs):
-    "`torch.tensor`, whose own way to a device knows nothing of this one"
-    made = make_tensor(data, **kwargs)
-    return made if device is None else made.to(device)
+def sending(make):
+    "`torch.tensor` or `torch.as_tensor`, whose own way to a device knows nothing of this one"
+    def make_there(data, dtype=None, device=None, **kwargs):
+        made = make(data, dtype=dtype, **kwargs)
+        return made if device is None else made.to(device)
+    return make_there
 
 
 def stay(self, kind, *args, **kwargs):
@@ -245,7 +259,8 @@ def stay(self, kind, *args, **kwargs):
     return self if isinstance(self, Emulated) else as_subclass(self, kind, *args, **kwargs)
 
 
-torch.tensor, torch.Tensor.as_subclass, torch.as_subclass = make_tensor_there, stay, stay
+torch.tensor, torch.as_tensor = sending(torch.tensor), sending(torch.as_tensor)
+torch.Tensor.as_subclass = torch.as_subclass = stay
 
 
 def autoload():

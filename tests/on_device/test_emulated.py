@@ -59,6 +59,16 @@ def test_types_are_refused(emulated):
     with pytest.raises(TypeError, match='no torch.float64'): torch.ones(2, device=emulated.DEVICE).double()
 
 
+def test_conjugates_and_turned_tensors(emulated):
+    "PyTorch puts off conjugating, and turns some tensors in place: both are told to it"
+    x, y = torch.randn(2, 3, dtype=torch.complex64), torch.randn(2, 3, dtype=torch.complex64)
+    there = x.to(emulated.DEVICE)
+    assert torch.equal((there.conj() * y.to(emulated.DEVICE)).cpu(), x.conj() * y)
+    assert torch.equal(there.conj().imag.cpu(), x.conj().imag)
+    assert torch.equal(there.transpose_(0, 1).reshape(6).cpu(), x.T.reshape(6))
+    assert torch.arange(5, device=emulated.DEVICE).shape == (5,)
+
+
 def test_autocast(emulated):
     "Products in 16 bits, sums of exponentials in 32"
     x = torch.rand(2, 3).to(emulated.DEVICE)

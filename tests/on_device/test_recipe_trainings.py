@@ -1,0 +1,55 @@
+"""Every recipe's training on the device, with validation: the weights and the history of the CPU's."""
+import pytest
+import torch
+import yaml
+
+from asc.core import seed_everything
+from asc.model.classifier import create_classifier, save_model
+from asc.teach.logits import save_teacher
+from launch import ROOT
+from networks import SMALL, beats_file
+from trainings import check_training_twice, few_clips
+
+RECIPES = {path.stem: path for path in sorted((ROOT/'nbs/recipes').glob('*.yaml'))}
+# the networks of the recipes, as they are but for their size
+SMALLER = {
+    'cp_mobile_24': dict(base=8, blocks=[1, 1, 1], strides={}),
+    'cp_mobile_23': dict(base=8, blocks=[1, 1, 1], strides={}),
+    'passt_s': SMALL['passt_s'],
+}
+SMALLER_FRONTEND = {'cp': dict(n_mels=64), 'dcase24': dict(n_mels=64)}
+
+
+@pytest.fixture(scope='module')
+def clips(packed): return few_clips(packed)
+
+
+@pytest.fixture(scope='module')
+def files(clips, tmp_path_factory):
+    "BEATs in small, a teacher's logits, and the run of one that answers live"
+    folder = tmp_path_factory.mktemp('files')
+    for tuned in (False, True): torch.save(beats_file(tuned), folder/f'beats-{tuned}.pt')
+    seed_everything(5)
+    save_model(create_classifier('tf_sepnet_dragon_60', 'dragonsearch', 'none', backbone_args=dict(base=20)), folder/'run')
+    names = [*clips.train.filename, *clips.valid.filename]
+    save_teacher(folder/'logits.safetensors', names, torch.randn(len(names), 10), clips.names)
+    return folder
+
+
+def small_options(name, files):
+    "The options of a recipe, for one epoch of small batches of a small network"
+    options = yaml.safe_load(RECIPES[name].read_text(encoding='utf-8'))
+    args = {key: value for key, value in options.pop('backbone_args', {}).items() if key != 'weights'}
+    args |= SMALLER.get(options['backbone'], {})
+    if options['backbone'] == 'beats':
+        args = dict(args, weights=str(files/f"beats-{'sl' in args['mode'].split('+')}.pt"))
+    if 'distill' in options:
+        options['teacher'] = str(files/('run' if 'sees' in options['distill'] else 'logits.safetensors'))
+    options.pop('nb_aug', 0)
+    return options | dict(epochs=1, bs=3, backbone_args=args, join=1)
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_recipe(name, clips, files, tmp_path):
+    if 'passt' in name: pytest.importorskip('timm')
+    check_training_twice(clips, tmp_path, **small_options(name, files))

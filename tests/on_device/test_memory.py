@@ -28,7 +28,7 @@ def toy(device, bs, folder, accumulate=1, resume=False, cbs=()):
 def room(device, megabytes): device.memory.capacity = device.memory.allocated + megabytes * 1_000_000
 
 
-def advice(error): return [int(re.search(fr'\b{name}=(\d+) ', error).group(1)) for name in ('give bs', 'accumulate')]
+def advice(error): return [int(re.search(fr'{name}=(\d+)', error).group(1)) for name in ('give bs', 'accumulate')]
 
 
 @pytest.mark.parametrize('bs, megabytes', [(256, 6), (64, 5.2), (200, 5.5)])
@@ -43,10 +43,6 @@ def test_what_is_advised_fits(bs, megabytes, tmp_path, emulated):
     del refused
     room(emulated, megabytes)
     toy(emulated, small, tmp_path, every)
-
-
-class Fill:
-    "Another program that takes the memory in the second epoch"
 
 
 def test_an_epoch_is_kept(tmp_path, emulated):

@@ -254,8 +254,8 @@ def sending(make):
 
 
 def stay(self, kind, *args, **kwargs):
-    "`Tensor.as_subclass`, which fastai uses for its kinds of tensors: one of the device stays what it is"
-    return self if isinstance(self, Emulated) else as_subclass(self, kind, *args, **kwargs)
+    "`Tensor.as_subclass`, by which fastai has its kinds of tensors: where a tensor is, is no kind of it"
+    return self if Emulated in (type(self), kind) else as_subclass(self, kind, *args, **kwargs)
 
 
 torch.tensor, torch.as_tensor = sending(torch.tensor), sending(torch.as_tensor)

@@ -16,6 +16,7 @@ import weakref
 from collections import Counter, defaultdict
 from operator import attrgetter
 
+import numpy as np
 import torch
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
@@ -118,6 +119,12 @@ def is_here(device):
     return device is not None and torch.device(device).type == NAME
 
 
+def as_indices(index):
+    "An index with tensors for its lists, which PyTorch itself would send to the device by a way of its own"
+    if isinstance(index, tuple): return tuple(map(as_indices, index))
+    return torch.tensor(index) if isinstance(index, (list, np.ndarray)) else index
+
+
 class Emulated(torch.Tensor):
     "A tensor on the emulated device; `raw` is the CPU's tensor that it is computed with"
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -136,6 +143,8 @@ class Emulated(torch.Tensor):
 
     def __repr__(self): return f'Emulated({self.raw})'
     def tolist(self): return self.cpu().tolist()
+    def __getitem__(self, index): return super().__getitem__(as_indices(index))
+    def __setitem__(self, index, value): super().__setitem__(as_indices(index), value)
     def __reduce_ex__(self, protocol): return self.raw.__reduce_ex__(protocol)
 
     @classmethod

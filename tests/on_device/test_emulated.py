@@ -24,6 +24,7 @@ def test_mixed_devices_raise(emulated):
     (lambda x: x.nonzero(), 'read back: nonzero'),
     (lambda x: x[x > .5], 'read back: boolean index'),
     (lambda x: x[torch.tensor([0])], 'index copied to the device'),
+    (lambda x: x[[0, 2]], 'index copied to the device'),
     (lambda x: x + torch.ones(4).to(x.device), 'copied to the device'),
     (lambda x: torch.tensor([1, 2], device=x.device), 'copied to the device'),
     (lambda x: torch.zeros(4).copy_(x), 'read back: copy'),

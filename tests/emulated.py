@@ -70,7 +70,7 @@ class Memory:
     def __init__(self): self.allocated, self.peak, self.holders = 0, 0, Counter()
 
     def hold(self, tensor):
-        "Count the storage behind a tensor of the device until its last tensor is gone"
+        "Count the storage behind a tensor of the device until its last tensor is gone, or lets it go by what is returned"
         storage = tensor.raw.untyped_storage()
         place, size = storage.data_ptr(), storage.nbytes()
         if not self.holders[place]:
@@ -79,7 +79,7 @@ class Memory:
             self.allocated += size
             self.peak = max(self.peak, self.allocated)
         self.holders[place] += 1
-        weakref.finalize(tensor, self.drop, place, size)
+        return weakref.finalize(tensor, self.drop, place, size)
 
     def drop(self, place, size):
         "A tensor is gone"
@@ -138,8 +138,18 @@ class Emulated(torch.Tensor):
         torch._C._set_conj(self, raw.is_conj())            # PyTorch conjugates and negates when it must
         torch._C._set_neg(self, raw.is_neg())
         self.raw = raw.detach()
-        memory.hold(self)
+        self.held = memory.hold(self)
         return self
+
+    @property
+    def data(self): return torch.Tensor.data.__get__(self)
+
+    @data.setter
+    def data(self, other):
+        torch.Tensor.data.__set__(self, other)
+        self.raw = other.raw
+        self.held()
+        self.held = memory.hold(self)
 
     def __repr__(self): return f'Emulated({self.raw})'
     def tolist(self): return self.cpu().tolist()
@@ -201,7 +211,6 @@ def follow(tensors):
         if not isinstance(tensor, Emulated): continue
         if tensor.shape == tensor.raw.shape and tensor.stride() == tensor.raw.stride(): continue
         tensor.data = Emulated(tensor.raw)
-        memory.hold(tensor)
 
 
 def compute(operation, args, kwargs):

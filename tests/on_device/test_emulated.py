@@ -54,6 +54,16 @@ def test_a_step_alone_waits_for_nothing(emulated):
     assert torch.equal(net[0].weight.grad.cpu(), twin[0].weight.grad)
 
 
+def test_data_are_shared(emulated):
+    "`data` set to a part of another tensor is that part from then on"
+    whole, part = torch.zeros(2, 3, device=emulated.DEVICE), torch.nn.Parameter(torch.ones(3, device=emulated.DEVICE))
+    before = emulated.memory.allocated
+    part.data = whole[1]
+    assert emulated.memory.allocated == before - 12
+    whole += 2
+    assert part.tolist() == [2, 2, 2]
+
+
 def test_types_are_refused(emulated):
     "As Apple's devices refuse float64"
     emulated.refused.add(torch.float64)

@@ -3,7 +3,6 @@ import fcntl
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -107,14 +106,7 @@ def finished(once, synthetic):
 @pytest.fixture(scope='session')
 def kernels(tmp_path_factory):
     "A Jupyter path whose kernels start from a process that has the large libraries loaded"
-    folder = tmp_path_factory.mktemp('kernels')
-    words = [sys.executable, ROOT/'tests/kernels.py', folder]
-    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=launch.environment())
-    assert server.stdout.readline() == 'ready\n'
-    yield folder
-    server.kill()
-    server.wait()
-    server.stdout.close()
+    with launch.quick_kernels(tmp_path_factory.mktemp('kernels')) as folder: yield folder
 
 
 @pytest.fixture(scope='session')

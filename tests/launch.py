@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,10 +44,22 @@ def command(notebook, *words, executed=None, **parameters):
     return [*line, *words]
 
 
-def papermill(notebook, *words, executed=None, kernels=None, stdin=subprocess.DEVNULL, **parameters):
+def papermill(notebook, *words, executed=None, kernels=None, stdin=subprocess.DEVNULL, variables=None, **parameters):
     "Run a notebook of nbs with these parameters; `words` stand on the command line as they are"
     line = command(notebook, *words, executed=executed, **parameters)
-    return run(*line, stdin=stdin, kernels=kernels)
+    return run(*line, stdin=stdin, kernels=kernels, **(variables or {}))
+
+
+@contextmanager
+def quick_kernels(folder, **variables):
+    "A Jupyter path, whose kernels start from a process that has the large libraries loaded"
+    words = [sys.executable, ROOT/'tests/kernels.py', folder]
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment(**variables))
+    assert server.stdout.readline() == 'ready\n'
+    yield folder
+    server.kill()
+    server.wait()
+    server.stdout.close()
 
 
 def check(result):

@@ -1,13 +1,16 @@
 """The device of these tests: the emulated one, in a process of their own, which `tests/test_accelerator.py` starts.
 
 By hand: `ASC_ON_DEVICE=1 python -m pytest tests/on_device`."""
+import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))
 import emulated as device
+import launch
 
 
 @pytest.fixture
@@ -20,3 +23,25 @@ def emulated():
     device.refused.clear()
     device.refused.update(refused)
     device.memory.capacity = None
+
+
+@pytest.fixture(scope='session')
+def announced(tmp_path_factory):
+    "Variables of a process in which PyTorch finds the emulated device by itself, for `launch.run`"
+    folder = tmp_path_factory.mktemp('announced')
+    device.entry_point(folder)
+    places = [folder, launch.ROOT/'tests', launch.ROOT, *filter(None, [os.environ.get('PYTHONPATH')])]
+    return dict(PYTHONPATH=os.pathsep.join(map(str, places)))
+
+
+@pytest.fixture(scope='session')
+def papermill(announced, tmp_path_factory):
+    "`launch.papermill` on the emulated device, in processes and kernels of its own"
+    with launch.quick_kernels(tmp_path_factory.mktemp('kernels'), **announced) as kernels:
+        yield partial(launch.papermill, kernels=kernels, variables=announced)
+
+
+@pytest.fixture(scope='session')
+def asc(announced):
+    "asc(*words): the command, on the emulated device"
+    return lambda *words: launch.run(launch.BIN/'asc', *words, **announced)

@@ -107,7 +107,9 @@ class Backend(backend_registration._DummyBackendModule):
     def get_rng_state(self, device=None): return torch.get_rng_state()
     def set_rng_state(self, state, device=None): torch.set_rng_state(state)
     def set_device(self, device): pass
-    def synchronize(self, device=None): pass
+    def synchronize(self, device=None):
+        if memory.refused: memory.refuse()
+
     def empty_cache(self): pass
     def memory_allocated(self, device=None): return memory.allocated
     def max_memory_allocated(self, device=None): return memory.peak
@@ -160,12 +162,9 @@ class Emulated(torch.Tensor):
         self.held = memory.hold(self)
 
     def __repr__(self): return f'Emulated({self.raw})'
-<<<<<<< HEAD
-=======
     def tolist(self): return self.cpu().tolist()
     def __getitem__(self, index): return super().__getitem__(as_indices(index))
     def __setitem__(self, index, value): super().__setitem__(as_indices(index), value)
->>>>>>> ondevice
     def __reduce_ex__(self, protocol): return self.raw.__reduce_ex__(protocol)
 
     @classmethod

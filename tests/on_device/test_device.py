@@ -9,11 +9,12 @@ from asc.data.splits import read_split
 from asc.experiment.recipe import TrainingData, create_training
 from asc.experiment.turns import Turns, drawing
 from asc.run.accelerator import (
-    device_words, find_device, forget_peak, found_devices, free_memory, peak_memory, random_kept, random_state,
-    synchronise, use_device)
+    device_words, find_device, forget_peak, found_devices, free_memory, has_float64, peak_memory, random_kept,
+    random_state, synchronise, use_device)
+from asc.size.ptq import round_together
 from asc.train.clips import ClipData, make_resident
 from asc.train.options import TrainingOptions
-from asc.train.precision import check_precision
+from asc.train.precision import HostScaler, check_precision
 from asc.train.resume import Checkpoint, random_states
 from launch import check
 
@@ -67,6 +68,32 @@ def test_clips_stay_in_the_store_where_nobody_knows_the_room(emulated, packed, m
 def test_half_precision_is_tried(emulated, precision):
     "Not looked up in a list of devices"
     assert check_precision(precision, emulated.DEVICE) == dict(bf16=torch.bfloat16, fp16=torch.float16)[precision]
+
+
+def test_scaled_losses_without_float64(emulated):
+    "The scale is inverted on the CPU, and a step is what it would be without one"
+    emulated.refused.add(torch.float64)
+    steps, x = [], torch.rand(4, 3)
+    for device, scaler in ((CPU, None), (emulated.DEVICE, HostScaler('emulated'))):
+        torch.manual_seed(0)
+        net = torch.nn.Linear(3, 2).to(device)
+        optimizer = torch.optim.SGD(net.parameters(), .1)
+        loss = net(x.to(device)).square().mean()
+        if scaler: scaler.scale(loss).backward()
+        else: loss.backward()
+        if scaler: scaler.step(optimizer)
+        else: optimizer.step()
+        steps.append(net.weight.detach().cpu())
+    assert not has_float64(emulated.DEVICE) and has_float64(CPU)
+    torch.testing.assert_close(*steps)
+
+
+def test_filters_are_rounded_without_float64(emulated):
+    "As on the CPU, where it is done"
+    emulated.refused.add(torch.float64)
+    w, x = torch.randn(6, 8), torch.randn(1, 8, 40)
+    values = w, w.abs().amax(1) / 127, x @ x.mT / 40
+    assert torch.equal(round_together(*values), round_together(*(value.to(emulated.DEVICE) for value in values)))
 
 
 def test_threads_keep_the_generators_of_the_device(emulated):

@@ -16,6 +16,7 @@ import weakref
 from collections import Counter, defaultdict
 from operator import attrgetter
 
+import numpy as np
 import torch
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
@@ -69,7 +70,7 @@ class Memory:
     def __init__(self): self.allocated, self.peak, self.holders = 0, 0, Counter()
 
     def hold(self, tensor):
-        "Count the storage behind a tensor of the device until its last tensor is gone"
+        "Count the storage behind a tensor of the device until its last tensor is gone, or lets it go by what is returned"
         storage = tensor.raw.untyped_storage()
         place, size = storage.data_ptr(), storage.nbytes()
         if not self.holders[place]:
@@ -78,7 +79,7 @@ class Memory:
             self.allocated += size
             self.peak = max(self.peak, self.allocated)
         self.holders[place] += 1
-        weakref.finalize(tensor, self.drop, place, size)
+        return weakref.finalize(tensor, self.drop, place, size)
 
     def drop(self, place, size):
         "A tensor is gone"
@@ -118,6 +119,12 @@ def is_here(device):
     return device is not None and torch.device(device).type == NAME
 
 
+def as_indices(index):
+    "An index with tensors for its lists, which PyTorch itself would send to the device by a way of its own"
+    if isinstance(index, tuple): return tuple(map(as_indices, index))
+    return torch.tensor(index) if isinstance(index, (list, np.ndarray)) else index
+
+
 class Emulated(torch.Tensor):
     "A tensor on the emulated device; `raw` is the CPU's tensor that it is computed with"
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -131,11 +138,23 @@ class Emulated(torch.Tensor):
         torch._C._set_conj(self, raw.is_conj())            # PyTorch conjugates and negates when it must
         torch._C._set_neg(self, raw.is_neg())
         self.raw = raw.detach()
-        memory.hold(self)
+        self.held = memory.hold(self)
         return self
+
+    @property
+    def data(self): return torch.Tensor.data.__get__(self)
+
+    @data.setter
+    def data(self, other):
+        torch.Tensor.data.__set__(self, other)
+        self.raw = other.raw
+        self.held()
+        self.held = memory.hold(self)
 
     def __repr__(self): return f'Emulated({self.raw})'
     def tolist(self): return self.cpu().tolist()
+    def __getitem__(self, index): return super().__getitem__(as_indices(index))
+    def __setitem__(self, index, value): super().__setitem__(as_indices(index), value)
     def __reduce_ex__(self, protocol): return self.raw.__reduce_ex__(protocol)
 
     @classmethod
@@ -192,7 +211,6 @@ def follow(tensors):
         if not isinstance(tensor, Emulated): continue
         if tensor.shape == tensor.raw.shape and tensor.stride() == tensor.raw.stride(): continue
         tensor.data = Emulated(tensor.raw)
-        memory.hold(tensor)
 
 
 def compute(operation, args, kwargs):
@@ -254,8 +272,8 @@ def sending(make):
 
 
 def stay(self, kind, *args, **kwargs):
-    "`Tensor.as_subclass`, which fastai uses for its kinds of tensors: one of the device stays what it is"
-    return self if isinstance(self, Emulated) else as_subclass(self, kind, *args, **kwargs)
+    "`Tensor.as_subclass`, by which fastai has its kinds of tensors: where a tensor is, is no kind of it"
+    return self if Emulated in (type(self), kind) else as_subclass(self, kind, *args, **kwargs)
 
 
 torch.tensor, torch.as_tensor = sending(torch.tensor), sending(torch.as_tensor)

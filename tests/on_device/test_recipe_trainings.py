@@ -16,12 +16,15 @@ SMALLER = {
     'cp_mobile_24': dict(base=8, blocks=[1, 1, 1], strides={}),
     'cp_mobile_23': dict(base=8, blocks=[1, 1, 1], strides={}),
     'passt_s': SMALL['passt_s'],
+    'tf_sepnet_64': dict(base=16),
+    'bc_resnet_40': dict(base=16),
 }
-SMALLER_FRONTEND = {'cp': dict(n_mels=64), 'dcase24': dict(n_mels=64)}
+# a device convolves all clips of a batch, a CPU some of them: 3e-8, which norms over four clips magnify
+TOLERANCES = {'easy-tf_sepnet': 1e-3, 'tf_sepnet_kd': 1e-3}
 
 
 @pytest.fixture(scope='module')
-def clips(packed): return few_clips(packed)
+def clips(packed): return few_clips(packed, 8)
 
 
 @pytest.fixture(scope='module')
@@ -30,7 +33,9 @@ def files(clips, tmp_path_factory):
     folder = tmp_path_factory.mktemp('files')
     for tuned in (False, True): torch.save(beats_file(tuned), folder/f'beats-{tuned}.pt')
     seed_everything(5)
-    save_model(create_classifier('tf_sepnet_dragon_60', 'dragonsearch', 'none', backbone_args=dict(base=20)), folder/'run')
+    teacher = create_classifier(
+        'tf_sepnet_dragon_60', 'dragonsearch', 'none', backbone_args=dict(base=20), frontend_args=dict(log='ln', eps=1e-6))
+    save_model(teacher, folder/'run')
     names = [*clips.train.filename, *clips.valid.filename]
     save_teacher(folder/'logits.safetensors', names, torch.randn(len(names), 10), clips.names)
     return folder
@@ -46,10 +51,11 @@ def small_options(name, files):
     if 'distill' in options:
         options['teacher'] = str(files/('run' if 'sees' in options['distill'] else 'logits.safetensors'))
     options.pop('nb_aug', 0)
-    return options | dict(epochs=1, bs=3, backbone_args=args, join=1)
+    if 'warmup_steps' in str(options.get('schedule')): options['schedule'] = {'warmup_cosine': {'warmup_steps': 1}}
+    return options | dict(epochs=1, bs=4, backbone_args=args, join=1)
 
 
 @pytest.mark.parametrize('name', RECIPES)
 def test_recipe(name, clips, files, tmp_path):
     if 'passt' in name: pytest.importorskip('timm')
-    check_training_twice(clips, tmp_path, **small_options(name, files))
+    check_training_twice(clips, tmp_path, TOLERANCES.get(name, 1e-5), **small_options(name, files))

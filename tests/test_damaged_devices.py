@@ -98,12 +98,14 @@ def test_gpus_are_shared_out_among_runs_that_name_none(monkeypatch):
     assert [seen(device) for device in ('', 'cuda', 'cuda:1', 'cpu')] == ['7', '7', None, None]
     stack = dict(runs=[dict(recipe=dict(device='cuda:1'))])
     assert 'CUDA_VISIBLE_DEVICES' not in workers.environment(0, stack)
+    assert workers.environment(1, stack)['ASC_DEVICE_NUMBER'] == '1'
     assert asc.cli.rank_environment('cpu') == {}
 
 
-def test_rank_takes_the_device_of_its_number(monkeypatch):
-    "Where a machine has several of a kind, and nobody has hidden the others"
-    monkeypatch.setenv('LOCAL_RANK', '3')
+@pytest.mark.parametrize('name', ['LOCAL_RANK', 'ASC_DEVICE_NUMBER'])
+def test_process_takes_the_device_of_its_number(monkeypatch, name):
+    "Ranks and workers, where a machine has several of a kind, and nobody has hidden the others"
+    monkeypatch.setenv(name, '3')
     monkeypatch.setattr(asc.run.accelerator, '_count', dict(cuda=2, cpu=1).get)
     monkeypatch.setattr(asc.run.accelerator, '_kinds', lambda: ['cuda', 'cpu'])
     assert find_device('') == find_device('cuda') == torch.device('cuda:1')

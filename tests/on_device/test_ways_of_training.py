@@ -103,6 +103,12 @@ def test_fp16_is_refused_on_a_cpu_alone(clips):
         create_training(clips, TrainingOptions(**PLAIN, precision='fp16', device='cpu'))
 
 
+def test_compiling_is_refused(clips):
+    "PyTorch compiles nothing for this device"
+    learn, fit = create_training(clips, TrainingOptions(**PLAIN, compile=True))
+    with pytest.raises(InputError, match='cannot compile for emulated'), learn.no_bar(): fit()
+
+
 def test_seeds_at_once(clips, tmp_path):
     "Two seeds in one stack, on the device and on the CPU; and each alone"
     options = PLAIN | dict(backbone='cnn3', frontend='cnn3', backbone_args={}, ema=.9)

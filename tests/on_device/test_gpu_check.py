@@ -61,7 +61,7 @@ def test_other_stages(checked):
     said, record = checked
     assert record['peaks'].keys() >= {'float32', 'bf16'} and min(record['peaks'].values()) > 0
     for stage, ways in {
-        'log-mel': ['asc', 'torchaudio'], 'step': ['float32', 'bf16'],
+        'log-mel': ['asc', 'torchaudio'], 'step': ['float32', 'bf16', 'fp16'],
         'answer': ['float32', 'bf16', 'int8, reference'],
     }.items():
         assert all(lines(record, stage)['cnn3', way]['clips/s'] > 0 for way in ways)

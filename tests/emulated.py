@@ -11,11 +11,13 @@ Random numbers come from the CPU's generator, so a seed gives what it gives on t
 Importing it registers the device, for the whole process: PyTorch then takes it for the accelerator at hand.
 PyTorch also finds it by itself where `entry_point` has announced it, as it finds any backend of others."""
 import os
+import threading
 import traceback
 import weakref
 from collections import Counter, defaultdict
 from operator import attrgetter
 
+import numpy as np
 import torch
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
@@ -66,19 +68,26 @@ def note(kind):
 class Memory:
     "Bytes of the storages that live on the device"
     capacity = None                                            # bytes; None: as much as there is
+    refused = 0                                                # bytes that were asked for beyond it
     def __init__(self): self.allocated, self.peak, self.holders = 0, 0, Counter()
 
     def hold(self, tensor):
-        "Count the storage behind a tensor of the device until its last tensor is gone"
+        "Count the storage behind a tensor until its last tensor is gone, or lets it go by what is returned"
         storage = tensor.raw.untyped_storage()
         place, size = storage.data_ptr(), storage.nbytes()
         if not self.holders[place]:
-            if self.capacity is not None and self.allocated + size > self.capacity:
-                raise torch.OutOfMemoryError(f'emulated out of memory. Tried to allocate {size} bytes')
+            if self.capacity is not None and self.allocated + size > self.capacity: self.refused = size
             self.allocated += size
             self.peak = max(self.peak, self.allocated)
         self.holders[place] += 1
-        weakref.finalize(tensor, self.drop, place, size)
+        letting_go = weakref.finalize(tensor, self.drop, place, size)
+        if self.refused and threading.current_thread() is threading.main_thread(): self.refuse()
+        return letting_go
+
+    def refuse(self):
+        "Raise what is due: PyTorch's threads of a backward pass cannot be left by an exception of Python's"
+        size, self.refused = self.refused, 0
+        raise torch.OutOfMemoryError(f'emulated out of memory. Tried to allocate {size} bytes')
 
     def drop(self, place, size):
         "A tensor is gone"
@@ -98,7 +107,9 @@ class Backend(backend_registration._DummyBackendModule):
     def get_rng_state(self, device=None): return torch.get_rng_state()
     def set_rng_state(self, state, device=None): torch.set_rng_state(state)
     def set_device(self, device): pass
-    def synchronize(self, device=None): pass
+    def synchronize(self, device=None):
+        if memory.refused: memory.refuse()
+
     def empty_cache(self): pass
     def memory_allocated(self, device=None): return memory.allocated
     def max_memory_allocated(self, device=None): return memory.peak
@@ -118,6 +129,12 @@ def is_here(device):
     return device is not None and torch.device(device).type == NAME
 
 
+def as_indices(index):
+    "An index with tensors for its lists, which PyTorch itself would send to the device by a way of its own"
+    if isinstance(index, tuple): return tuple(map(as_indices, index))
+    return torch.tensor(index) if isinstance(index, (list, np.ndarray)) else index
+
+
 class Emulated(torch.Tensor):
     "A tensor on the emulated device; `raw` is the CPU's tensor that it is computed with"
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -131,11 +148,23 @@ class Emulated(torch.Tensor):
         torch._C._set_conj(self, raw.is_conj())            # PyTorch conjugates and negates when it must
         torch._C._set_neg(self, raw.is_neg())
         self.raw = raw.detach()
-        memory.hold(self)
+        self.held = memory.hold(self)
         return self
+
+    @property
+    def data(self): return torch.Tensor.data.__get__(self)
+
+    @data.setter
+    def data(self, other):
+        torch.Tensor.data.__set__(self, other)
+        self.raw = other.raw
+        self.held()
+        self.held = memory.hold(self)
 
     def __repr__(self): return f'Emulated({self.raw})'
     def tolist(self): return self.cpu().tolist()
+    def __getitem__(self, index): return super().__getitem__(as_indices(index))
+    def __setitem__(self, index, value): super().__setitem__(as_indices(index), value)
     def __reduce_ex__(self, protocol): return self.raw.__reduce_ex__(protocol)
 
     @classmethod
@@ -192,7 +221,6 @@ def follow(tensors):
         if not isinstance(tensor, Emulated): continue
         if tensor.shape == tensor.raw.shape and tensor.stride() == tensor.raw.stride(): continue
         tensor.data = Emulated(tensor.raw)
-        memory.hold(tensor)
 
 
 def compute(operation, args, kwargs):
@@ -255,8 +283,8 @@ def sending(make):
 
 
 def stay(self, kind, *args, **kwargs):
-    "`Tensor.as_subclass`, which fastai uses for its kinds of tensors: one of the device stays what it is"
-    return self if isinstance(self, Emulated) else as_subclass(self, kind, *args, **kwargs)
+    "`Tensor.as_subclass`, by which fastai has its kinds of tensors: where a tensor is, is no kind of it"
+    return self if Emulated in (type(self), kind) else as_subclass(self, kind, *args, **kwargs)
 
 
 torch.tensor, torch.as_tensor = sending(torch.tensor), sending(torch.as_tensor)

@@ -115,11 +115,10 @@ def test_refused_without_a_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv('PATH', str(tmp_path))
     monkeypatch.delenv('CXX', raising=False)
     monkeypatch.delenv('CC', raising=False)
-    monkeypatch.setattr(asc.experiment.recipe, 'default_device', lambda: torch.device('cpu'))
     with pytest.raises(
         InputError, match=r'compile=True needs a compiler, and (g|clang)\+\+ cannot be found'
     ):
-        check_training(TrainingOptions(compile=True))
+        check_training(TrainingOptions(compile=True, device='cpu'))
     monkeypatch.setattr('asc.train.compiled.find_spec', lambda name: None)
     with pytest.raises(InputError, match='compile=True needs Triton'):
         check_compile('cuda')

@@ -1,4 +1,4 @@
-"""Devices that are not here, and recording devices given for them: each refused through every door, before work starts."""
+"""Devices that are not here, and recording devices given for them: each refused through every door."""
 import json
 
 import pytest
@@ -18,8 +18,8 @@ from asc.score.runs import run_labels
 from asc.train.learner import make_dls
 from asc.train.options import TrainingOptions
 
-ABSENT = ['cuda:99', 'xpu:99', 'mps:99', 'gpu', 'GPU', 'CPU', 'cpu:1', 'cuda:-1', 'cuda:300', 'cuda:', 'meta', 'hip', ' cpu',
-          'cpu\0', 'a', 'unknown', '0', '\ud800']
+ABSENT = ['cuda:99', 'xpu:99', 'mps:99', 'gpu', 'GPU', 'CPU', 'cpu:1', 'cuda:-1', 'cuda:300', 'cuda:', 'meta', 'hip',
+          ' cpu', 'cpu\0', 'a', 'unknown', '0', '\ud800']
 NO_TEXT = [3, True, None, ['cpu'], {'cpu': 0}, 1., b'cpu']
 NAMED = ['parameter device']
 
@@ -68,7 +68,8 @@ def test_recording_devices_have_an_option_of_their_own(damage, name):
 
 
 def test_device_is_given_once(damage):
-    damage('device', lambda: command('sweep', 'easy-cnn3', '--device', 'cpu', '--set', 'device=cuda'), ['--set device=cuda'])
+    words = 'sweep', 'easy-cnn3', '--device', 'cpu', '--set', 'device=cuda'
+    damage('device', lambda: command(*words), ['--set device=cuda'])
 
 
 def test_device_is_no_part_of_a_run(tmp_path):
@@ -91,16 +92,20 @@ def test_gpus_are_shared_out_among_runs_that_name_none(monkeypatch):
     monkeypatch.setattr(asc.experiment.engines, 'visible_gpus', lambda: ['4', '7'])
     workers = _Workers(2, 1)
 
-    def seen(device, place=1): return workers.environment(place, dict(recipe=dict(device=device))).get('CUDA_VISIBLE_DEVICES')
+    def seen(device):
+        task = dict(recipe=dict(device=device))
+        return workers.environment(1, task).get('CUDA_VISIBLE_DEVICES')
     assert [seen(device) for device in ('', 'cuda', 'cuda:1', 'cpu')] == ['7', '7', None, None]
     stack = dict(runs=[dict(recipe=dict(device='cuda:1'))])
     assert 'CUDA_VISIBLE_DEVICES' not in workers.environment(0, stack)
+    assert workers.environment(1, stack)['ASC_DEVICE_NUMBER'] == '1'
     assert asc.cli.rank_environment('cpu') == {}
 
 
-def test_rank_takes_the_device_of_its_number(monkeypatch):
-    "Where a machine has several of a kind, and nobody has hidden the others"
-    monkeypatch.setenv('LOCAL_RANK', '3')
+@pytest.mark.parametrize('name', ['LOCAL_RANK', 'ASC_DEVICE_NUMBER'])
+def test_process_takes_the_device_of_its_number(monkeypatch, name):
+    "Ranks and workers, where a machine has several of a kind, and nobody has hidden the others"
+    monkeypatch.setenv(name, '3')
     monkeypatch.setattr(asc.run.accelerator, '_count', dict(cuda=2, cpu=1).get)
     monkeypatch.setattr(asc.run.accelerator, '_kinds', lambda: ['cuda', 'cpu'])
     assert find_device('') == find_device('cuda') == torch.device('cuda:1')

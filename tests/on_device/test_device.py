@@ -13,6 +13,8 @@ from asc.run.accelerator import (
     random_state, synchronise, use_device)
 from asc.size.ptq import round_together
 from asc.train.clips import ClipData, make_resident
+from asc.train.compiled import check_compile
+from asc.train.ddp import join_ranks
 from asc.train.options import TrainingOptions
 from asc.train.precision import HostScaler, check_precision
 from asc.train.resume import Checkpoint, random_states
@@ -34,6 +36,14 @@ def test_found_by_name(emulated, name, found):
 def test_absent_device(emulated, damage, name):
     "Refused with what was found here"
     damage('device', lambda: find_device(name), ['parameter device', name, 'emulated:0 (Emulated accelerator)'])
+
+
+@pytest.mark.parametrize('ask, words', [
+    (check_compile, 'cannot compile for emulated here; set it to False'),
+    (join_ranks, 'several emulated devices exchange gradients: train in one process')])
+def test_what_no_backend_was_announced_for(emulated, damage, ask, words):
+    "Compiled steps and ranks, for which a backend of others may bring its own"
+    damage('device without a backend', lambda: ask(emulated.DEVICE), [words])
 
 
 def test_what_a_device_says(emulated):

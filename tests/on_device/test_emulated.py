@@ -24,6 +24,7 @@ def test_mixed_devices_raise(emulated):
     (lambda x: x.nonzero(), 'read back: nonzero'),
     (lambda x: x[x > .5], 'read back: boolean index'),
     (lambda x: x[torch.tensor([0])], 'index copied to the device'),
+    (lambda x: x[[0, 2]], 'index copied to the device'),
     (lambda x: x + torch.ones(4).to(x.device), 'copied to the device'),
     (lambda x: torch.tensor([1, 2], device=x.device), 'copied to the device'),
     (lambda x: torch.zeros(4).copy_(x), 'read back: copy'),
@@ -51,6 +52,16 @@ def test_a_step_alone_waits_for_nothing(emulated):
     twin = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(.5))
     twin(torch.rand(8, 4)).square().mean().backward()
     assert torch.equal(net[0].weight.grad.cpu(), twin[0].weight.grad)
+
+
+def test_data_are_shared(emulated):
+    "`data` set to a part of another tensor is that part from then on"
+    whole, part = torch.zeros(2, 3, device=emulated.DEVICE), torch.nn.Parameter(torch.ones(3, device=emulated.DEVICE))
+    before = emulated.memory.allocated
+    part.data = whole[1]
+    assert emulated.memory.allocated == before - 12
+    whole += 2
+    assert part.tolist() == [2, 2, 2]
 
 
 def test_types_are_refused(emulated):

@@ -48,7 +48,7 @@ def test_recipe_in_every_way(checked):
     "Each has its rate, memory and time of the recipe; what the device cannot do is said"
     rows = lines(checked[1], 'recipe')
     measured = {way for (_, way), row in rows.items() if 'note' not in row}
-    assert measured == {'float32', 'bf16', 'float32, streamed', '3 seeds, stacked'}
+    assert measured == {'float32', 'bf16', 'fp16', 'float32, streamed', '3 seeds, stacked'}
     for _, way in [key for key in rows if key[1] in measured]:
         row = rows['cnn3', way]
         assert all(row[name] > 0 for name in ('clips/s', 'ms', 'peak memory, GB', '25 % recipe, minutes'))
@@ -61,7 +61,7 @@ def test_other_stages(checked):
     said, record = checked
     assert record['peaks'].keys() >= {'float32', 'bf16'} and min(record['peaks'].values()) > 0
     for stage, ways in {
-        'log-mel': ['asc', 'torchaudio'], 'step': ['float32', 'bf16'],
+        'log-mel': ['asc', 'torchaudio'], 'step': ['float32', 'bf16', 'fp16'],
         'answer': ['float32', 'bf16', 'int8, reference'],
     }.items():
         assert all(lines(record, stage)['cnn3', way]['clips/s'] > 0 for way in ways)

@@ -34,6 +34,12 @@ $(STAMP): settings.ini setup.py pyproject.toml
 clean:
 	rm -rf $(VENV) runs _docs
 
+# what the accelerator at hand is worth, in eight minutes; installs nothing
+# make gpu-check ARGS="--minutes 4 --data-dir my-corpus"
+.PHONY: gpu-check
+gpu-check:
+	@$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -c "from asc.cli import main; main()" gpu-check $(ARGS)
+
 # README.md is nbs/index.ipynb
 .PHONY: readme
 readme: $(STAMP)

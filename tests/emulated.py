@@ -11,6 +11,7 @@ Random numbers come from the CPU's generator, so a seed gives what it gives on t
 Importing it registers the device, for the whole process: PyTorch then takes it for the accelerator at hand.
 PyTorch also finds it by itself where `entry_point` has announced it, as it finds any backend of others."""
 import os
+import threading
 import traceback
 import weakref
 from collections import Counter, defaultdict
@@ -67,6 +68,7 @@ def note(kind):
 class Memory:
     "Bytes of the storages that live on the device"
     capacity = None                                            # bytes; None: as much as there is
+    refused = 0                                                # bytes that were asked for beyond it
     def __init__(self): self.allocated, self.peak, self.holders = 0, 0, Counter()
 
     def hold(self, tensor):
@@ -74,12 +76,18 @@ class Memory:
         storage = tensor.raw.untyped_storage()
         place, size = storage.data_ptr(), storage.nbytes()
         if not self.holders[place]:
-            if self.capacity is not None and self.allocated + size > self.capacity:
-                raise torch.OutOfMemoryError(f'emulated out of memory. Tried to allocate {size} bytes')
+            if self.capacity is not None and self.allocated + size > self.capacity: self.refused = size
             self.allocated += size
             self.peak = max(self.peak, self.allocated)
         self.holders[place] += 1
-        return weakref.finalize(tensor, self.drop, place, size)
+        letting_go = weakref.finalize(tensor, self.drop, place, size)
+        if self.refused and threading.current_thread() is threading.main_thread(): self.refuse()
+        return letting_go
+
+    def refuse(self):
+        "Raise what is due: PyTorch's threads of a backward pass cannot be left by an exception of Python's"
+        size, self.refused = self.refused, 0
+        raise torch.OutOfMemoryError(f'emulated out of memory. Tried to allocate {size} bytes')
 
     def drop(self, place, size):
         "A tensor is gone"
@@ -99,7 +107,9 @@ class Backend(backend_registration._DummyBackendModule):
     def get_rng_state(self, device=None): return torch.get_rng_state()
     def set_rng_state(self, state, device=None): torch.set_rng_state(state)
     def set_device(self, device): pass
-    def synchronize(self, device=None): pass
+    def synchronize(self, device=None):
+        if memory.refused: memory.refuse()
+
     def empty_cache(self): pass
     def memory_allocated(self, device=None): return memory.allocated
     def max_memory_allocated(self, device=None): return memory.peak
@@ -217,6 +227,7 @@ def compute(operation, args, kwargs):
     "An operation on the CPU, with the rules of the device"
     flat, shape = tree_flatten((args, kwargs))
     name = operation._schema.name
+    if name == 'aten::record_stream': return               # memory of the CPU outlives every stream
     tensors = [value for value in flat if isinstance(value, torch.Tensor)]
     check_places(name, tensors)
     note_reads(name, tensors)

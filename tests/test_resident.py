@@ -1,4 +1,5 @@
 """The sound of a list on a device: the same batches to the last bit for every crop; moved only where there is room."""
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -108,6 +109,49 @@ def test_loaders_draw_alike(packed, crop):
     assert all(same(a, b, 'cpu') for a, b in zip(*seen))
 
 
+@pytest.mark.parametrize(
+    'crop, teacher',
+    [('clips', ''), ('clips', 'clips'), ('windows', 'windows'), ('shifted', '')],
+)
+def test_read_ahead_is_the_same(packed, monkeypatch, crop, teacher):
+    "Two epochs of steps that draw: the batches of a store that is read when they are due, each read once"
+    far, ahead = both(packed, scattered(packed, 20), 'cpu', teacher, crop=crop)
+    ahead.resident = None
+    ahead.stream('cpu')
+    read, threads = [], []
+    parts = ClipData._parts
+    def noted(self, idx, start=None):
+        read.append(len(idx))
+        threads.append(threading.current_thread() is threading.main_thread())
+        return parts(self, idx, start)
+    monkeypatch.setattr(ClipData, '_parts', noted)
+    seen = []
+    for data in (far, ahead):
+        seed_everything(2)
+        loader = make_dls(data, data, 8, device='cpu').train
+        for _ in range(2):
+            for batch in loader:
+                seen.append((*batch, torch.rand(2)))       # what a step draws
+                loader.read_ahead()
+    assert all(same(a, b, 'cpu') for a, b in zip(seen[:6], seen[6:], strict=True))
+    assert read == [8, 8, 4] * 4
+    assert threads[6:] == [True, False, False] * 2
+
+
+def test_wrong_guess_is_read_anew(packed):
+    "Where something draws after the guess, the window is the one that would have been cut without it"
+    far, ahead = both(packed, scattered(packed, 20), 'cpu', crop='windows')
+    ahead.resident = None
+    ahead.stream('cpu')
+    seen = []
+    for data in (far, ahead):
+        torch.manual_seed(0)
+        if data.ahead: data.read_ahead([1, 2])
+        torch.rand(1)
+        seen.append(data.batch([1, 2]))
+    assert same(*seen, 'cpu')
+
+
 @pytest.mark.parametrize('crop', ['clips', 'windows', 'shifted'])
 def test_joined_snippets(packed, crop):
     "Clips of three snippets"
@@ -206,6 +250,7 @@ def test_moved_where_there_is_room(packed, monkeypatch, capsys, free, idle, move
     for name, answer in says.items():
         monkeypatch.setattr(torch.cuda, name, answer)
     monkeypatch.setattr(ClipData, 'to', lambda self, device: moved.append(self))
+    monkeypatch.setattr(ClipData, 'stream', lambda self, device: None)
     assert make_resident(lists, torch.device('cuda')) is moves
     assert moved == (lists if moves else [])
     assert ('read from the store' in capsys.readouterr().out) is not moves

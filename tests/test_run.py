@@ -235,7 +235,7 @@ def test_benchmark_runs(papermill, synthetic, tmp_path):
     stages = '[store, frontends, networks, epoch, int8, prediction, profile, accelerator, memory]'
     options = dict(
         data_dir=synthetic, repeats=1, threads='[1]', bs=4, clips=4, networks="['cnn3']",
-        rows=250, stages=stages, accelerator='cpu', out=tmp_path/'bench',
+        rows=250, stages=stages, device='cpu', out=tmp_path/'bench',
     )
     launch.check(papermill('benchmark', executed=tmp_path/'executed.ipynb', **options))
     check_times(pd.read_csv(tmp_path/'bench/benchmark.csv'))

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
 from torch import nn
 from torch.nn import functional as F
@@ -17,6 +18,9 @@ from asc.backbone.zoo import backbones, create_backbone, list_backbones
 from asc.core import InputError, seed_everything
 from asc.data.splits import read_split
 from asc.model.classifier import create_classifier
+from asc.experiment.stacked import check_stacked
+from asc.train.accumulate import Accumulate, batches_a_step
+from asc.train.averages import EMA
 from asc.train.callbacks import create_callbacks
 from asc.train.compiled import Compiled
 from asc.model.body import head_of
@@ -506,3 +510,52 @@ def test_clipped_gradients(learner):
     assert max(run(learner(clip=.05, cbs=[Norm()]), 1).norm.seen) <= .0501 < max(
         run(learner(cbs=[Norm()]), 1).norm.seen
     )
+
+
+# several batches a step
+
+def alike(a, b):
+    "Equal but for the order of sums"
+    return all(torch.allclose(a[k], b[k], rtol=0, atol=1e-6) for k in a)
+
+
+def accumulated(folder, bs, n, epochs=3, resume=False, stop=False, clips=21):
+    "A training with everything that counts steps; its last step of an epoch has fewer clips"
+    seed_everything(0)
+    rows = [(torch.randn(4), torch.tensor(i % 2)) for i in range(clips)]
+    dls = DataLoaders.from_dsets(rows, rows[:8], bs=bs, num_workers=0, drop_last=False, device='cpu')
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+    ema = EMA(.9)
+    cbs = [ema, GradientClip(.05), Checkpoint(folder, dict(bs=bs, accumulate=n), resume)]
+    if stop: cbs.append(Stop())
+    learn = create_learner(dls, net, cbs=cbs + ([Accumulate(n)] if n > 1 else []), path=folder)
+    try:
+        with learn.no_bar(): fit(learn, epochs, .05)
+    except KeyboardInterrupt: pass
+    return learn, ema
+
+
+class Stop(Callback):
+    def before_train(self):
+        if self.epoch == 1: raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('bs, n', [(4, 2), (2, 4), (1, 8), (3, 3)])
+def test_accumulated_gradients_are_those_of_the_large_batch(bs, n, tmp_path):
+    "Weights, average, steps and rates, clipped gradients, also where the last step has fewer clips; and when resumed"
+    whole, mean = accumulated(tmp_path/'a', bs*n, 1)
+    parts, other = accumulated(tmp_path/'b', bs, n)
+    assert alike(whole.model.state_dict(), parts.model.state_dict())
+    assert mean.n == other.n == 3 * -(-21 // (bs*n))
+    accumulated(tmp_path/'c', bs*n, 1, stop=True)
+    resumed, _ = accumulated(tmp_path/'c', bs, n, resume=True)
+    assert alike(whole.model.state_dict(), resumed.model.state_dict())
+    with pytest.raises(InputError, match='bs was'): accumulated(tmp_path/'c', bs*n + 1, 1, resume=True)
+
+
+def test_accumulate_is_an_option(learner):
+    "With all that a training has; it trains, and stacked seeds refuse it"
+    learn = run(learner(bs=4, steps=MIXUP, accumulate=2, clip=1., ema=.9))
+    assert batches_a_step(learn) == 2 and learn.recorder.losses
+    options = TrainingOptions(accumulate=2).as_dict() | dict(backbone='cnn3', frontend='cnn3', pipeline='easy_cnn3')
+    with pytest.raises(InputError, match='accumulate=2.*cannot be stacked'): check_stacked(**options)

@@ -22,7 +22,7 @@ def emulated():
     device.reset()
     device.refused.clear()
     device.refused.update(refused)
-    device.memory.capacity = None
+    device.memory.capacity, device.memory.refused = None, 0
 
 
 @pytest.fixture(scope='session')

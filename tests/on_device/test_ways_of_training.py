@@ -14,7 +14,7 @@ from asc.teach.logits import save_teacher
 from asc.train.optimizers import optimizers
 from asc.train.options import TrainingOptions
 from emulated import DEVICE
-from trainings import SMALL_CP, SMOOTH, STEPS, check_training_twice, few_clips, train
+from trainings import SMALL_CP, SMOOTH, STEPS, check_training_twice, ended_with, few_clips, train
 from twins import assert_same, twice
 
 PLAIN = dict(SMALL_CP, steps=STEPS, epochs=2, bs=4, lr=1e-2, seed=3)
@@ -103,17 +103,26 @@ def test_fp16_is_refused_on_a_cpu_alone(clips):
         create_training(clips, TrainingOptions(**PLAIN, precision='fp16', device='cpu'))
 
 
+def test_compiling_is_refused(clips):
+    "PyTorch compiles nothing for this device"
+    learn, fit = create_training(clips, TrainingOptions(**PLAIN, compile=True))
+    with pytest.raises(InputError, match='cannot compile for emulated'), learn.no_bar(): fit()
+
+
 def test_seeds_at_once(clips, tmp_path):
-    "Two seeds in one stack are the two alone"
+    "Two seeds in one stack, on the device and on the CPU; and each alone"
     options = PLAIN | dict(backbone='cnn3', frontend='cnn3', backbone_args={}, ema=.9)
 
-    def make(seed):
-        chosen = TrainingOptions(**options | dict(seed=seed))
-        with patch.dict(optimizers, SMOOTH): return create_training(clips, chosen, tmp_path/f'{seed}.csv')
-    stacked = train_stacked([partial(make, seed) for seed in range(2)])
-    for seed, learn in enumerate(stacked):
+    def stack(place):
+        def make(seed):
+            chosen = TrainingOptions(**options | dict(seed=seed, device=place.type))
+            with patch.dict(optimizers, SMOOTH): return create_training(clips, chosen, tmp_path/f'{seed}.csv')
+        return [ended_with(learn) for learn in train_stacked([partial(make, seed) for seed in range(2)], place.type)]
+    ours, theirs = twice(stack)
+    assert_same(ours, theirs)
+    for seed in range(2):
         alone = train(clips, DEVICE, tmp_path, **options | dict(seed=seed))
-        assert_same([weight.cpu() for weight in alone.model.state_dict().values()], learn.model.state_dict(), 1e-4)
+        assert_same([weight.cpu() for weight in ended_with(alone).values()], theirs[seed], 1e-3)
 
 
 def test_the_rate_is_looked_for(clips, tmp_path):

@@ -4,7 +4,7 @@ It shows, on a machine without a GPU, what would fail or crawl on one:
 - operations that mix devices raise; an index on the CPU is allowed, and counted as a copy;
 - `counts` and `sites` tell what makes the host wait, and where: values read back (`.item()`, `.cpu()`, `bool(t)`,
   `nonzero`, boolean indexing) and copies to the device; `events` has them in their order;
-- types of `refused` are refused, as Apple's devices refuse float64;
+- types of `refused` are refused, as Apple's devices refuse float64, and operations of `absent` are not there;
 - memory is counted, and ends at `memory.capacity`.
 
 Random numbers come from the CPU's generator, so a seed gives what it gives on the CPU.
@@ -35,6 +35,8 @@ FLOAT32 = ['softmax.int', 'log_softmax.int', 'nll_loss.default', 'cross_entropy_
 
 counts, sites, events = Counter(), defaultdict(Counter), []
 refused = {getattr(torch, name) for name in os.environ.get('EMULATED_REFUSES', '').split(',') if name}
+
+absent = set()                                                 # names of operations, such as 'aten::fft_fft'
 
 
 def reset():
@@ -232,6 +234,7 @@ def compute(operation, args, kwargs):
     check_places(name, tensors)
     note_reads(name, tensors)
     here = lands_here(name, args, tensors, kwargs.get('device'))
+    if here and name in absent: raise NotImplementedError(f'the emulated device has no {name}')
     raw_args, raw_kwargs = tree_unflatten([on_cpu(value) for value in flat], shape)
     raw_kwargs.pop('pin_memory', None)
     result = operation(*raw_args, **raw_kwargs)

@@ -22,6 +22,7 @@ def emulated():
     device.reset()
     device.refused.clear()
     device.refused.update(refused)
+    device.absent.clear()
     device.memory.capacity, device.memory.refused = None, 0
 
 

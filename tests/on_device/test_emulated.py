@@ -2,6 +2,8 @@
 import pytest
 import torch
 
+from asc.augment.spec import draw_beta
+
 
 def test_device_is_the_accelerator_at_hand(emulated):
     "PyTorch takes it for the machine's"
@@ -78,6 +80,16 @@ def test_conjugates_and_turned_tensors(emulated):
     assert torch.equal(there.conj().imag.cpu(), x.conj().imag)
     assert torch.equal(there.transpose_(0, 1).reshape(6).cpu(), x.T.reshape(6))
     assert torch.arange(5, device=emulated.DEVICE).shape == (5,)
+
+
+def test_operations_are_absent(emulated):
+    "As Apple's devices draw from no gamma distribution: what needs one is drawn on the CPU"
+    emulated.absent.add('aten::_sample_dirichlet')
+    a = torch.full((3,), .3).to(emulated.DEVICE)
+    with pytest.raises(NotImplementedError): torch.distributions.Beta(a, a, validate_args=False).sample()
+    shares = draw_beta(.3, 1000, emulated.DEVICE)
+    assert shares.device == emulated.DEVICE
+    assert abs(float(shares.var()) - 1/6.4) < .03
 
 
 def test_autocast(emulated):

@@ -34,8 +34,8 @@ def files(clips, tmp_path_factory):
     folder = tmp_path_factory.mktemp('files')
     for tuned in (False, True): torch.save(beats_file(tuned), folder/f'beats-{tuned}.pt')
     seed_everything(5)
-    teacher = create_classifier(
-        'tf_sepnet_dragon_60', 'dragonsearch', 'none', backbone_args=dict(base=20), frontend_args=dict(log='ln', eps=1e-6))
+    small = dict(backbone_args=dict(base=20), frontend_args=dict(log='ln', eps=1e-6))
+    teacher = create_classifier('tf_sepnet_dragon_60', 'dragonsearch', 'none', **small)
     save_model(teacher, folder/'run')
     names = [*clips.train.filename, *clips.valid.filename]
     save_teacher(folder/'logits.safetensors', names, torch.randn(len(names), 10), clips.names)

@@ -48,7 +48,7 @@ def test_recipe_in_every_way(checked):
     "Each has its rate, memory and time of the recipe; what the device cannot do is said"
     rows = lines(checked[1], 'recipe')
     measured = {way for (_, way), row in rows.items() if 'note' not in row}
-    assert measured == {'float32', 'bf16', 'float32, streamed', '3 seeds, stacked'}
+    assert measured == {'float32', 'bf16', 'fp16', 'float32, streamed', '3 seeds, stacked'}
     for _, way in [key for key in rows if key[1] in measured]:
         row = rows['cnn3', way]
         assert all(row[name] > 0 for name in ('clips/s', 'ms', 'peak memory, GB', '25 % recipe, minutes'))

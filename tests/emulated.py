@@ -72,11 +72,7 @@ class Memory:
     def __init__(self): self.allocated, self.peak, self.holders = 0, 0, Counter()
 
     def hold(self, tensor):
-<<<<<<< HEAD
-        "Count the storage behind a tensor of the device until its last tensor is gone, or what is returned is called"
-=======
         "Count the storage behind a tensor until its last tensor is gone, or lets it go by what is returned"
->>>>>>> device
         storage = tensor.raw.untyped_storage()
         place, size = storage.data_ptr(), storage.nbytes()
         if not self.holders[place]:

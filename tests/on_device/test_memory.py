@@ -60,7 +60,7 @@ def test_an_epoch_is_kept(tmp_path, emulated):
     room(emulated, 1000)
     learn = toy(emulated, small, tmp_path, every, resume=True)
     assert len(learn.epoch_log.history) == 3
-    with pytest.raises(InputError, match='bs was 200, is 32'): toy(emulated, 32, tmp_path, resume=True)
+    with pytest.raises(InputError, match=f'bs was {small}, is 32'): toy(emulated, 32, tmp_path, resume=True)
 
 
 def test_not_even_one_clip(tmp_path, emulated):

@@ -90,7 +90,7 @@ def test_recipe(name, clips, files, emulated):
     options = small_options(name, files)
     if 'warmup_steps' in str(options['schedule']): options['schedule'] = {'warmup_cosine': {'warmup_steps': 2}}
     waits, _ = waits_of(clips, emulated, **options)
-    assert waits.steps == [0], waits.report
+    assert waits.steps and not any(waits.steps), waits.report
     assert waits.epoch_waits <= AN_EPOCH, emulated.report()
 
 
@@ -99,20 +99,20 @@ def test_kind(kind, clips, teacher, emulated):
     options = dict(KINDS[kind])
     if options.get('teacher') == 'run': options['teacher'] = str(teacher)
     waits, _ = waits_of(clips, emulated, **options)
-    assert waits.steps == [0], waits.report
+    assert waits.steps and not any(waits.steps), waits.report
     assert waits.epoch_waits <= AN_EPOCH, emulated.report()
 
 
 def test_half_precision_reads_whether_a_gradient_overflows(clips, emulated):
     emulated.refused.clear()                                   # the scaler of PyTorch divides in float64
     waits, _ = waits_of(clips, emulated, **PLAIN, precision='fp16')
-    assert waits.steps == [1], waits.report
+    assert set(waits.steps) == {1}, waits.report
 
 
 def test_swa_and_the_bar(clips, emulated):
     "The clips are gone through once more, for the statistics: a table more; the bar shows the loss of the last epoch"
     waits, learn = waits_of(clips, emulated, bar=True, **PLAIN, swa=.5)
-    assert waits.steps == [0], waits.report
+    assert waits.steps and not any(waits.steps), waits.report
     assert waits.epoch_waits == AN_EPOCH + 1, emulated.report()
 
 
@@ -120,7 +120,7 @@ def test_recorder_after_a_training(clips, emulated):
     "What fastai's has: losses by step on the CPU, figures by epoch, a picture"
     _, learn = waits_of(clips, emulated, **PLAIN)
     recorder = learn.recorder
-    assert [loss.device.type for loss in recorder.losses] == ['cpu'] * 4
+    assert {loss.device.type for loss in recorder.losses} == {'cpu'}
     assert float(learn.smooth_loss) == pytest.approx(float(recorder.losses[-1]), rel=1e-6)
     assert all(isinstance(value, float) for row in recorder.values for value in row)
     assert recorder.values[-1][0] == pytest.approx(float(recorder.losses[-1]), rel=1e-6)

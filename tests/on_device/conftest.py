@@ -46,3 +46,15 @@ def papermill(announced, tmp_path_factory):
 def asc(announced):
     "asc(*words): the command, on the emulated device"
     return lambda *words: launch.run(launch.BIN/'asc', *words, **announced)
+
+
+@pytest.fixture(scope='session')
+def run(once, papermill, short_test):
+    "The folder of a run of train.ipynb on the device, which is not named, and what the terminal showed"
+    small = dict(epochs=1, bs=32, subset=5, backbone_args=dict(base=8, blocks=[1, 1, 1], strides={}), nb_aug=2)
+
+    def train(folder):
+        shown = launch.check(papermill('train', data_dir=short_test, out=folder/'run', **small)).stderr
+        (folder/'terminal.txt').write_text(shown)
+    folder = once('emulated-run', train)
+    return folder/'run', (folder/'terminal.txt').read_text()

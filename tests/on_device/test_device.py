@@ -158,14 +158,6 @@ def test_training_goes_on_on_another_device(emulated, packed, undisturbed, tmp_p
         torch.testing.assert_close(weights[name], tensor, rtol=1e-5, atol=1e-5, msg=name)
 
 
-@pytest.fixture(scope='module')
-def run(papermill, short_test, tmp_path_factory):
-    "The folder of a run of train.ipynb, and what the terminal showed"
-    folder = tmp_path_factory.mktemp('run')/'run'
-    small = dict(epochs=1, bs=32, subset=5, backbone_args=dict(base=8), nb_aug=2)
-    return folder, check(papermill('train', data_dir=short_test, out=folder, **small)).stderr
-
-
 def test_train_notebook(run):
     "From the sound to the tables on the device, which is told first and recorded"
     folder, terminal = run

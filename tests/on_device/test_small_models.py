@@ -102,7 +102,8 @@ def test_eight_bits_in_training(there, clips, tmp_path):
         quantised = with_augmentation(quantised)
         quantised(clips[1].batch(range(2))[0].to(place))   # where it was
         dls = make_dls(*clips, bs=4, device=place)
-        with patch.dict(optimizers, SMOOTH): learn = create_qat_learner(dls, quantised, teacher=model, frozen=1, device=place.type)
+        options = dict(teacher=model, frozen=1, device=place.type)
+        with patch.dict(optimizers, SMOOTH): learn = create_qat_learner(dls, quantised, **options)
         with learn.no_bar(): fit_qat(learn, epochs=2, lr=1e-2)
         save_quantised(quantised.eval(), tmp_path/place.type)
         again = load_quantised(tmp_path/place.type)

@@ -39,6 +39,7 @@ _API = {
 _API |= {
     'score.metrics': 'metrics read_predictions',
     'score.tables': 'class_table device_table',
+    'run.accelerator': 'find_device',
     'run.folder': 'Run',
     'run.process': 'run_notebook',
     'run.trust': 'forget trust trusted',

@@ -18,13 +18,14 @@ from .backbone.weights import weights_fingerprint
 from .backbone.zoo import backbones
 from .core import DEVICES, SCENES, InputError, resolve
 from .frontend.logmel import create_frontend
-from .model.adapter import Adapter, check_answer, check_waves, rate_of, sample_range, seconds_of
+from .model.adapter import Adapter, check_answer, check_waves, place_of, rate_of, sample_range, seconds_of
 from .model.body import DeviceWise, body_of, device_number
 from .model.classifier import Classifier, create_classifier
 from .model.description import check_field
 from .model.per_device import DeviceAware
 from .model.published import PublishedClassifier, as_classifier, load_published
 from .model.saved import read_saved
+from .run.accelerator import find_device
 from .size.integers import rebuild_any
 from .size.qdq import quantisers
 
@@ -78,7 +79,9 @@ def unchecked(self:OpenModel, wave, device=None):
 @patch
 def _network_answer(self:OpenModel, wave, device):
     "Logits; InputError where a network that does not say how long it hears fails on a short wave"
-    try: return self.network(wave, device)
+    place = place_of(self)
+    if device is not None: device = device.to(place)
+    try: return self.network(wave.to(place), device)
     except RuntimeError as e:
         seconds = wave.shape[1] / self.rate
         if seconds >= self.seconds: raise
@@ -95,6 +98,13 @@ def _device_numbers(self:OpenModel, device, clips):
     if known and bool(((device >= -1) & (device < len(self.devices))).all()): return device
     raise InputError(f'device: found {device.tolist()!r:.60} for {clips} waves; give a name, or for each wave a number '
                      f'from 0 to {len(self.devices) - 1}, or -1 for an unknown device')
+
+# %% ../nbs/50_load.ipynb #c1ced0e4
+@patch
+def to(self:OpenModel, device=''): # of `asc.run.accelerator.find_device`
+    "The same model, to compute on a device from now on; an exported file stays with ONNX Runtime, on the CPU"
+    if self.network is not None: self.network.to(find_device(device))
+    return self
 
 # %% ../nbs/50_load.ipynb #e1d6ed4d
 @patch(as_prop=True)

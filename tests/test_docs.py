@@ -28,6 +28,7 @@ PODMAN = 'podman run --rm -v ./data:/asc/data -v ./runs:/asc/runs asc make train
 LEFT_OUT = {
     'make train': ('installs from the network', 'make --dry-run train'),
     'make test': ('installs from the network, and would run this test', 'make --dry-run test'),
+    'make gpu-check': ('needs an accelerator', 'on_device/test_gpu_check.py::test_it_says_where_it_was'),
     'make docs': ('installs from the network', 'test_site.py::test_make_docs'),
     'jupyter lab': ('serves until Ctrl-C', 'jupyter lab --version'),
     'asc demo runs/a runs/q/ptq.onnx': ('serves until Ctrl-C', 'test_demo.py::test_page'),

@@ -13,7 +13,7 @@ from scipy.fft import next_fast_len
 from torch import nn
 from torchaudio.functional import resample
 
-from .wave import check_p, check_step, check_switch, clip_coin
+from .wave import change_clips, check_p, check_step, check_switch, clip_coin
 from ..core import InputError, pick, resolve
 from ..data.rates import check_rate, small_ratio
 from ..data.reading import SoundFile, fault_of
@@ -200,7 +200,7 @@ def _check_device_numbers(devices):
 # %% ../../nbs/augment/10_impulse.ipynb #5f39a1b4
 class DIR(nn.Module):
     "Convolve clips with device impulse responses drawn from a bank"
-    stage = 'wave'
+    stage, sparing = 'wave', True
     def __init__(self,
         p=0.6,            # probability per clip (of the devices it applies to)
         rate=32000,       # sample rate of the waves, Hz
@@ -216,30 +216,35 @@ class DIR(nn.Module):
         check_switch('dir', keep_level=keep_level)
         self.p, self.keep_level = check_p(p, 'dir'), keep_level
         self.devices = _check_device_numbers(devices)
+        self.register_buffer('numbers', devices and torch.tensor(self.devices), persistent=False)
         self.same = pick({'full': False, 'same': True}, mode, 'dir mode')
         self.bank = ImpulseBank(*_find_bank(folder, rate, exclude, bank_rate, seed))
 
-    def forward(self, x, device=None): # x (B,N) -> (B,N)
+    def forward(self, x, device=None, among=None): # x (B,N), which clips may change, bool (B,) -> (B,N)
         if not (self.training and self.p): return x
-        rows, responses = self.draw(x, device)
-        if not len(rows): return x
-        wet = self.bank.convolve(x[rows], responses, self.same)
-        if self.keep_level: wet = _with_level_of(x[rows], wet)
-        return x.index_copy(0, rows, wet)
+        hit, response = self.draw(x, device)
+        if among is not None: hit = hit & among
+        return change_clips(x, hit, self.convolve, response)
 
 # %% ../../nbs/augment/10_impulse.ipynb #68920d30
 def _with_level_of(dry, wet): # waves (B,N) each
     return wet*(dry.norm(dim=1, keepdim=True)/wet.norm(dim=1, keepdim=True).clamp(min=1e-9))
 
+# %% ../../nbs/augment/10_impulse.ipynb #b230ab3b
+@patch
+def convolve(self:DIR, x, response): # (B,N), int64 (B,) -> (B,N)
+    "The clips as the microphones hear them"
+    wet = self.bank.convolve(x, response, self.same)
+    return _with_level_of(x, wet) if self.keep_level else wet
+
 # %% ../../nbs/augment/10_impulse.ipynb #aebfc7cc
 @patch
-def draw(self:DIR, x, device): # -> int64 (R,), int64 (R,)
-    "The clips that change, and their responses"
+def draw(self:DIR, x, device): # -> bool (B,), int64 (B,)
+    "Which clips change, and the response that each has or would have"
     hit = clip_coin(x, self.p)
     response = torch.randint(len(self.bank), hit.shape, device=x.device)
     if self.devices is not None: hit &= self.applies(device)
-    rows = hit.nonzero().squeeze(1)
-    return rows, response[rows]
+    return hit, response
 
 # %% ../../nbs/augment/10_impulse.ipynb #e523cb21
 @patch
@@ -247,4 +252,4 @@ def applies(self:DIR, device): # int64 (B,) -> bool (B,)
     "Which clips are of one of the devices"
     if device is None:
         raise InputError(f'dir: only for devices {self.devices}, but the batch has no device indices')
-    return torch.isin(device, torch.tensor(self.devices, device=device.device))
+    return (device[:, None] == self.numbers.to(device.device)).any(1)

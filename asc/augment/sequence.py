@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .zoo import augment_class, create_augment
-from .wave import check_step
+from .wave import check_step, draw_column
 from ..core import InputError
 from ..run.values import check_type
 
@@ -89,26 +89,35 @@ class Choice(nn.Module):
         _check_count('choice', ops, len(first.ops if first else weights))
         self.ops, self.weights, self.first = nn.ModuleList(ops), weights, first
         self.drawn = None # which op each clip of the last batch got, int64 (B,)
+        self.register_buffer('chances', None if weights is None else torch.tensor([*weights, 0.]), persistent=False)
 
     def forward(self, x, device=None):
         self.drawn = self.first.drawn if self.first else self.draw(len(x), x.device, device)
-        for k, op in enumerate(self.ops):
-            if isinstance(op, nn.Identity): continue
-            rows = (self.drawn == k).nonzero().squeeze(1)
-            if not len(rows): continue
-            y = op(x[rows], None if device is None else device[rows])
-            x = x.index_copy(0, rows, y)
+        for k in self.used(): x = _changed(self.ops[k], x, device, self.drawn == k)
         return x
 
 # %% ../../nbs/augment/28_sequence.ipynb #adde0d2e
 @patch
 def draw(self:Choice, n, at, device): # -> int64 (n,); len(ops) where no op with a weight applies
     "Which op each of `n` clips gets, drawn on the torch device `at`"
-    weights = torch.tensor([*self.weights, 0.], device=at).repeat(n, 1)
+    weights = self.chances.to(at).repeat(n, 1)
     for k, op in enumerate(self.ops):
         if getattr(op, 'devices', None) is not None: weights[:, k] *= op.applies(device)
     weights[:, -1] = weights.sum(1) == 0
-    return torch.multinomial(weights, 1).squeeze(1)
+    return draw_column(weights)
+
+# %% ../../nbs/augment/28_sequence.ipynb #05a949e1
+@patch
+def used(self:Choice) -> list: # of numbers
+    "The ops that can be drawn and do something"
+    weights = self.first.weights if self.first else self.weights
+    return [k for k, op in enumerate(self.ops) if weights[k] and not isinstance(op, nn.Identity)]
+
+# %% ../../nbs/augment/28_sequence.ipynb #c47bdf52
+def _changed(op, x, device, among): # step, batch, its devices, which clips may change: bool (B,)
+    "What a step makes of a batch, in some of its clips; a `sparing` one computes no others"
+    if getattr(op, 'sparing', False): return op(x, device, among)
+    return torch.where(among.view(-1, *[1]*(x.ndim - 1)), op(x, device), x)
 
 # %% ../../nbs/augment/28_sequence.ipynb #d22a2cb9
 def _check_choice(title, steps, weights, first): # title for messages; None for `weights` where `first` draws

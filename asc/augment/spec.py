@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from .wave import batch_coin, check_p, check_step, check_switch, clip_coin
+from .wave import batch_coin, check_p, check_step, check_switch, clip_coin, draw_column
 from ..core import InputError, pick
 
 # %% ../../nbs/augment/15_spec.ipynb #ef45bf40
@@ -80,9 +80,10 @@ class TimeMask(Mask):
 
 # %% ../../nbs/augment/15_spec.ipynb #636ad3d3
 def draw_beta(alpha, n, device=None) -> torch.Tensor: # (n,) in [0, 1]
-    "λ ~ Beta(α, α) from the default generator of `device`"
+    "λ ~ Beta(α, α) from the default generator of `device`; from the CPU's, if it cannot draw them, as Apple's"
     a = torch.full((n,), float(alpha), device=device)
-    return torch.distributions.Beta(a, a, validate_args=False).sample()
+    try: return torch.distributions.Beta(a, a, validate_args=False).sample()
+    except NotImplementedError: return draw_beta(alpha, n, 'cpu').to(device)
 
 # %% ../../nbs/augment/15_spec.ipynb #8dce486a
 def check_alpha(
@@ -100,7 +101,7 @@ def _strangers(device): # int64 (n,) -> int64 (n,)
         raise InputError('mixstyle: cross needs the device of each clip, and the batch has none')
     other = (device[:, None] != device[None]).float()
     alone = other.sum(1, keepdim=True) == 0
-    return torch.multinomial(other + torch.eye(len(device), device=device.device)*alone, 1).squeeze(1)
+    return draw_column(other + torch.eye(len(device), device=device.device)*alone)
 
 # %% ../../nbs/augment/15_spec.ipynb #a2ebc9bc
 def partners(n, at, device=None, cross=False) -> torch.Tensor: # int64 (n,)

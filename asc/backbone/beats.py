@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BEATS_CFG', 'BEATS_FIXED', 'BEATS_MODES', 'beats_cfg', 'PosConv', 'buckets', 'GatedAttention', 'BEATsLayer',
-           'scale_grad', 'TransformerEncoder', 'BEATsEncoder', 'BEATs', 'beats_state', 'load_beats']
+           'scale_grad', 'offset_buckets', 'TransformerEncoder', 'BEATsEncoder', 'BEATs', 'beats_state', 'load_beats']
 
 # %% ../../nbs/backbone/50_beats.ipynb #625c74b1
 from collections import OrderedDict
@@ -148,6 +148,12 @@ def scale_grad(x, ratio:float): # any tensor, factor of its gradient
     "x itself, with a gradient multiplied by `ratio`"
     return x if ratio == 1 else x.detach() + ratio*(x - x.detach())
 
+# %% ../../nbs/backbone/50_beats.ipynb #6e7f8d6d
+def offset_buckets(num:int, far:int): # as `buckets` -> int64 (2 far + 1,), for offsets from -far to far
+    "The bucket of each offset; beyond `far` it does not change"
+    table = buckets(far + 1, num, far)
+    return torch.cat([table[:, 0].flip(0)[:-1], table[0]])
+
 # %% ../../nbs/backbone/50_beats.ipynb #fca91ce8
 class TransformerEncoder(nn.Module):
     "Convolutional positions and the layers, which share one table of relative positions: (B, L, C) -> (B, L, C)"
@@ -161,6 +167,7 @@ class TransformerEncoder(nn.Module):
         table = nn.Embedding(cfg['num_buckets'], heads)
         self.layers[0].self_attn.relative_attention_bias = table
         nn.init.normal_(table.weight, std=.02)
+        self.register_buffer('bucket', offset_buckets(cfg['num_buckets'], cfg['max_distance']), persistent=False)
 
     def forward(self, x):
         x = self.drop(self.layer_norm(x + self.pos_conv(x.transpose(1, 2)).transpose(1, 2)))
@@ -176,7 +183,8 @@ class TransformerEncoder(nn.Module):
 @patch
 def position_bias(self:TransformerEncoder, n, device): # -> (heads, n, n)
     "The shared table, looked up for `n` tokens"
-    places = buckets(n, self.cfg['num_buckets'], self.cfg['max_distance']).to(device)
+    far, place = self.cfg['max_distance'], torch.arange(n, device=device)
+    places = self.bucket[(place - place[:, None]).clamp(-far, far) + far]
     return self.layers[0].self_attn.relative_attention_bias(places).permute(2, 0, 1)
 
 # %% ../../nbs/backbone/50_beats.ipynb #ba071da5

@@ -34,8 +34,7 @@ def drop_lines(
     if n == 0: return x
     size = x.shape[dim]
     if n >= size: raise InputError(f'patchout of {n} leaves nothing of {size} patches; choose a smaller number')
-    keep = torch.randperm(size)[n:].sort().values
-    return x.index_select(dim, keep.to(x.device))
+    return x.index_select(dim, torch.randperm(size, device=x.device)[n:].sort().values)
 
 # %% ../../nbs/backbone/45_passt.ipynb #b3dbd04b
 def _check_patchout(f, t, patches, rows): # rows, columns and patches left out; rows there are

@@ -63,7 +63,7 @@ def network_steps(backbone, # name of a network
     return lambda: [step() for _ in range(steps)]
 
 # %% ../../nbs/bench/24_epochs.ipynb #faa19dce
-def _one_epoch(work): return TrainingOptions(backbone=work.backbone, epochs=1, bs=work.bs)
+def _one_epoch(work): return TrainingOptions(backbone=work.backbone, epochs=1, bs=work.bs, device='cpu')
 
 # %% ../../nbs/bench/24_epochs.ipynb #a7c3e901
 def _published_epoch(work):
@@ -120,7 +120,7 @@ def time_learner(bench, work:Workload, steps:int=100):
     clips = SilentClips(work.store, rows.iloc[np.arange(2 * steps) % len(rows)], names, devices)
     nothing = ClipData(work.store, rows[:0], names, devices)
     tensors = len(list(create_backbone(work.backbone).parameters()))
-    learn = create_learner(make_dls(clips, nothing, 2), Idle(tensors))
+    learn = create_learner(make_dls(clips, nothing, 2, 'cpu'), Idle(tensors))
     rivals = {'Learner': quiet_fit(learn, partial(learn.fit, 1)), 'a plain loop': plain_loop(learn, clips, 2)}
     return bench.time('Learner around nothing, a step', rivals, steps)
 

@@ -12,6 +12,7 @@ import torch
 from fastcore.basics import patch
 
 from .timing import clock
+from ..run.accelerator import synchronise
 from ..size.ops import trace
 
 # %% ../../nbs/bench/07_floor.ipynb #d4f72310
@@ -32,40 +33,43 @@ def memory_bandwidth(megabytes:int=256, # of the array copied; beyond every cach
 
 # %% ../../nbs/bench/07_floor.ipynb #7c640195
 def _shortest_on(device, fn):
-    "As `shortest`, waiting for the end of what runs on a GPU"
-    if device != 'cuda': return shortest(fn)
+    "As `shortest`, waiting for the end of what runs on an accelerator"
+    if device.type == 'cpu': return shortest(fn)
     def call():
         fn()
-        torch.cuda.synchronize()
+        synchronise(device)
     return shortest(call, wall=True)
 
 # %% ../../nbs/bench/07_floor.ipynb #0a4f3d96
-def _product_rate(n, device):
+def _product_rate(n, device, dtype):
     "MACs a second of a product of square matrices"
-    left, right = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
-    out = torch.empty(n, n, device=device)
+    left, right = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(left)
     return n**3 / _shortest_on(device, lambda: torch.mm(left, right, out=out))
 
 # %% ../../nbs/bench/07_floor.ipynb #749981ff
-def _noise(device, *shape):
+def _noise(device, dtype, *shape):
     "Random numbers, the channels of a pixel next to each other"
-    return torch.randn(*shape, device=device).contiguous(memory_format=torch.channels_last)
+    return torch.randn(*shape, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/bench/07_floor.ipynb #607db943
-def _convolution_rate(channels, device):
-    "MACs a second of a 3×3 convolution with an output of 32 × 32"
-    maps, filters = _noise(device, 1, channels, 34, 34), _noise(device, channels, channels, 3, 3)
-    seconds = _shortest_on(device, lambda: torch.nn.functional.conv2d(maps, filters))
-    return channels**2 * 9 * 32**2 / seconds
+def _convolution_rate(channels, device, dtype, maps=1):
+    "MACs a second of a 3×3 convolution with outputs of 32 × 32"
+    x, filters = _noise(device, dtype, maps, channels, 34, 34), _noise(device, dtype, channels, channels, 3, 3)
+    seconds = _shortest_on(device, lambda: torch.nn.functional.conv2d(x, filters))
+    return maps * channels**2 * 9 * 32**2 / seconds
 
 # %% ../../nbs/bench/07_floor.ipynb #bb53a1cc
 @torch.no_grad()
 def gemm_peak(n:int=1024,       # rows and columns of the matrices
               channels:int=256, # of the convolution
-              device='cpu',     # or 'cuda'
-              ) -> float:       # float32 multiply–accumulates a second
+              device='cpu',     # or an accelerator
+              dtype=torch.float32,
+              maps:int=1,       # of the convolution: as many clips at once
+              ) -> float:       # multiply–accumulates a second
     "The faster of a matrix product and a convolution: two libraries, of which neither is always the better"
-    return max(_product_rate(n, device), _convolution_rate(channels, device))
+    device = torch.device(device)
+    return max(_product_rate(n, device, dtype), _convolution_rate(channels, device, dtype, maps))
 
 # %% ../../nbs/bench/07_floor.ipynb #f3545650
 class Machine(NamedTuple):

@@ -22,6 +22,7 @@ from ..backbone.zoo import backbones, create_backbone
 from ..core import InputError, pick
 from ..frontend.logmel import LogMel, frontends
 from ..train.memory import keep_memory
+from ..train.precision import gradient_scaler
 
 # %% ../../nbs/bench/10_rivals.ipynb #fedac529
 def frontend_settings(name) -> dict: # of `list_frontends()`
@@ -39,14 +40,14 @@ def _kaldi_bank(wave, k):
 # %% ../../nbs/bench/10_rivals.ipynb #39e6d899
 PAD_MODES = {'reflect': 'reflect', 'zero': 'constant', None: 'constant'}
 
-def torchaudio_frontend(name): # of `list_frontends()`; returns a function of wave (B, N)
+def torchaudio_frontend(name, device='cpu'): # of `list_frontends()`; returns a function of wave (B, N)
     "The same constants through torchaudio's own modules"
     k = frontend_settings(name)
     if name == 'beats': return lambda wave: _kaldi_bank(wave, k)
     mel_scale = 'slaney' if k['scale'] == 'slaney' else 'htk'
     mel = torchaudio.transforms.MelSpectrogram(
         k['sample_rate'], k['n_fft'], k['win'], k['hop'], n_mels=k['n_mels'], f_min=k['fmin'], f_max=k['fmax'],
-        power=k['power'], norm=k['norm'], mel_scale=mel_scale, pad_mode=PAD_MODES[k['pad']])
+        power=k['power'], norm=k['norm'], mel_scale=mel_scale, pad_mode=PAD_MODES[k['pad']]).to(device)
     return lambda wave: (mel(wave) + 1e-5).log()
 
 # %% ../../nbs/bench/10_rivals.ipynb #7071baa3
@@ -77,17 +78,19 @@ def make_frontend(library,     # 'torchaudio' or 'librosa'
 # %% ../../nbs/bench/10_rivals.ipynb #b8685d97
 def training_step(net,                 # network (B, 1, F, T) -> (B, classes)
                   x,                   # a batch for it
-                  dtype=torch.float32, # torch.bfloat16 for autocast
+                  dtype=torch.float32, # torch.bfloat16 or torch.float16 for autocast
                   ):
-    "A function that makes one training step: forward, cross-entropy, backward, AdamW"
+    "A function that makes one training step: forward, cross-entropy, backward, AdamW; gradients scaled for float16"
     net.train()
-    y, opt = torch.arange(len(x)) % 10, torch.optim.AdamW(net.parameters())
+    y, opt = torch.arange(len(x), device=x.device) % 10, torch.optim.AdamW(net.parameters())
+    scaler = gradient_scaler(x.device, enabled=dtype == torch.float16)
     @torch.enable_grad()
     def step():
         opt.zero_grad()
         with torch.autocast(x.device.type, dtype, dtype != torch.float32): out = net(x)
-        cross_entropy(out.float(), y).backward()
-        opt.step()
+        scaler.scale(cross_entropy(out.float(), y)).backward()
+        scaler.step(opt)
+        scaler.update()
     return step
 
 # %% ../../nbs/bench/10_rivals.ipynb #adf28afc

@@ -124,10 +124,10 @@ def _rebuild(weights, systems):
         return [], [reason if weights.name in reason else f'{weights.name}: {reason}'], []
 
 # %% ../../nbs/entry/09_check.ipynb #e5906abe
-def _answer_again(table, answers, models, corpus, info):
+def _answer_again(table, answers, models, corpus, info, device):
     "Faults by some answers of the models, and why there are none"
     if corpus is None or not models: return [], []
-    try: return answer_faults(table.name, answers, models, corpus, info['bits']), []
+    try: return answer_faults(table.name, answers, models, corpus, info['bits'], device), []
     except InputError as e: return [], [f'{table.name}: not computed again ({e})']
 
 # %% ../../nbs/entry/09_check.ipynb #e8b52a57
@@ -137,13 +137,13 @@ def _check_table_digest(table, info):
     return [f'{table.name}: not the answers the entry was made with (another digest); write the entry again']
 
 # %% ../../nbs/entry/09_check.ipynb #21ffab62
-def _examine_split(table, weights, systems, info, filenames, corpus):
+def _examine_split(table, weights, systems, info, filenames, corpus, device):
     "What was found in the two files of a split"
     answers, faults = _read_table(table, filenames, info)
     state_faults, models, remarks = check_state(weights, info), [], []
     if not state_faults: models, state_faults, remarks = _rebuild(weights, systems)
     if not faults:
-        faults, more = _answer_again(table, answers, models, corpus, info)
+        faults, more = _answer_again(table, answers, models, corpus, info, device)
         remarks += more
     return Examination((faults or _digest_faults(table, answers, info)) + state_faults, remarks)
 
@@ -200,6 +200,7 @@ def examine_package(
     folder,         # a submission folder
     filenames=None, # of the evaluation list in order; None: only its fingerprint is compared
     audio=None,     # corpus that is answered, or its folder; default: where it was when the entry was made
+    device='',      # that computes, see `asc.run.accelerator.find_device`
 ) -> Examination:
     "What the organisers would refuse, what they would not notice, and what could not be looked at"
     folder = resolve(folder)
@@ -210,7 +211,7 @@ def examine_package(
     faults, (corpus, remarks) = _check_name(label), _find_sounds(folder, info, audio)
     files = {split: split_files(folder, label, _tag(split, info)) for split in info['splits']}
     for split, (table, weights) in files.items():
-        found = _examine_split(table, weights, info['systems'][split], info, filenames, corpus)
+        found = _examine_split(table, weights, info['systems'][split], info, filenames, corpus, device)
         faults, remarks = faults + found.faults, remarks + found.remarks
     faults += _check_cost(info) + _check_strays(folder, [folder/'info.json', meta, *sum(files.values(), ())])
     faults += check_meta(meta, info['results'], info['complexity'], label, SCENES)

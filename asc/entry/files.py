@@ -17,6 +17,7 @@ import yaml
 from ..augment.pipeline import pipelines
 from ..core import InputError, atomic, parse_yaml, write_text
 from .answers import answer_table_faults, list_name, plain_text, read_answers
+from ..run.folder import NOT_OF_THE_RUN
 from .fields import (COMPLEXITY, SUBMISSION, author_faults, field_faults, results_faults, system_faults)
 
 # %% ../../nbs/entry/05_files.ipynb #38f5f84f
@@ -98,7 +99,7 @@ def _complexity_management(parameters, bits):
 # %% ../../nbs/entry/05_files.ipynb #c7ce1c61
 _OF_THE_SYSTEM = 'backbone', 'backbone_args', 'frontend', 'frontend_args'
 _OF_THE_LIST = {
-    'subset', 'train_list', 'test_list', 'seed', 'out', 'data', 'data_dir', 'resume', 'log', 'compile', 'cache'}
+    *NOT_OF_THE_RUN, 'subset', 'train_list', 'test_list', 'seed', 'data', 'data_dir', 'log', 'compile', 'cache'}
 
 # %% ../../nbs/entry/05_files.ipynb #82600423
 def _in_words(value):

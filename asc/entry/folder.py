@@ -50,10 +50,10 @@ def _check_classes(folders, models):
         raise InputError(f'{folder}: its classes are not those of the other runs; give runs of the same classes')
 
 # %% ../../nbs/entry/10_folder.ipynb #785ea152
-def _evaluate(folders, corpus, rows, store_dir, progress):
+def _evaluate(folders, corpus, rows, store_dir, progress, device):
     "The answers of an ensemble"
     models, bits = _load_entrants(folders)
-    logits = answer_logits(models, corpus, rows, store_dir, progress)
+    logits = answer_logits(models, corpus, rows, store_dir, progress, device)
     cost, state = np.zeros(3, np.int64), {}
     for i, (model, folder) in enumerate(zip(models, folders)):
         store = pack(corpus, store_dir, rate=model.spec['rate'], progress=False)
@@ -145,12 +145,12 @@ def _parameters_by_split(groups):
                     for record in group] for split, group in groups.items()}
 
 # %% ../../nbs/entry/10_folder.ipynb #b3296c33
-def _fill_package(part, label, records, corpus, rows, year, store_dir, progress, info):
+def _fill_package(part, label, records, corpus, rows, year, store_dir, progress, device, info):
     "Everything a package consists of, into a folder"
     groups = _group_by_split(records)
     answers, blocks, tests, digests = {}, {}, {}, {}
     for split, group in groups.items():
-        answers[split] = _evaluate([r['dir'] for r in group], corpus, rows, store_dir, progress)
+        answers[split] = _evaluate([r['dir'] for r in group], corpus, rows, store_dir, progress, device)
         tag = f'.{split}' if len(groups) > 1 else ''
         digests |= _write_answers(part, label, tag, answers[split], rows)
         tests[split] = [r['metrics'] for r in group]
@@ -172,6 +172,7 @@ def write_package(
     year='2024', # whose limits hold
     store_dir=None,
     progress=False,
+    device='',   # that computes, see `asc.run.accelerator.find_device`
     **info       # authors, name, abbreviation, source_code, external_datasets, description
 ) -> Path:       # the folder
     "A submission folder"
@@ -184,7 +185,7 @@ def write_package(
     part = folder.with_name(f'.{label}.part')
     shutil.rmtree(part, ignore_errors=True) # of an attempt that failed
     part.mkdir(parents=True)
-    _fill_package(part, label, records, corpus, rows, year, store_dir, progress, info)
+    _fill_package(part, label, records, corpus, rows, year, store_dir, progress, device, info)
     return part.rename(folder)
 
 # %% ../../nbs/entry/10_folder.ipynb #5a2a332f

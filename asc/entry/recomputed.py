@@ -17,6 +17,7 @@ import pandas as pd
 
 from ..backbone.tensors import TensorFile
 from ..core import InputError
+from ..run.accelerator import find_device
 from ..data.corpus import Corpus, load_corpus
 from ..data.store import pack
 from .answers import list_name
@@ -104,13 +105,15 @@ def answer_logits(
     rows,   # the clips: rows of its meta
     store_dir=None,
     progress=False,
+    device='', # that computes, see `asc.run.accelerator.find_device`
 ):          # (clips, scenes) float32
     "What an ensemble answers: the mean of the logits of its models"
     logits = 0
     for model in models:
         store = pack(corpus, store_dir, rate=model.spec['rate'], progress=progress)
         data = ClipData(store, rows, model.scenes, getattr(model, 'devices', corpus.devices))
-        logits = logits + predict_logits(model, data, progress=progress)/len(models)
+        logits = logits + predict_logits(model.to(find_device(device)), data, progress=progress)/len(models)
+        model.cpu()
     return logits
 
 # %% ../../nbs/entry/08_recomputed.ipynb #36098003
@@ -127,12 +130,13 @@ def recompute(
     models, # of one split
     corpus, # that holds the sounds
     names,  # of a table of answers
+    device='', # that computes
 ) -> tuple: # rows of the corpus' meta; probabilities float64 (clips, scenes)
     "Answers to a few of the clips of a table; InputError where a sound is missing"
     rows = _sampled(corpus, names)
     if not len(rows): raise InputError(f'{corpus.dir} holds none of the clips of the table; give the folder that does')
     part = Corpus(corpus.dir, rows, corpus.kind)
-    with tempfile.TemporaryDirectory() as store: logits = answer_logits(models, part, rows, store)
+    with tempfile.TemporaryDirectory() as store: logits = answer_logits(models, part, rows, store, device=device)
     return rows, logits.double().softmax(1).numpy()
 
 # %% ../../nbs/entry/08_recomputed.ipynb #cf321a83
@@ -144,9 +148,10 @@ def answer_faults(
     models,  # of its split
     corpus,  # that holds the sounds
     bits,    # of a parameter
+    device='', # that computes
 ) -> list:   # sentences
     "The first of some answers that the models do not give"
-    rows, expected = recompute(models, corpus, answers.filename.tolist())
+    rows, expected = recompute(models, corpus, answers.filename.tolist(), device)
     names, scenes = [list_name(name) for name in rows.filename], models[0].scenes
     found = answers.set_index('filename').loc[names, scenes].to_numpy(float)
     wrong = np.abs(found - expected) > _TOLERANCE[bits]

@@ -63,7 +63,7 @@ def entry_state(
     for name, net in networks_of(model).items():
         for key, value in net.state_dict().items():
             full = prefix + (f'{name}.{key}' if name else key)
-            tensors[full] = value.half() if value.is_floating_point() else value
+            tensors[full] = (value.half() if value.is_floating_point() else value).cpu()
     return tensors
 
 # %% ../../nbs/entry/07_weights.ipynb #a0207412

@@ -10,7 +10,6 @@ import math
 from dataclasses import replace
 
 import torch
-from fastai.torch_core import default_device
 
 from ..augment.pipeline import create_pipeline, pipelines
 from ..augment.sequence import parse_step
@@ -19,6 +18,7 @@ from ..backbone.zoo import create_backbone
 from ..core import InputError, resolve
 from .distillation import Distillation
 from ..frontend.logmel import create_frontend
+from ..run.accelerator import find_device
 from ..run.keywords import make_checked
 from ..run.plugin import is_own
 from ..train.callbacks import check_callbacks
@@ -36,15 +36,16 @@ def check_training(options=None,     # TrainingOptions
                    ):
     "InputError for what cannot be trained, whatever the sound"
     options = options or TrainingOptions()
+    device = find_device(options.device)
     check_crop(options.crop, options.cache, Distillation(options.teacher, options.distill).files)
     if options.init_from: check_start_file(options.init_from)
     _check_frontend(options)
     create_loss(options.loss)
     create_optimizer(options.optimizer)
     _check_schedule(options, train_clips)
-    if options.compile: check_compile(default_device())
+    if options.compile: check_compile(device)
     check_network(options.backbone, dict(options.backbone_args))
-    check_callbacks(options, default_device(), validates=clips is None or clips > 0)
+    check_callbacks(options, device, validates=clips is None or clips > 0)
 
 # %% ../../nbs/experiment/04_checks.ipynb #c9e574e6
 def _check_frontend(options):
@@ -57,8 +58,8 @@ def _check_frontend(options):
 # %% ../../nbs/experiment/04_checks.ipynb #b12f1962
 def _check_schedule(options, clips):
     "InputError unless the schedule goes with the number of batches, which is unknown without `clips`"
-    batches = 10**6 if clips is None else -(-clips // options.bs)
-    rate = create_schedule(options.schedule, options.lr, options.epochs, batches)
+    steps = 10**6 if clips is None else -(-clips // (options.bs * options.accumulate))
+    rate = create_schedule(options.schedule, options.lr, options.epochs, steps)
     rates = {place: rate(place / 100) for place in range(101)}
     if not max(rates.values()) > 0:
         raise InputError(f'schedule={options.schedule}: the learning rate is never above 0; give one that trains')
@@ -101,7 +102,7 @@ def check_network(name, args): # a backbone and its keywords
 def check_plan(parameters:dict): # of a run of train.ipynb
     "InputError for what no machine can train"
     options = _unfetched(TrainingOptions.of(parameters))
-    check_training(replace(options, init_from='', compile=False, precision='float32'))
+    check_training(replace(options, init_from='', compile=False, precision='float32', device='cpu'))
 
 # %% ../../nbs/experiment/04_checks.ipynb #fdf305ca
 def _unfetched(options):

@@ -77,12 +77,18 @@ class _Workers:
 
     def start(self, tasks): return [self.pool.submit(self.work, task) for task in tasks]
 
+# %% ../../nbs/experiment/18_engines.ipynb #9648de67
+def _names_device(task):
+    "Whether its runs name one of several devices, or none that is shared out, such as cuda:1 or cpu"
+    recipes = [run.get('recipe') for run in task.get('runs', [task])]
+    return any(isinstance(recipe, dict) and recipe.get('device', '') not in ('', 'cuda') for recipe in recipes)
+
 # %% ../../nbs/experiment/18_engines.ipynb #149da6d9
 @patch
-def environment(self:_Workers, place):
+def environment(self:_Workers, place, task):
     "What a process sees of the machine from a place"
-    env = dict(OMP_NUM_THREADS=str(self.threads))
-    if self.gpus: env['CUDA_VISIBLE_DEVICES'] = self.gpus[place % len(self.gpus)]
+    env = dict(OMP_NUM_THREADS=str(self.threads), ASC_DEVICE_NUMBER=str(place))
+    if self.gpus and not _names_device(task): env['CUDA_VISIBLE_DEVICES'] = self.gpus[place % len(self.gpus)]
     return env
 
 # %% ../../nbs/experiment/18_engines.ipynb #c9d3581c
@@ -90,7 +96,7 @@ def environment(self:_Workers, place):
 def work(self:_Workers, task):
     "Do a task at the next place that is free"
     place = self.places.get()
-    try: return attempt(dict(task, env={**self.environment(place), **task.get('env', {})}))
+    try: return attempt(dict(task, env={**self.environment(place, task), **task.get('env', {})}))
     finally: self.places.put(place)
 
 # %% ../../nbs/experiment/18_engines.ipynb #f2de63fe

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
-from fastai.torch_core import default_device
 from fastcore.basics import patch
 
 from ..backbone.weights import read_weights, state_of
@@ -27,12 +26,13 @@ from .checks import check_device_numbers, check_start_file, check_training
 from .distillation import Distillation
 from ..load import open_model
 from ..model.classifier import create_classifier, save_model
+from ..run.accelerator import device_facts, find_device, use_device
 from ..run.folder import Run
 from ..score.metrics import device_groups
 from ..train.callbacks import create_callbacks
 from ..train.compiled import Compiled
 from ..train.finetune import layer_groups, start_from
-from ..train.clips import ClipData, make_resident
+from ..train.clips import ClipData, make_resident, make_streamed
 from ..train.learner import create_learner, fit, make_dls
 from ..train.losses import create_loss
 from ..train.melcache import MelCache
@@ -169,6 +169,7 @@ def create_training(data,         # TrainingData
                     options=None, # TrainingOptions
                     history=None, # path of history.csv
                     cbs=(),       # further fastai callbacks
+                    resident=True,# whether an accelerator may keep the clips; False: each batch comes from the store
                     ) -> tuple:   # (learner, function without arguments that trains it)
     "The learner of a recipe"
     options = options or TrainingOptions()
@@ -178,7 +179,7 @@ def create_training(data,         # TrainingData
     model = _model_of(options, data)
     start = start_from(model, open_start(options.init_from), options.init_from) if options.init_from else None
     distillation = Distillation(options.teacher, options.distill)
-    dls = _loaders(data, options, model, distillation)
+    dls = _loaders(data, options, model, distillation, resident)
     callbacks = _callbacks(data, options, model, distillation, dls)
     loss = distillation.loss(create_loss(options.loss))
     learn, rates = _learner(dls, model, options, loss, history, [*callbacks, *cbs])
@@ -201,11 +202,14 @@ def _callbacks(data, options, model, distillation, dls):
     return callbacks
 
 # %% ../../nbs/experiment/05_recipe.ipynb #87d9379a
-def _loaders(data, options, model, distillation):
+def _loaders(data, options, model, distillation, resident):
     "DataLoaders of the two lists"
     sets = _clip_sets(data, options, model, distillation.files)
-    make_resident(sets, default_device())
-    return make_dls(*sets, options.bs)
+    device = find_device(options.device)
+    use_device(device)                                     # compiled kernels and streams take that of the thread
+    place = make_resident if resident else make_streamed
+    place(sets, device)
+    return make_dls(*sets, options.bs, device)
 
 # %% ../../nbs/experiment/05_recipe.ipynb #28a94ee7
 def _clip_sets(data, options, model, teacher):
@@ -250,5 +254,5 @@ def train_and_save(folder,     # of the run, made if missing
     train()
     model = learn.model.cpu().eval()
     save_model(model, folder, data=data.facts)
-    Run(folder, 'train', options.as_dict()).note(data=data.facts)
+    Run(folder, 'train', options.as_dict()).note(data=data.facts, **device_facts(learn.dls.device))
     return model, data

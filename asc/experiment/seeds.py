@@ -16,7 +16,7 @@ from pathlib import Path
 from ..core import resolve
 from .recipe import create_training, read_training_data
 from .stacked import check_stacked, train_stacked
-from ..run.folder import Run
+from ..run.folder import NOT_OF_THE_RUN, Run
 from ..run.parameters import declared_parameters, find_notebook, full_parameters
 from ..run.plugin import own_code
 from ..run.process import (RunFailed, begin_job, end_with_parent, job_state, raise_failure,
@@ -26,7 +26,7 @@ from ..train.options import TrainingOptions
 from ..train.resume import Checkpoint, read_checkpoint
 
 # %% ../../nbs/experiment/15_seeds.ipynb #0cf4644a
-_NOT_TRAINED_ON = 'out', 'resume', 'data_dir', 'log'
+_NOT_TRAINED_ON = *NOT_OF_THE_RUN, 'data_dir', 'log'
 
 def run_config(parameters, # of a run of train.ipynb
                data,       # TrainingData
@@ -50,7 +50,7 @@ def train_runs(runs): # [{out, notebook, parameters, resume}, …], begun, diffe
     for run in runs: _note_data(run, data)
     for epoch, group in sorted(_by_epoch(runs).items()):
         if epoch < parameters['epochs']:
-            train_stacked([partial(_begin_training, run, data) for run in group])
+            train_stacked([partial(_begin_training, run, data) for run in group], parameters['device'])
 
 # %% ../../nbs/experiment/15_seeds.ipynb #1d47746a
 def _note_data(run, data):

@@ -19,6 +19,7 @@ from .vmap import stacked_call, unstackable
 from ..backbone.zoo import create_backbone
 from ..core import InputError
 from ..augment.pipeline import create_pipeline
+from ..run.accelerator import find_device
 from ..run.plugin import own_names
 from ..train.ddp import rank_and_world
 from .distillation import Distillation
@@ -193,10 +194,11 @@ def _train_one(i, make, turns, stack):
 
 # %% ../../nbs/experiment/10_stacked.ipynb #f140b3e5
 def train_stacked(
-    makers, # for each seed a function without arguments that returns what `create_training` returns
+    makers,    # for each seed a function without arguments that returns what `create_training` returns
+    device='', # of the training, see `asc.run.accelerator.find_device`
 ) -> list:  # the learners
     "Train several seeds at once"
-    turns = Turns(len(makers))
+    turns = Turns(len(makers), find_device(device))
     stack = Stack(turns)
     functions = [partial(_train_one, i, make, turns, stack) for i, make in enumerate(makers)]
     try: return turns.run(functions)
@@ -207,6 +209,7 @@ def _refuse_parameters(options, parameters):
     "InputError for a parameter that sets a seed apart from the others"
     refused = dict(
         precision=options.precision == 'fp16',
+        accumulate=options.accumulate > 1,
         swa=options.swa,
         freeze=options.freeze,
         patience=options.patience,

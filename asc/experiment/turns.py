@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from fastcore.basics import patch
 
+from ..run.accelerator import random_state, set_random_state, use_device
 from ..train.resume import random_states, set_random_states
 
 # %% ../../nbs/experiment/07_turns.ipynb #6ca64a5f
@@ -21,18 +22,17 @@ class _Ended(Exception):
 # %% ../../nbs/experiment/07_turns.ipynb #8bff517a
 class Turns:
     "Functions in threads, of which one runs at a time; each draws from generators of its own"
-    def __init__(self, n):
-        self.n = n
+    def __init__(self, n, device=torch.device('cpu')): # that they compute on
+        self.n, self.device = n, device
         self.error = None
         self.alive = [True]*n
         self.gates = [threading.Semaphore(0) for _ in range(n)]
-        self.states = [random_states() for _ in range(n)] # generators of the threads that wait
+        self.states = [random_states(device=device) for _ in range(n)] # generators of the threads that wait
         self.shares, self.results = [None]*n, [None]*n    # of a meeting
-        self.gpu = torch.cuda.current_device() if torch.cuda.is_available() else -1
 
     def run(self, functions) -> list: # what each returned
         "Run them all; the first error ends all"
-        own_states, returned = random_states(), [None]*self.n
+        own_states, returned = random_states(device=self.device), [None]*self.n
         threads = [threading.Thread(target=self._thread, args=(i, function, returned), daemon=True)
                    for i, function in enumerate(functions)]
         for thread in threads: thread.start()
@@ -44,7 +44,7 @@ class Turns:
             raise
         finally:
             for thread in threads: thread.join()
-            set_random_states(own_states)
+            set_random_states(own_states, device=self.device)
         if self.error: raise self.error
         return returned
 
@@ -52,7 +52,7 @@ class Turns:
 @patch
 def _pass(self:Turns, i):
     "Open the gate of the next thread that is alive, perhaps one's own"
-    self.states[i] = random_states()
+    self.states[i] = random_states(device=self.device)
     for j in [*range(i + 1, self.n), *range(i + 1)]:
         if self.alive[j]:
             self.gates[j].release()
@@ -64,7 +64,7 @@ def _wait(self:Turns, i):
     "Wait for one's turn, and take up one's own generators"
     self.gates[i].acquire()
     if self.error: raise _Ended()
-    set_random_states(self.states[i])
+    set_random_states(self.states[i], device=self.device)
 
 # %% ../../nbs/experiment/07_turns.ipynb #54bf78e2
 @patch
@@ -78,7 +78,7 @@ def _fail(self:Turns, error):
 def _thread(self:Turns, i, function, returned):
     "What a thread does"
     try:
-        torch.cuda.set_device(self.gpu) # a new thread would take the first GPU; -1: none
+        use_device(self.device) # a new thread would take the first of its kind
         self._wait(i)
         returned[i] = function()
     except _Ended: pass
@@ -124,14 +124,11 @@ def drawing(
     if i == turns.n - 1:
         yield
         return
-    read, write = torch.get_rng_state, torch.set_rng_state
     states, key = turns.states[i], 'torch'
-    if device.type == 'cuda':
-        read, write = torch.cuda.get_rng_state, torch.cuda.set_rng_state
-        states, key = states['cuda'], torch.cuda.current_device()
-    own_state = read()
-    write(states[key])
+    if device.type != 'cpu': states, key = states['device'], 'state'
+    own_state = random_state(device)
+    set_random_state(device, states[key])
     try: yield
     finally:
-        states[key] = read()
-        write(own_state)
+        states[key] = random_state(device)
+        set_random_state(device, own_state)

@@ -69,17 +69,17 @@ def _with_valid_labels(clips):
     return unlabelled
 
 # %% ../../nbs/experiment/35_variants.ipynb #ea5adfdc
-def _loaders_of(clips, bs):
+def _loaders_of(clips, bs, device):
     "DataLoaders of a training without validation"
     nothing = ClipData(clips.store, clips.rows[:0], clips.scenes, clips.devices)
-    return make_dls(clips, nothing, bs)
+    return make_dls(clips, nothing, bs, device)
 
 # %% ../../nbs/experiment/35_variants.ipynb #a7357c3b
-def _quantised_learner(variants, clips, epochs, bs, hard_weight, history):
+def _quantised_learner(variants, clips, epochs, bs, hard_weight, history, device):
     "A copy of PTQ that learns from a copy of float"
     student = with_augmentation(deepcopy(variants['PTQ']))
     if not hard_weight: clips = _with_valid_labels(clips)
-    return create_qat_learner(_loaders_of(clips, bs), student, deepcopy(variants['float']),
+    return create_qat_learner(_loaders_of(clips, bs, device), student, deepcopy(variants['float']),
                               hard_weight=hard_weight, frozen=epochs // 5, history=history)
 
 # %% ../../nbs/experiment/35_variants.ipynb #5730979f
@@ -90,9 +90,10 @@ def train_quantised(variants,        # float and PTQ by name, see `untrained_var
                     bs:int=32,       # clips a batch
                     hard_weight=.02, # of the labels; 0 where they are not scenes of the model
                     history=None,    # path of a CSV
+                    device='',       # that computes, see `asc.run.accelerator.find_device`
                     ):               # Classifier in eval mode, on the CPU
     "The PTQ form, trained on with quantised weights"
-    learn = _quantised_learner(variants, clips, epochs, bs, hard_weight, history)
+    learn = _quantised_learner(variants, clips, epochs, bs, hard_weight, history, device)
     fit_qat(learn, epochs, lr)
     return with_network(variants['float'], learn.model.backbone.cpu())
 

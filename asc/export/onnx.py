@@ -10,6 +10,7 @@ __all__ = ['Parts', 'parts_of', 'file_metadata', 'write_graph', 'export_model', 
 import json
 import tempfile
 from collections import Counter
+from copy import deepcopy
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +33,7 @@ from ..frontend.matmul import graph_frontend
 from ..frontend.mel import Resample, check_wave
 from ..frontend.windows import SoundWindows
 from ..model.classifier import Classifier
-from ..model.adapter import check_answer, check_heard, check_seconds
+from ..model.adapter import check_answer, check_heard, check_seconds, place_of
 from ..model.body import DeviceWise, device_number
 from ..model.published import device_of_each, PublishedClassifier
 
@@ -63,11 +64,17 @@ def _check_float32(network):
         raise InputError("model: its weights are not float32; call .float() on the network, "
                          "and say precision='fp16' to store 16 bits")
 
+# %% ../../nbs/export/10_onnx.ipynb #614a987f
+def _on_cpu(parts):
+    "The same parts, or copies where they are on another device"
+    if torch.device(place_of(parts)).type == 'cpu': return parts
+    return parts._replace(frontend=deepcopy(parts.frontend).cpu(), network=deepcopy(parts.network).cpu())
+
 # %% ../../nbs/export/10_onnx.ipynb #872a2a30
 def parts_of(model,     # Classifier or PublishedClassifier, in eval mode
              ) -> Parts:
-    "Frontend, network and names of a model that can be exported"
-    parts = _split_model(model)
+    "Frontend, network and names of a model that can be exported; on the CPU, copies of those that live elsewhere"
+    parts = _on_cpu(_split_model(model))
     if isinstance(parts.network, DeviceWise):
         raise InputError('model: it holds a network for each device; export one of them: '
                          "PublishedClassifier(name, frontend, network.device_models['a'], classes)")

@@ -7,6 +7,7 @@ __all__ = ['frontends', 'check_logmel', 'LogMel', 'list_frontends', 'own_fronten
 
 # %% ../../nbs/frontend/10_logmel.ipynb #ea99c078
 import inspect
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,8 @@ from fastcore.basics import patch
 from ..core import InputError, pick
 from ..data.rates import check_rate
 from ..data.reading import is_path, whole_sound
-from .mel import (Float32, check_wave, in_pieces, logs, mel_bank, pads, scales, squared_magnitude,
-                              warm_allocator, windows)
+from .mel import (Float32, check_wave, dense_bank, float32_product, in_pieces, logs, mel_bank, pads,
+                              scales, squared_magnitude, warm_allocator, windows)
 from ..run.bounds import bounded, check_settings, check_spectrum
 from ..run.keywords import make_checked
 from ..run.plugin import is_own, make_own
@@ -143,7 +144,8 @@ def drawn_bank(self:LogMel):
     if not (self.training and (kw['fmin_jitter'] or kw['fmax_jitter'])): return self.bank
     fmin = kw['fmin'] + _draw_hz(kw['fmin_jitter'])
     fmax = kw['fmax'] + kw['fmax_jitter'] // 2 - _draw_hz(kw['fmax_jitter'])
-    return self.make_bank(fmin, fmax).to(self.taper.device)
+    if self.taper.device.type == 'cpu': return self.make_bank(fmin, fmax)
+    return partial(float32_product, dense_bank(kw, fmin, fmax, self.taper.device))
 
 # %% ../../nbs/frontend/10_logmel.ipynb #3adce4d0
 @patch

@@ -181,7 +181,7 @@ def bin_places(n:int): # int64 (n // 2 + 1,): the row of each bin in what `power
 
 # %% ../../nbs/frontend/15_matmul.ipynb #421a797a
 class GraphLogMel(nn.Module):
-    "As the `LogMel` it is made from, in eval mode, for waves of one length: (B, samples) -> (B, 1, F, T)"
+    "As the `LogMel` it is made from, in eval mode, on the CPU, for waves of one length: (B, samples) -> (B, 1, F, T)"
     def __init__(self,
         frontend:LogMel,
         samples:int, # length of the input
@@ -194,13 +194,13 @@ class GraphLogMel(nn.Module):
                              f'at least {frontend.shortest} are needed')
         kw = self.kw = dict(frontend.kw)
         self.samples = samples
-        taper = frontend.taper
+        taper = frontend.taper.cpu()
         self.n_pad = frontend.n_pad
         self.lead = (len(taper) - kw['win']) // 2           # zeros before the window
         self.register_buffer('taper', taper[self.lead:self.lead + kw['win'], None, None].clone())
         dropped = 1 if kw['preemphasis'] and not kw['per_frame'] else 0
         self.frames = 1 + (samples - dropped + 2 * self.n_pad - len(taper)) // kw['hop']
-        dense = frontend.bank(torch.eye(kw['n_fft'] // 2 + 1, device=taper.device))
+        dense = frontend.bank(torch.eye(kw['n_fft'] // 2 + 1, device=frontend.taper.device))
         self.bank = Banded(dense.cpu(), 8, bin_places(kw['n_fft']))
 
     def forward(self, wave):

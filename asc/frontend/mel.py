@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TERMS', 'scales', 'windows', 'logs', 'pads', 'Float32', 'SparseRows', 'in_pieces', 'warm_allocator', 'check_wave',
            'rate_ratio', 'sinc_taps', 'sinc_kernel', 'Resample', 'htk_mel', 'htk_hz', 'kaldi_mel', 'slaney_mel',
-           'slaney_hz', 'mel_bank', 'reflect', 'zeros', 'squared_magnitude']
+           'slaney_hz', 'mel_bank', 'dense_bank', 'float32_product', 'reflect', 'zeros', 'squared_magnitude']
 
 # %% ../../nbs/frontend/05_mel.ipynb #c4abbcb2
 import math
@@ -224,15 +224,16 @@ def _mel_range(to_mel, fmin, fmax): # Hz -> mel, in double precision
     return to_mel(torch.tensor([fmin, fmax], dtype=torch.float64)).tolist()
 
 # %% ../../nbs/frontend/05_mel.ipynb #8c973e69
-def _bins_and_corners(sample_rate, n_fft, n_mels, fmin, fmax, scale): # as `mel_bank`
+def _bins_and_corners(sample_rate, n_fft, n_mels, fmin, fmax, scale, device='cpu'): # as `mel_bank`
     "FFT bins and corners of the bands, both on the axis on which the triangles are straight"
     to_mel, to_hz, dtype = pick(scales, scale, 'mel scale')
+    kind = dict(dtype=dtype if str(device) == 'cpu' else torch.float32, device=device)
     low, high = _mel_range(to_mel, fmin, sample_rate / 2 if fmax is None else fmax)
     n_bins = n_fft // 2 + 1 if to_hz else n_fft // 2              # Kaldi leaves the Nyquist bin out
-    bins = torch.arange(n_bins, dtype=dtype) * (sample_rate / n_fft)
-    if to_hz: return bins, to_hz(torch.linspace(low, high, n_mels + 2, dtype=dtype))
+    bins = torch.arange(n_bins, **kind) * (sample_rate / n_fft)
+    if to_hz: return bins, to_hz(torch.linspace(low, high, n_mels + 2, **kind))
     step = (high - low) / (n_mels + 1)
-    return to_mel(bins), low + torch.arange(n_mels + 2, dtype=dtype) * step
+    return to_mel(bins), low + torch.arange(n_mels + 2, **kind) * step
 
 # %% ../../nbs/frontend/05_mel.ipynb #4f0f625d
 def _triangle_heights(bins, corner, row): # (nnz,), (n_mels + 2,), (nnz,) -> (nnz,)
@@ -262,6 +263,25 @@ def mel_bank(
     weight = _triangle_heights(bins[col], corner, row)
     if norm == 'slaney': weight = weight * (2 / (corner[2:] - corner[:-2]))[row]
     return SparseRows(col, start, weight)
+
+# %% ../../nbs/frontend/05_mel.ipynb #7c1804ac
+def dense_bank(
+    kw,         # the other keywords of `mel_bank`, a dict that may hold more
+    fmin, fmax, # Hz
+    device,     # torch.device
+) -> torch.Tensor: # float32 (n_mels, n_fft // 2 + 1)
+    "The matrix of a `mel_bank`, computed on a device from numbers of the host: nothing is copied there"
+    n_fft, n_mels = kw['n_fft'], kw['n_mels']
+    bins, corner = _bins_and_corners(kw['sample_rate'], n_fft, n_mels, fmin, fmax, kw['scale'], device)
+    row = torch.arange(n_mels, device=device)[:, None]
+    weight = _triangle_heights(bins, corner, row).clamp(min=0)
+    if kw['norm'] == 'slaney': weight = weight * (2 / (corner[2:] - corner[:-2]))[:, None]
+    return F.pad(weight, (0, n_fft // 2 + 1 - len(bins)))
+
+# %% ../../nbs/frontend/05_mel.ipynb #7e6b4a3d
+def float32_product(bank, x): # (F, K), (K, M) -> (F, M)
+    "In float32, also where the network computes in 16 bits"
+    with torch.autocast(x.device.type, enabled=False): return bank @ x
 
 # %% ../../nbs/frontend/05_mel.ipynb #947badeb
 windows = dict(

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from ..core import InputError, read_json, write_json
-from .folder import usable_folder
+from .folder import NOT_OF_THE_RUN, usable_folder
 from .owner import die_with, process_mark
 from .parameters import declared_parameters, find_notebook, full_parameters
 from .recipe import recipe_environment
@@ -39,13 +39,13 @@ def same_run(record,     # of a run: dict with `notebook` and `parameters`
              parameters, # all of them
              defaults=(),# of the notebook, for parameters that older runs did not have
              ) -> list:  # what differs, in words; empty for the same run
-    "Compare a recorded run with a job; the folder and whether it was resumed do not count"
+    "Compare a recorded run with a job; the folder, the device and whether it was resumed do not count"
     if record.get('notebook') != notebook:
         return [f"notebook was {record.get('notebook')}, is {notebook}"]
     then = record.get('parameters', {})
     if not isinstance(then, dict): return [f'parameters was {then!r:.40}, is a table']
     then = {**dict(defaults), **then}
-    compared = [name for name in parameters if name not in ('out', 'resume')]
+    compared = [name for name in parameters if name not in NOT_OF_THE_RUN]
     return [f'{name} was {then.get(name)!r}, is {parameters[name]!r}'
             for name in compared if then.get(name) != parameters[name]]
 

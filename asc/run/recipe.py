@@ -6,6 +6,7 @@
 __all__ = ['recipe_environment', 'recipe_facts']
 
 # %% ../../nbs/run/14_recipe.ipynb #1b785400
+from .folder import NOT_OF_THE_RUN
 from .parameters import full_parameters, read_recipe
 from .told import recipe_name, recipe_variable, told_recipe
 
@@ -22,5 +23,5 @@ def recipe_facts(parameters,      # of this run
     told = told_recipe()
     stated = full_parameters(notebook, told['parameters'])
     changed = {name: value for name, value in parameters.items()
-               if name not in ('out', 'resume') and name in stated and value != stated[name]}
+               if name not in NOT_OF_THE_RUN and name in stated and value != stated[name]}
     return dict(name=told['name'], changed=changed)

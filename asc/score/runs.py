@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 from ..core import InputError, project_root, read_json, resolve
+from ..run.folder import NOT_OF_THE_RUN
 from .record import check_against_predictions, check_metrics, check_params
 
 # %% ../../nbs/score/18_runs.ipynb #19025b1f
@@ -137,7 +138,7 @@ def comparable(a, b,        # two runs: folders, or what `read_run` returned
             *_version_remarks(a.get('versions', {}), b.get('versions', {}))]
 
 # %% ../../nbs/score/18_runs.ipynb #0d2f616e
-_NOT_IN_LABELS = {'subset', 'seed', 'out', 'data', 'data_dir', 'resume', 'log'}
+_NOT_IN_LABELS = {*NOT_OF_THE_RUN, 'subset', 'seed', 'data', 'data_dir', 'log'}
 
 # %% ../../nbs/score/18_runs.ipynb #91e4636d
 def system_name(record) -> str:

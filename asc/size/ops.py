@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..core import InputError
+from ..run.accelerator import random_kept
 
 # %% ../../nbs/size/05_ops.ipynb #9b0762c7
 def _check_not_scripted(model):
@@ -42,8 +43,7 @@ def _in_eval_mode(model):
 def inspecting(model):
     "Run `model` in eval mode without gradients; modes and random state come back"
     _check_not_scripted(model)
-    gpus = {p.device.index for p in model.parameters() if p.is_cuda}
-    with torch.no_grad(), torch.random.fork_rng(devices=sorted(gpus)), _in_eval_mode(model):
+    with torch.no_grad(), random_kept({p.device for p in model.parameters()}), _in_eval_mode(model):
         yield model
 
 # %% ../../nbs/size/05_ops.ipynb #bc07e40a

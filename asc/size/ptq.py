@@ -40,7 +40,7 @@ def patches(layer, x) -> torch.Tensor: # (groups, inputs of one filter, position
 def _damped(moment, damp):
     "A second moment with a share of the mean power added to every input's"
     power = moment.diagonal(dim1=1, dim2=2).mean(1)
-    eye = torch.eye(moment.shape[1], dtype=torch.double, device=moment.device)
+    eye = torch.eye(moment.shape[1], dtype=torch.double)
     return moment.double() + eye * (damp * power + 1e-8).view(-1, 1, 1)
 
 # %% ../../nbs/size/35_ptq.ipynb #2408506e
@@ -57,12 +57,12 @@ def round_together(w,        # (filters, inputs of one filter)
                    scale,    # (filters,)
                    moment,   # (groups, inputs, inputs): second moment of the inputs
                    damp=.01, # share of the mean power added to every input's
-                   ):        # (filters, inputs), multiples of scale
+                   ):        # (filters, inputs) on the CPU, multiples of scale
     "Round filters so that their outputs change least"
     groups, n_inputs = moment.shape[:2]
-    order, factor = _absorption(moment, damp)
-    scale = scale.double().reshape(groups, -1)
-    w = w.double().reshape(groups, -1, n_inputs)[:, :, order]
+    order, factor = _absorption(moment.cpu(), damp)        # some devices have no float64
+    scale = scale.cpu().double().reshape(groups, -1)
+    w = w.cpu().double().reshape(groups, -1, n_inputs)[:, :, order]
     rounded = torch.empty_like(w)
     for i in range(n_inputs):
         nearest = (w[:, :, i] / scale).round().clamp(-127, 127) * scale

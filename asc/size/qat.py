@@ -12,6 +12,7 @@ from torch import nn
 
 from ..backbone.tensors import TensorFile
 from ..core import InputError, check_range
+from ..model.adapter import place_of
 from ..model.classifier import create_classifier
 from ..model.description import FORMATS, SPEC_KEYS, WEIGHTS
 from ..model.saved import read_saved, write_saved
@@ -99,7 +100,7 @@ def with_augmentation(model): # Classifier, as `load_model` gives it
     "A classifier with the same network behind the pipeline it was trained with"
     new = create_classifier(**{key: model.spec[key] for key in SPEC_KEYS})
     new.backbone = model.backbone
-    return new.train(model.training)
+    return new.to(place_of(model)).train(model.training)
 
 # %% ../../nbs/size/45_qat.ipynb #97f46e0c
 def save_quantised(model,    # calibrated quantised Classifier

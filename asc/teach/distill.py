@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core import InputError, check_range, pick
+from ..model.adapter import without_a_look
 from ..model.body import body_of, network_logits
 
 # %% ../../nbs/teach/15_distill.ipynb #7cb62d0d
@@ -117,7 +118,7 @@ class LiveTeacher(Callback):
         self.after_fit()
         self.teacher.to(next(student.parameters()).device)
         self.columns = slice(None)
-        if hasattr(student, 'scenes'): self.columns = columns(self.teacher, student.scenes)
+        if hasattr(student, 'scenes'): self.columns = self.place_columns(student)
         cached = getattr(self.dls.train_ds, 'cache', None) is not None
         part, mixed = view(student, self.teacher, self.sees, cached)
         self.order = 1 if mixed else -1                        # after or before MixUpLoss
@@ -126,6 +127,11 @@ class LiveTeacher(Callback):
     def after_fit(self):
         if self.hook is not None: self.hook.remove()
         self.hook = self.seen = None
+
+# %% ../../nbs/teach/15_distill.ipynb #8a88868f
+@patch
+def place_columns(self:LiveTeacher, student): # -> tensor beside the student's weights, so that no step copies it
+    return torch.tensor(columns(self.teacher, student.scenes), device=next(student.parameters()).device)
 
 # %% ../../nbs/teach/15_distill.ipynb #0433ac0e
 @patch
@@ -145,7 +151,8 @@ def devices(self:LiveTeacher, device):
 @torch.no_grad()
 def after_pred(self:LiveTeacher):
     wave, device = self.learn.xb
-    if self.hook is None: answer = self.teacher(wave, device)
+    if self.hook is None:
+        with without_a_look(): answer = self.teacher(wave, device)
     else: answer = network_logits(body_of(self.teacher), self.seen, self.devices(device))
     self.learn.yb = (*self.learn.yb, answer.float()[:, self.columns])
     self.seen = None

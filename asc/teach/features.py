@@ -51,6 +51,7 @@ def cosine_distance(a, b): return 1 - F.cosine_similarity(a, b, dim=1).mean()
 # %% ../../nbs/teach/20_features.ipynb #3d24a2f8
 def distance(a, b): # vectors (B, C) and (B, C')
     "Huber loss between the distances of clips, each network's in units of their mean"
+    if len(a) < 2: return (a.sum() + b.sum()) * 0                  # a lone clip has no distances
     a, b = F.pdist(a), F.pdist(b)
     return F.smooth_l1_loss(a / a.mean().clamp(min=1e-8), b / b.mean().clamp(min=1e-8))
 

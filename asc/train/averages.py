@@ -108,10 +108,9 @@ def estimate(self:SWA):
     norms = _live_norms(self.learn.model)
     if not norms: return
     momenta = [m.momentum for m in norms]
-    for m in norms:
-        m.reset_running_stats()
-        m.momentum = None                                # None: the mean of all batches
-    for batch in self.dls.train:
+    for m in norms: m.reset_running_stats()
+    for i, batch in enumerate(self.dls.train):
+        for m in norms: m.momentum = 1 / (i + 1)         # the mean of all batches
         self.learn._split(self.learn._set_device(batch))
         self.learn.model(*self.learn.xb)
     for m, momentum in zip(norms, momenta): m.momentum = momentum

@@ -8,12 +8,13 @@ __all__ = ['LoneClip', 'InPlace', 'check_callbacks', 'create_callbacks']
 # %% ../../nbs/train/75_callbacks.ipynb #20e20060
 from fastai.callback.core import Callback
 from fastai.callback.training import GradientClip
-from fastai.torch_core import default_device
 from torch import nn
 
 from ..backbone.blocks import relus_in_place
 from ..core import InputError, check_range
 from ..model.body import body_of
+from ..run.accelerator import find_device
+from .accumulate import Accumulate
 from .averages import EMA, SWA, EarlyStop, KeepBest
 from .ddp import Ranks, rank_and_world
 from .finetune import Freeze
@@ -103,7 +104,7 @@ def create_callbacks(dls,            # the learner's DataLoaders
                      ) -> list:
     "The callbacks of a training, for `create_learner(cbs=…)`"
     options = options or TrainingOptions()
-    check_callbacks(options, dls.device or default_device(), len(dls.valid_ds) > 0)
+    check_callbacks(options, dls.device or find_device(options.device), len(dls.valid_ds) > 0)
     check_range(temperature=(temperature, 1e-3, None))
     callbacks = [MixUpLoss(temperature), PlainValidation(), LoneClip(), InPlace(), *_chosen(options)]
     if rank_and_world()[1] > 1: callbacks.append(Ranks())
@@ -112,7 +113,7 @@ def create_callbacks(dls,            # the learner's DataLoaders
 # %% ../../nbs/train/75_callbacks.ipynb #9ddefa42
 def _chosen(options):
     "The callbacks of the options that are switched on"
-    callbacks = []
+    callbacks = [Accumulate(options.accumulate)] if options.accumulate > 1 else []
     if options.precision != 'float32': callbacks.append(MixedPrecision(options.precision))
     if options.clip: callbacks.append(GradientClip(options.clip))
     callbacks += _averages(options)

@@ -19,23 +19,32 @@ from fastcore.basics import patch
 
 from ..core import InputError
 from ..model.body import body_of
+from ..run.accelerator import ability
 from .learner import fitting
 
 # %% ../../nbs/train/70_compiled.ipynb #6eb52759
+_TRITON = 'cuda', 'xpu'
+
 def _compilers(kind):
     "Names of the compilers that PyTorch looks for, for a kind of device"
-    if kind == 'cuda': return os.environ.get('CC', 'gcc clang').split()
+    if kind in _TRITON: return os.environ.get('CC', 'gcc clang').split()
     return [os.environ.get('CXX') or ('clang++' if sys.platform == 'darwin' else 'g++')]
+
+# %% ../../nbs/train/70_compiled.ipynb #0a152495
+def _is_compiled_for(kind):
+    "Whether PyTorch's compiler knows a kind of device"
+    from torch._inductor.codegen.common import get_scheduling_for_device, init_backend_registration
+    init_backend_registration()
+    return get_scheduling_for_device(kind) is not None
 
 # %% ../../nbs/train/70_compiled.ipynb #486a81e2
 def check_compile(device): # torch device of the training
     "InputError where nothing can be compiled for this device"
     kind = torch.device(device).type
-    if kind not in ('cpu', 'cuda'):
-        raise InputError('compile=True: PyTorch compiles for CPUs and CUDA GPUs, '
-                         f'not for {kind}; set it to False')
-    if kind == 'cuda' and find_spec('triton') is None:
-        raise InputError('compile=True needs Triton on a GPU: pip install triton, or set it to False')
+    if not _is_compiled_for(kind):
+        raise InputError(f'compile=True: PyTorch cannot compile for {kind} here; set it to False')
+    if kind in _TRITON and find_spec('triton') is None:
+        raise InputError(f'compile=True needs Triton on {kind}: pip install triton, or set it to False')
     names = _compilers(kind)
     if not any(map(shutil.which, names)):
         names = ' and '.join(names)
@@ -75,7 +84,7 @@ def compile_network(self:Compiled):
     if self.backend == 'inductor': check_compile(device)
     torch.compiler.reset()                         # an earlier training's graph may hold its hooks
     self.net, self.size = body_of(self.learn.model), None
-    mode = 'reduce-overhead' if device.type == 'cuda' else None
+    mode = 'reduce-overhead' if ability(device, 'CUDAGraph') else None
     self.net.compile(backend=self.backend, dynamic=False, mode=mode)
     self.fast = self.take_off()
 

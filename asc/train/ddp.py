@@ -16,6 +16,7 @@ from fastcore.basics import patch
 
 from ..core import InputError, seed_everything
 from .learner import fitting
+from .loader import batches_of
 
 # %% ../../nbs/train/55_ddp.ipynb #656594f5
 def rank_and_world() -> tuple: # (number of this process, how many there are)
@@ -36,12 +37,18 @@ class SharedClips:
     def __len__(self): return len(self.data)
     def __getattr__(self, name): return getattr(self.__dict__['data'], name)
     def batch(self, idx): return self.data.batch(share(idx, self.rank, self.world))
+    def batches(self, parts): return batches_of(self.data, [share(idx, self.rank, self.world) for idx in parts])
+    def read_ahead(self, idx): self.data.read_ahead(share(idx, self.rank, self.world))
 
 # %% ../../nbs/train/55_ddp.ipynb #4de4fef5
 def join_ranks(device):
-    "Meet the other processes, through NCCL on GPUs and gloo on CPUs"
-    if not dist.is_initialized():
-        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+    "Meet the other processes through what PyTorch has for the device: NCCL on CUDA, gloo on CPUs"
+    if dist.is_initialized(): return
+    try: backend = dist.get_default_backend_for_device(device)
+    except ValueError:
+        raise InputError(f'PyTorch knows no way in which several {device.type} devices exchange gradients: '
+                         'train in one process, without torchrun') from None
+    dist.init_process_group(backend)
 
 # %% ../../nbs/train/55_ddp.ipynb #0ced991f
 def average_gradients(params):

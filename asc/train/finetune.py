@@ -114,11 +114,15 @@ def layer_groups(model,          # a classifier or a network
                  ):              # (splitter for the Learner, [share of the learning rate, …]), from input to head
     "Parameter groups from input to head, and the share of the learning rate each is trained with"
     check_range(lr_decay=(decay, 1e-6, 1))
+    n = len(_layer_parameters(model))
+    return _layer_parameters, [decay**(n - 1 - i) for i in range(n)]
+
+# %% ../../nbs/train/65_finetune.ipynb #6adbbbed
+def _layer_parameters(model):
+    "Lists of parameters from input to head, those of small layers with the next one's"
     network = body_of(model)
     layers = [_trainable(parameters) for _, parameters in layers_of(network)]
-    groups = _joined([_outside(model, network), *layers], .01 * _size(network.parameters()))
-    shares = [decay**(len(groups) - 1 - i) for i in range(len(groups))]
-    return lambda _: groups, shares
+    return _joined([_outside(model, network), *layers], .01 * _size(network.parameters()))
 
 # %% ../../nbs/train/65_finetune.ipynb #97a2f664
 def _outside(model, network):

@@ -22,18 +22,32 @@ def is_finite(tensors) -> bool:
 # %% ../../nbs/train/39_finite.ipynb #9d9aeb29
 def non_finite(state) -> list: # names
     "Tensors of a state (name -> tensor) that hold NaN or infinity"
-    return [name for name, value in state.items() if not is_finite([value])]
+    found = {name: torch.isfinite(value).all() for name, value in state.items() if torch.is_tensor(value)}
+    if not found: return []
+    place = next(iter(found.values())).device
+    fine = torch.stack([one.to(place) for one in found.values()]).tolist()     # read in one go
+    return [name for name, one in zip(found, fine) if not one]
 
 # %% ../../nbs/train/39_finite.ipynb #e2363f8a
-def likely_cause(learn) -> str:
+def likely_cause(learn,
+                 fine,  # three of `_fine_parts`
+                 first, # whether no step was made before
+                 ) -> str:
     "What to change when the loss of a batch is no number"
+    inputs, targets, logits = fine
     pipeline_words = 'an augmentation, the frontend or the weights it began with; check steps, frontend and init_from'
-    if not is_finite(learn.xb): return 'the batch that was read holds such numbers; check the sounds'
-    if not is_finite(learn.yb): return "the teacher's row holds such numbers; check teacher"
-    if is_finite([learn.pred]) and learn.pred.abs().max() < 1e4:
-        return 'the logits are numbers and their loss is none; check loss and distill'
-    if learn.train_iter <= 1: return f'no step was made before, so it comes from {pipeline_words}{_sixteen_bits(learn)}'
+    if not inputs: return 'the batch that was read holds such numbers; check the sounds'
+    if not targets: return "the teacher's row holds such numbers; check teacher"
+    if logits: return 'the logits are numbers and their loss is none; check loss and distill'
+    if first: return f'no step was made before, so it comes from {pipeline_words}{_sixteen_bits(learn)}'
     return f'the weights have diverged; lower lr, or set clip=1{_sixteen_bits(learn)}'
+
+# %% ../../nbs/train/39_finite.ipynb #3fd161bf
+def _fine_parts(learn): # -> bool (3,), on the device
+    "Whether the inputs, the targets and the logits of a batch are numbers, the last of a usual size"
+    parts = learn.xb, learn.yb, [learn.pred.detach()]
+    fine = [torch.stack([torch.isfinite(value).all() for value in part]).all() for part in parts]
+    return torch.stack([*fine[:2], fine[2] & (learn.pred.detach().abs().max() < 1e4)])
 
 # %% ../../nbs/train/39_finite.ipynb #df520f42
 def _sixteen_bits(learn):
@@ -47,18 +61,17 @@ class FiniteTraining(Callback):
     order, run_valid = 51, False        # after the recorder (50), before the line of an epoch (61)
 
     def before_fit(self): self.sentence = None
+    def before_train(self): self.gathered = []
 
     def after_batch(self):
-        if not self.learn.yb or math.isfinite(float(self.recorder.smooth_loss.val)): return
-        rate = self.opt.hypers[-1]['lr']
-        sentence = (f'the training loss is not finite ({float(self.recorder.smooth_loss.val)}) in epoch '
-                    f'{self.epoch + 1}, step {self.iter + 1}, at lr={rate:.3g}: {likely_cause(self.learn)}')
-        if not self.is_search(): raise InputError(sentence)
-        if self.train_iter < 16: self.sentence = sentence
-        raise CancelFitException()
+        if not self.learn.yb: return
+        if self.recorder.losses[-1].device.type == 'cpu' or self.is_search(): self.look()
+        else: self.gathered.append(_fine_parts(self.learn))
 
     def after_train(self):
-        if not self.is_search(): self.check_weights(f'after epoch {self.epoch + 1}')
+        if self.is_search(): return
+        if self.gathered: self.look_back()
+        self.check_weights(f'after epoch {self.epoch + 1}')
 
     def after_epoch(self):
         if self.is_search(): return
@@ -68,6 +81,34 @@ class FiniteTraining(Callback):
 
     def after_fit(self):
         if self.sentence: raise InputError(self.sentence)
+
+# %% ../../nbs/train/39_finite.ipynb #ae478e27
+@patch
+def describe(self:FiniteTraining, step, loss, fine): # from 0, its value, three of `_fine_parts`
+    "A sentence about the first loss that is no number"
+    rate = self.recorder.lrs[step - self.iter - 1]
+    first = self.train_iter - self.iter + step <= 1
+    return (f'the training loss is not finite ({loss}) in epoch {self.epoch + 1}, step {step + 1}, at lr={rate:.3g}: '
+            + likely_cause(self.learn, fine, first))
+
+# %% ../../nbs/train/39_finite.ipynb #a2dbbbaa
+@patch
+def look(self:FiniteTraining):
+    "Look at the loss of this step"
+    loss = float(self.recorder.losses[-1])
+    if math.isfinite(loss): return
+    sentence = self.describe(self.iter, loss, _fine_parts(self.learn).tolist())
+    if not self.is_search(): raise InputError(sentence)
+    if self.train_iter < 16: self.sentence = sentence
+    raise CancelFitException()
+
+# %% ../../nbs/train/39_finite.ipynb #bd218641
+@patch
+def look_back(self:FiniteTraining):
+    "Look at the losses of the epoch"
+    losses = self.recorder.losses[-len(self.gathered):]
+    bad = [step for step, loss in enumerate(losses) if not math.isfinite(loss)]
+    if bad: raise InputError(self.describe(bad[0], float(losses[bad[0]]), self.gathered[bad[0]].tolist()))
 
 # %% ../../nbs/train/39_finite.ipynb #15a62440
 @patch

@@ -7,7 +7,7 @@ __all__ = ['make_dls', 'fitting', 'EpochLog', 'Learner', 'create_learner', 'fit'
            'predictions']
 
 # %% ../../nbs/train/40_learner.ipynb #73140915
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import pandas as pd
@@ -20,28 +20,31 @@ from fastai.imports import noop
 from fastai.learner import CancelEpochException
 from fastai.learner import Learner as FastaiLearner
 from fastai.metrics import accuracy
-from fastai.torch_core import default_device
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
 from torch import nn
 
 from ..core import InputError, atomic, check_range, regular_file
-from ..model.adapter import adapted, check_answer, check_learnable, place_of
+from ..model.adapter import adapted, check_answer, check_learnable, place_of, without_a_look
 from ..model.classifier import save_model
+from ..run.accelerator import find_device
+from .accumulate import batches_a_step, by_step, steps_an_epoch
 from .finite import FiniteTraining
-from .loader import ClipLoader
+from .loader import ClipLoader, ahead_readers
 from .optimizers import create_optimizer
+from .recorder import quiet_callback
+from .room import free_computed, in_halves, is_out_of_memory, room_words
 from .schedules import create_schedule
 
 # %% ../../nbs/train/40_learner.ipynb #8d6f1490
 def make_dls(train, valid, # ClipData each; `valid` may be empty
              bs:int=256,   # clips a batch; a smaller training list makes one batch
-             device=None,  # torch device; default: the accelerator if there is one
+             device='',    # its name or torch.device, see `asc.run.accelerator`; '': the best there is
              ) -> DataLoaders:
     "fastai DataLoaders: training shuffled, validation in order"
     _check_loader(train, bs)
     load = partial(ClipLoader, bs=bs, num_workers=0)
-    return DataLoaders(load(train, shuffle=True), load(valid), device=device or default_device())
+    return DataLoaders(load(train, shuffle=True), load(valid), device=find_device(device or ''))
 
 # %% ../../nbs/train/40_learner.ipynb #8d7fa09c
 def _check_loader(train, bs):
@@ -107,8 +110,10 @@ class Learner(FastaiLearner):
     def _with_events(self, f, event_type, ex, final=noop):
         try:
             super()._with_events(f, event_type, ex, final)
-        except BaseException:
+        except BaseException as error:
+            words = _memory_words(self, error) if event_type == 'fit' else None
             if event_type == 'fit': _undo(self.cbs)
+            if words: raise InputError(words) from None
             raise
 
     def _call_one(self, event_name):
@@ -117,6 +122,20 @@ class Learner(FastaiLearner):
         except InputError as e:
             e.args = (str(e).rpartition(':\n\t')[2],)     # the sentence alone, without fastai's words
             raise
+    def add_cb(self, cb): return super().add_cb(quiet_callback(cb))
+
+    def to_detach(self, b, cpu=True, gather=True): # a number stays where it is, and fastai's means with it
+        return super().to_detach(b, cpu and not (torch.is_tensor(b) and b.ndim == 0), gather)
+
+# %% ../../nbs/train/40_learner.ipynb #e57f7e83
+def _memory_words(learn, error):
+    "A sentence for an error that says that the memory is out, None for others"
+    if not is_out_of_memory(error): return None
+    device = learn.dls.device
+    learn.pred = learn.loss = learn.loss_grad = None
+    learn.model.zero_grad()
+    free_computed(error, device)
+    return room_words(learn, device, batches_a_step(learn))
 
 # %% ../../nbs/train/40_learner.ipynb #55fc1e13
 def _probabilities(logits): return logits.softmax(-1)
@@ -145,9 +164,9 @@ def export(self:Learner, fname='export', # a folder below `path`
 # %% ../../nbs/train/40_learner.ipynb #8b894ec1
 @patch
 def load(self:Learner, file, **kwargs):
-    "fastai's, which runs nothing in the file; a damaged one, or one of another model, is refused in words"
+    "fastai's, which runs nothing in the file, read by way of the CPU; a damaged one, or of another model, is refused"
     path = regular_file((self.path/self.model_dir/file).with_suffix('.pth'), 'file of weights')
-    try: return super(Learner, self).load(file, **kwargs)
+    try: return super(Learner, self).load(file, **{'device': 'cpu', **kwargs})
     except Exception as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0][:80]
         raise InputError(f'{path}: does not fit this model, or is damaged ({reason}); save it anew') from e
@@ -174,6 +193,24 @@ def _do_fit(self:Learner):
         self.epoch = epoch
         self._with_events(self._do_epoch, 'epoch', CancelEpochException)
 
+# %% ../../nbs/train/40_learner.ipynb #91248802
+@patch
+def _do_epoch_validate(self:Learner, ds_idx=1, dl=None):
+    "fastai's; of clips that an accelerator holds nothing is read before the end"
+    data = getattr(self.dls[ds_idx] if dl is None else dl, 'dataset', None)
+    resident = getattr(data, 'resident', None) is not None
+    with without_a_look() if resident else nullcontext(): super(Learner, self)._do_epoch_validate(ds_idx, dl)
+
+# %% ../../nbs/train/40_learner.ipynb #b0fc1987
+@patch
+def create_opt(self:Learner):
+    "fastai's, of weights that lie where they are trained: on some devices a weight that moves there is a new one"
+    try: self.model.to(self.dls.device)
+    except RuntimeError as error:
+        if is_out_of_memory(error): raise InputError(_memory_words(self, error)) from None
+        raise
+    super(Learner, self).create_opt()
+
 # %% ../../nbs/train/40_learner.ipynb #a6c07e68
 def create_learner(dls, model,        # what `make_dls` and `create_classifier` gave
                    wd:float=1e-4,     # weight decay on all parameters: AdamW's own, for Adam added to the gradient
@@ -187,7 +224,8 @@ def create_learner(dls, model,        # what `make_dls` and `create_classifier` 
     validates = len(dls.valid_ds) > 0
     learn = Learner(dls, model, loss_func=loss_func or nn.CrossEntropyLoss(), opt_func=create_optimizer(optimizer),
                     wd=wd,
-                    metrics=[accuracy] if validates else [], cbs=[EpochLog(history), *cbs], **kwargs)
+                    metrics=[accuracy] if validates else [],
+                    cbs=[EpochLog(history), *ahead_readers(dls), *cbs], **kwargs)
     learn.recorder.valid_metrics = validates
     learn.logger = noop                                    # EpochLog prints; the table would say it twice
     return learn
@@ -202,7 +240,8 @@ def fit(learn, epochs:int,
     for rate in lr if isinstance(lr, (list, tuple)) else [lr]: check_range(lr=(rate, 1e-38, 1e38))
     check_range(epochs=(epochs, 1, None))
     schedule = schedule or {'warmup_cosine': {'warmup': warmup}}
-    rate = create_schedule(schedule, lr, epochs, len(learn.dls.train))
+    rate = create_schedule(schedule, lr, epochs, steps_an_epoch(learn))
+    rate = by_step(rate, len(learn.dls.train), batches_a_step(learn), epochs)
     learn.fit(epochs, lr=lr, cbs=[ParamScheduler({'lr': rate}), *cbs])
 
 # %% ../../nbs/train/40_learner.ipynb #0d37cc2d
@@ -217,11 +256,12 @@ def predict_logits(model, data,       # see `asc.model.adapter.Adapter`; ClipDat
     starts = range(0, len(data), bs)
     if progress: starts = progress_bar(starts)
     with evaluating(adapter):
-        logits = [_logits_of(adapter, data, range(start, min(start + bs, len(data))), finite) for start in starts]
+        answer, place = partial(_logits_of, adapter, data, finite), place_of(adapter.model)
+        logits = [in_halves(answer, range(start, min(start + bs, len(data))), place) for start in starts]
     return torch.cat(logits) if logits else torch.zeros(0, len(adapter.scenes))
 
 # %% ../../nbs/train/40_learner.ipynb #39fc6dbc
-def _logits_of(adapter, data, rows, finite):
+def _logits_of(adapter, data, finite, rows):
     "float32 (B, scenes) on the CPU"
     place = place_of(adapter.model)
     wave, device, *_ = data.batch(rows)

@@ -63,6 +63,7 @@ class FitOptions:
     "How it is trained"
     epochs: int = option(8, 'passes over the training clips (published: 150)', 1, most=100_000)
     bs: int = option(64, 'clips a batch (published: 256)', 1, most=100_000)
+    accumulate: int = option(1, 'batches whose gradients make one step, of bs × accumulate clips', 1, most=100_000)
     lr: float = option(5e-3, 'highest learning rate', 1e-12, most=1000)
     schedule: 'str or dict' = option('warmup_cosine', 'learning rate over training, see asc.train.schedules')
     optimizer: str = option('adamw', 'adamw or adam (adamw_beats: betas 0.9, 0.98), or file.py:Class')
@@ -80,6 +81,7 @@ class FitOptions:
     keep: str = option('last', 'last epoch, or the best one on the validation list', choices=('last', 'best'))
     monitor: str = option('valid_loss', 'what is best: valid_loss or accuracy', choices=('valid_loss', 'accuracy'))
     compile: bool = option(False, 'torch.compile of the training step: faster on a GPU, not on a CPU')
+    device: str = option('', 'what computes: cpu, cuda:1, mps, xpu …; empty for the best there is')
     seed: int = option(0, 'of weights, order and augmentation', 0, most=10**18)
 
 # %% ../../nbs/train/72_options.ipynb #0a20d76f

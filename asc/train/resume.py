@@ -21,18 +21,23 @@ from fastcore.basics import patch
 
 from ..backbone.weights import check_archive
 from ..core import InputError, atomic, regular_file
+from ..run.accelerator import random_state, set_random_state
+from ..run.folder import as_divided
+from .accumulate import steps_an_epoch
 from .finite import non_finite
 from .learner import Learner, fitting
 
 # %% ../../nbs/train/60_resume.ipynb #316adea8
-def random_states(loaders=()) -> dict: # of tensors, numbers and lists
+_CPU = torch.device('cpu')
+
+def random_states(loaders=(), device=_CPU) -> dict: # of tensors, numbers and lists
     "The state of every random generator a training draws from"
     kind, keys, *rest = np.random.get_state()
     return dict(
         python=random.getstate(),
         numpy=[kind, torch.from_numpy(keys.astype(np.int64)), *rest],
-        torch=torch.get_rng_state(),
-        cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        torch=random_state(_CPU),
+        device=dict(kind=device.type, state=None if device == _CPU else random_state(device)),
         loaders=[dl.rng.getstate() for dl in loaders])
 
 # %% ../../nbs/train/60_resume.ipynb #fa8dfca7
@@ -42,14 +47,14 @@ def _python_state(state):
     return version, tuple(words), gauss
 
 # %% ../../nbs/train/60_resume.ipynb #162584bd
-def set_random_states(states, loaders=()):
+def set_random_states(states, loaders=(), device=_CPU):
     "Put every generator back to where `random_states` saw it"
     random.setstate(_python_state(states['python']))
     kind, keys, *rest = states['numpy']
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(states['torch'])
-    if torch.cuda.is_available() and len(states['cuda']) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states['cuda'])
+    set_random_state(_CPU, states['torch'])
+    of_device = states.get('device', {})                   # older checkpoints have none
+    if of_device.get('kind') == device.type != 'cpu': set_random_state(device, of_device['state'])
     for loader, state in zip(loaders, states['loaders']):
         loader.rng = random.Random()
         loader.rng.setstate(_python_state(state))
@@ -118,13 +123,13 @@ def stateful_callbacks(learn) -> dict: # name -> callback
 def training_shape(learn) -> dict:
     "What decides how many steps a fit has"
     dls = learn.dls
-    return dict(epochs=learn.n_epoch, batches=len(dls.train),
+    return dict(epochs=learn.n_epoch, batches=steps_an_epoch(learn),
                 clips=len(dls.train_ds), valid_clips=len(dls.valid_ds))
 
 # %% ../../nbs/train/60_resume.ipynb #612f6208
 def _recorder_state(recorder):
     "What fastai's recorder has noted so far"
-    return dict(count=recorder.smooth_loss.count, val=recorder.smooth_loss.val,
+    return dict(count=recorder.smooth_loss.count, val=recorder.smooth_loss.val.cpu(),
                 losses=torch.stack(recorder.losses),
                 lrs=torch.tensor(recorder.lrs, dtype=torch.float64),
                 iters=list(recorder.iters), values=[list(v) for v in recorder.values])
@@ -137,13 +142,18 @@ def _set_recorder_state(recorder, state):
     recorder.iters, recorder.values = state['iters'], state['values']
 
 # %% ../../nbs/train/60_resume.ipynb #0051a8d9
+def _generators(learn):
+    "The loaders, and the device, from whose generators a training draws"
+    return learn.dls.loaders, next(learn.model.parameters()).device
+
+# %% ../../nbs/train/60_resume.ipynb #a3b2d083
 def training_state(learn) -> dict: # of tensors and plain values
     "All that the rest of a fit depends on, after an epoch"
     return dict(
         shape=training_shape(learn), epoch=learn.epoch + 1, train_iter=learn.train_iter,
         model=learn.model.state_dict(), opt=learn.opt.state_dict(),
         callbacks={name: cb.get_state() for name, cb in stateful_callbacks(learn).items()},
-        recorder=_recorder_state(learn.recorder), random=random_states(learn.dls.loaders))
+        recorder=_recorder_state(learn.recorder), random=random_states(*_generators(learn)))
 
 # %% ../../nbs/train/60_resume.ipynb #6a719e63
 def _load_weights_and_moments(learn, state, what):
@@ -174,7 +184,7 @@ def _set_the_rest(learn, state, callbacks):
     for name, cb in callbacks.items(): cb.set_state(state['callbacks'][name])
     _set_recorder_state(learn.recorder, state['recorder'])
     learn.train_iter, learn.first_epoch = state['train_iter'], state['epoch']
-    set_random_states(state['random'], learn.dls.loaders)
+    set_random_states(state['random'], *_generators(learn))
 
 # %% ../../nbs/train/60_resume.ipynb #7d3a661d
 def _remove_parts(folder, *names):
@@ -225,7 +235,7 @@ def _saved_training(self:Checkpoint):
     _remove_parts(folder, path.name, 'history.csv')
     if not os.path.lexists(path): return None
     saved = read_checkpoint(path)
-    check_config(saved['config'], self.config, path)
+    check_config(saved['config'], as_divided(self.config, saved['config']), path)
     return saved
 
 # %% ../../nbs/train/60_resume.ipynb #0384534e

@@ -17,6 +17,7 @@ from ..model.adapter import adapted, check_answer
 from ..model.classifier import Classifier
 from ..model.published import PublishedClassifier, as_classifier
 from ..core import InputError, check_range
+from ..run.accelerator import random_kept
 from .learner import clip_names, predictions
 from .melcache import frozen
 from ..augment.sequence import parse_step
@@ -49,11 +50,10 @@ def _make_rounded(net):
 # %% ../../nbs/train/90_tta.ipynb #71255465
 @torch.no_grad()
 def half_model(model,        # trained Classifier or PublishedClassifier, left as it is
-               rounded=None, # True: rounded float32; False: half precision; default: by device
+               rounded=True, # float32 rounded after every layer; False: half precision itself, where a device has it
                ) -> Classifier: # shares the pipeline, has a network of its own
     "The classifier with its network in half precision"
     model = classifier_of(model, 'half precision')
-    if rounded is None: rounded = next(model.parameters()).device.type != 'cuda'
     net = deepcopy(model.backbone).eval()
     if rounded:
         _make_rounded(net)
@@ -102,7 +102,7 @@ def _sums_at(masks): # yields a list of (mask, sum over clips of each frequency'
 
     def note(mask, args):
         means = args[0].mean(-1)
-        sums.append((mask, means.reshape(len(means), -1).double().sum(0)))
+        sums.append((mask, means.reshape(len(means), -1).cpu().double().sum(0)))
 
     hooks = [m.register_forward_pre_hook(note) for m in masks]
     for m in masks: m.size = 0
@@ -135,7 +135,8 @@ def mask_means(model, masks, reference, n=256): # one tensor (F, 1) for each mas
             for m in masks: m.train()
             model.pipeline(mel, device)
     totals = [sum(s for owner, s in sums if owner is mask) for mask in masks]
-    return [(total / len(rows)).float()[:, None] for total in totals]
+    place = next(model.parameters()).device
+    return [(total / len(rows)).float()[:, None].to(place) for total in totals]
 
 # %% ../../nbs/train/90_tta.ipynb #fda43c8b
 @contextmanager
@@ -160,9 +161,9 @@ def masking(model, reference=None): # yields the masks; the caller puts them int
 def _mean_answer(model, masks, mel, device, nb_aug):
     "Probabilities averaged over masked versions of a batch; the mel is computed once for all"
     for m in masks: m.train()
-    total = sum(model(mel, device).double().softmax(1) for _ in range(nb_aug))
+    logits = torch.stack([model(mel, device) for _ in range(nb_aug)]).cpu()
     model.eval()
-    return total.cpu() / nb_aug
+    return sum(answer.double().softmax(1) for answer in logits) / nb_aug
 
 # %% ../../nbs/train/90_tta.ipynb #580eda3e
 @torch.no_grad()
@@ -179,8 +180,7 @@ def tta_predictions(model, data,      # classifier with the pipeline of its trai
     check_tta(model.pipeline.steps, nb_aug)
     adapter = adapted(model, data)
     device, starts, answers = next(model.parameters()).device, range(0, len(data), bs), []
-    cuda = [device] if device.type == 'cuda' else []
-    with torch.random.fork_rng(cuda), masking(model, reference) as masks:
+    with random_kept([device]), masking(model, reference) as masks:
         torch.manual_seed(seed)
         for k in progress_bar(starts) if progress else starts:
             rows = range(k, min(k + bs, len(data)))

@@ -72,13 +72,15 @@ def tune(model,        # general Classifier; not changed
          train, valid, # ClipData of one device; `valid` may be empty
          part='bn',    # key of `PARTS`
          epochs=10, lr=1e-3, bs=64, wd=0., seed=0,
-         cbs=()):      # further callbacks
-    "The network of a device: the general one, trained on with the device's clips"
+         cbs=(),       # further callbacks
+         device=''):   # that computes, see `asc.run.accelerator.find_device`
+    "The network of a recording device: the general one, trained on with its clips; it stays where the general one is"
     check_range(epochs=(epochs, 1, 100_000), lr=(lr, 1e-12, 1000), bs=(bs, 1, 100_000), wd=(wd, 0, 1))
     if len(train) < 2: raise InputError(f'{len(train)} clips of a device are too few to train on; give two or more')
     seed_everything(seed)
     model = deepcopy(model)
-    dls = make_dls(train, valid, _batch_size(bs, len(train)))
+    place = next(model.parameters()).device
+    dls = make_dls(train, valid, _batch_size(bs, len(train)), device)
     learn = create_learner(dls, model, wd, cbs=[Tune(part), MixUpLoss(), PlainValidation(), *cbs])
     fit(learn, epochs, lr)
-    return model.eval().backbone
+    return model.to(place).eval().backbone

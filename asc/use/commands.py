@@ -58,7 +58,8 @@ def listen(
     source,  # number or name of the microphone; '' for the default
     window,  # seconds
     hop,     # seconds
-    device=UNKNOWN, # recording device, for a device-aware model
+    recorder=UNKNOWN, # recording device, for a device-aware model
+    device='',        # that computes
 ):
     "Print a line for every answer to what a microphone hears"
     from asc.use.predict import microphone, predict_stream
@@ -67,7 +68,7 @@ def listen(
     if source == '': source = None
     elif source.isdigit(): source = int(source)
     blocks = microphone(rate, None if seconds < 0 else seconds, source)
-    for second, probs in predict_stream(open_model(model), blocks, rate, window, hop, device):
+    for second, probs in predict_stream(open_model(model).to(device), blocks, rate, window, hop, recorder):
         print(f'{second:7.1f} s  {_likeliest(probs, 3)}', flush=True)
 
 # %% ../../nbs/use/25_commands.ipynb #c5cefb5e
@@ -83,6 +84,13 @@ def _output_file(out):
 def _in_utf8(text):
     "A text in which bytes of file names that are no UTF-8 are written out"
     return text.encode('utf-8', 'backslashreplace').decode('utf-8')
+
+# %% ../../nbs/use/25_commands.ipynb #78754772
+def _computing(device):
+    "What computes; whoever means the device that recorded the sounds is told its option"
+    from asc.run.accelerator import find_device
+    try: return find_device(device)
+    except InputError as e: raise InputError(f'{e}; the device that recorded the sounds is --recorder') from None
 
 # %% ../../nbs/use/25_commands.ipynb #447a72c3
 def _report(title, lines):
@@ -110,7 +118,8 @@ def predict_command(
     window:Param('seconds the model hears at a time; 0 for what it was made for, one second', float)=0.,
     hop:Param('seconds from one window to the next; 0 for the length of a window', float)=0.,
     windows:Param('a row for each window instead of one for each file', bool)=False,
-    device:Param('recording device of the sounds, as the model names it, or unknown', str)=UNKNOWN,
+    recorder:Param('device that recorded the sounds, as the model names it, or unknown', str)=UNKNOWN,
+    device:Param('what computes: cpu, cuda:1, mps, xpu …; default: the best there is', str)='',
     format:Param('of what is printed', str, choices=list(formats))='table',
     out:Param('write there instead of printing; .csv or .json decides the format', str)='',
     bs:Param('windows at a time', int)=64,
@@ -119,12 +128,14 @@ def predict_command(
     "Scene probabilities of sounds; exit code 1 if some could not be read (they are listed), 2 if none could"
     if bool(sounds) == bool(mic):
         raise InputError('name sound files or folders, or listen with --mic SECONDS')
-    if mic: return listen(model, mic, source, window, hop or .5, device)
+    device = _computing(device)
+    if mic: return listen(model, mic, source, window, hop or .5, recorder, device)
+    from asc.load import open_model
     from asc.use.predict import predict
     file = _output_file(out)
     progress = sys.stderr.isatty()
     table = predict(
-        model, list(sounds), window, hop, windows, device, bs, workers, 'list', progress)
+        open_model(model).to(device), list(sounds), window, hop, windows, recorder, bs, workers, 'list', progress)
     if file: write_text(file, _in_utf8(formats[file.suffix[1:]](table) + '\n'))
     else: print(formats[format](table))
     _report_sounds(table)
@@ -159,24 +170,29 @@ def _list_trusted():
     print(f'files of code that may run: {len(texts)}; the list is {trust_file()}')
 
 # %% ../../nbs/use/25_commands.ipynb #5cab63a2
-def _trained_models():
+def _trained_models(device):
     "Models for a page that was given none"
     from asc.use.demo import practice_models
     print('No model was named: a small one is trained on synthetic sounds first', flush=True)
-    return practice_models(fresh_folder('demo'))
+    return practice_models(fresh_folder('demo'), device=device)
 
 # %% ../../nbs/use/25_commands.ipynb #1f0f50ee
 def demo_command(
     models:Param('run folders, .onnx files or published checkpoints; none: a small network is trained',
                  str, opt=False, nargs='*')=(),
     devices:Param('folder of .wav impulse responses; empty for six invented devices', str)='',
+    device:Param('what computes: cpu, cuda:1, mps, xpu …; default: the best there is', str)='',
     port:Param('where the page is served', int)=7860,
     host:Param('0.0.0.0 serves the whole network', str)='127.0.0.1',
     browser:Param('open it in a browser', bool)=False,
 ):
     "A page to drop or record sounds on, heard by any model through any device"
+    from asc.load import open_model
+    from asc.run.accelerator import find_device
     from asc.use.demo import build_page, need_gradio, serve_page, short_names
     need_gradio()
+    device = find_device(device)
     check_range(port=(port, 1, 65535))
-    named = short_names(models) if models else _trained_models()
-    serve_page(build_page(named, devices), port, host, browser)
+    if not models: opened = _trained_models(device)
+    else: opened = {name: open_model(path).to(device) for name, path in short_names(models).items()}
+    serve_page(build_page(opened, devices), port, host, browser)

@@ -206,14 +206,16 @@ def practice_models(
     corpus=None, # asc.data.corpus.Corpus; default the synthetic one
     epochs:int=3,
     seed:int=0,
+    device='',   # that computes, see `asc.run.accelerator.find_device`
 ) -> dict:       # name -> OpenModel, one in float and one in int8
     "A small network trained on synthetic sounds, and its quantised twin"
     small = dict(base=16, blocks=(1, 1, 1), strides=dict(b1=(2, 2), b2=(2, 1)))
     data_dir = '' if corpus is None else str(corpus.dir)
     model, data = train_and_save(folder, TrainingOptions(
-        data_dir=data_dir, valid=0., epochs=epochs, bs=32, seed=seed, pipeline='none', backbone_args=small))
+        data_dir=data_dir, valid=0., epochs=epochs, bs=32, seed=seed, pipeline='none', backbone_args=small,
+        device=str(device)))
     kinds = dict(float=model, int8=_quantised(model, data.clips(data.train), seed))
-    return {f'practice, {kind}': opened(network, kind) for kind, network in kinds.items()}
+    return {f'practice, {kind}': opened(network, kind).to(device) for kind, network in kinds.items()}
 
 # %% ../../nbs/use/20_demo.ipynb #680c9206
 def practice_sound(

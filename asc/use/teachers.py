@@ -60,12 +60,13 @@ def _test_remark(number, allow_test):
 # %% ../../nbs/use/13_teachers.ipynb #293179d4
 def open_teachers(models,    # a list, see `asc.open_model`
                   scenes,    # that they are to tell apart
+                  device='', # that computes, see `asc.run.accelerator.find_device`
                   ) -> dict: # label, each once -> OpenModel
     "The models that answer; those with other classes are refused before any of them works"
     teachers = {}
     for model in map(open_model, models):
         _check_scenes(model, scenes)
-        teachers[_new_label(model.label, teachers)] = model
+        teachers[_new_label(model.label, teachers)] = model.to(device)
     return teachers
 
 # %% ../../nbs/use/13_teachers.ipynb #206a1fb4
@@ -126,10 +127,11 @@ def teacher_file(source, # file of logits, or a model for `asc.open_model`
                  train,  # rows of the training list
                  test,   # rows of the test list
                  folder, # where logits are kept
+                 device='', # that computes, see `asc.run.accelerator.find_device`
                  **facts) -> TeacherFile:
     "The logits of one teacher, computed unless they are there"
     if not is_model(source): return _known_file(source, test)
-    model = open_model(source)
+    model = open_model(source).to(device)
     answer = partial(predict_teacher, model, store, scenes=corpus.scenes, devices=corpus.devices, test=test.filename,
                      trained_on=training_clips(source, corpus), corpus=corpus.name, **facts)
     path = _logits_path(folder, model, train)

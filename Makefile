@@ -35,7 +35,7 @@ clean:
 	rm -rf $(VENV) runs _docs
 
 # what the accelerator at hand is worth, in eight minutes; installs nothing
-# make gpu-check ARGS="--minutes 4 --data-dir my-corpus"
+# make gpu-check ARGS="--minutes 4 --data_dir my-corpus"
 .PHONY: gpu-check
 gpu-check:
 	@$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -c "from asc.cli import main; main()" gpu-check $(ARGS)

@@ -9,7 +9,9 @@ It shows, on a machine without a GPU, what would fail or crawl on one:
 
 Random numbers come from the CPU's generator, so a seed gives what it gives on the CPU.
 Importing it registers the device, for the whole process: PyTorch then takes it for the accelerator at hand.
-PyTorch also finds it by itself where `entry_point` has announced it, as it finds any backend of others."""
+PyTorch also finds it by itself where `entry_point` has announced it, as it finds any backend of others: with
+`entry_point(folder)` and PYTHONPATH=folder:tests, run notebooks and commands compute on it. EMULATED_REFUSES=float64
+names the types to be refused."""
 import os
 import threading
 import traceback

@@ -220,6 +220,7 @@ def gpu_check(
     facts = _facts(device, sizes, data_dir or 'synthetic')
     check = Check(device, .9 * minutes, path, facts, promises(sizes))  # a tenth is kept for the line under way
     print(f"{facts['device']}, torch {facts['torch']}, {facts['git']['commit'] or 'no commit'}", flush=True)
+    if sizes.timed < 10: print('(Sizes that try the code: no figure says anything.)', flush=True)
     try:
         with tempfile.TemporaryDirectory() as folder: _measure_all(check, sizes, data_dir, folder)
     finally: print(f'\n{check.text()}\n(The README sets no speed for a GPU; its pages promise this.)\n\n'

@@ -68,7 +68,8 @@ def device_number(name,    # of a recording device, as the model writes it, or '
     if isinstance(name, str) and name in devices: return devices.index(name)
     if name == UNKNOWN: return -1
     choices = ', '.join(map(str, devices))
-    raise InputError(f'device={name!r}: is not among the devices of {source}; give one of {choices}, or {UNKNOWN}')
+    raise InputError(f'recording device {name!r} is not among the devices of {source}; give one of {choices}, '
+                     f'or {UNKNOWN}')
 
 # %% ../../nbs/model/03_body.ipynb #2c2f41a7
 def devices_of(model) -> list: # names in index order

@@ -160,10 +160,12 @@ def check_same(folder,     # of a run to be resumed
     "InputError where a run was begun with other parameters"
     then = recorded(folder, 'parameters') or {}
     parameters = as_divided(parameters, then)
-    changes = [f'{name} was {then[name]!r:.60}, is {value!r:.60}' for name, value in parameters.items()
+    changed = [name for name, value in parameters.items()
                if name in then and name not in _MAY_BE_NEW and then[name] != value]
-    if not changes: return
-    raise InputError(f"out={folder} holds another run: {', '.join(changes[:5])}; give the same parameters to resume it")
+    if not changed: return
+    divided = ', or a bs and accumulate with the same product' if {'bs', 'accumulate'} & set(changed) else ''
+    changes = ', '.join(f'{name} was {then[name]!r:.60}, is {parameters[name]!r:.60}' for name in changed[:5])
+    raise InputError(f'out={folder} holds another run: {changes}; give the same parameters{divided} to resume it')
 
 # %% ../../nbs/run/05_folder.ipynb #0b103de1
 def _choose_folder(parameters, notebook):
@@ -205,10 +207,11 @@ def _device_of(parameters):
 # %% ../../nbs/run/05_folder.ipynb #40bd1e1b
 @patch
 def compute_on(self:Run, device): # torch.device
-    "Say and record on what a run computes"
+    "Say and record on what a run computes, and on what it was begun"
     from asc.run.accelerator import device_facts, device_words
     self.device = device
-    self.record.update(device_facts(device))
+    begun = recorded(self.dir, 'begun_on') or recorded(self.dir, 'device') or str(device)
+    self.record.update(device_facts(device), begun_on=begun)
     print(f'device: {device_words(device)}', flush=True)
 
 # %% ../../nbs/run/05_folder.ipynb #d98e5700

@@ -118,5 +118,6 @@ def room_words(learn, device, every) -> str: # batches a step
 def _saved_words(learn):
     "Where a checkpoint lies, what can be done with it"
     checkpoint = getattr(learn, 'checkpoint', None)
-    if checkpoint is None or not checkpoint.path.exists(): return ''
+    if checkpoint is None: return ''
+    if not checkpoint.path.exists(): return '; with resume=True it begins again in the same folder'
     return f'; with resume=True it goes on after its last whole epoch ({checkpoint.path})'

@@ -112,7 +112,7 @@ def test_device_wise(published, clips):
         for d in (None, 'a', 's2', 's4', 'unknown')
     }
     for same in ('s2', 's4', 'unknown'): assert (p[same] == p[None]).all()
-    with pytest.raises(InputError, match="'a phone' is not among"): c.predict(clips[:2], devices='a phone')
+    with pytest.raises(InputError, match="device='a phone': is not among"): c.predict(clips[:2], devices='a phone')
     assert abs(p['a'] - p[None]).max() > .01
     mixed = c.predict(clips[:2], devices=['a', 's6'])[list(SCENES)].values
     assert (mixed[0] == p['a'][0]).all() and (mixed[1] == p[None][1]).all()

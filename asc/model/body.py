@@ -68,7 +68,7 @@ def device_number(name,    # of a recording device, as the model writes it, or '
     if isinstance(name, str) and name in devices: return devices.index(name)
     if name == UNKNOWN: return -1
     choices = ', '.join(map(str, devices))
-    raise InputError(f'recording device {name!r} is not among the devices of {source}; give one of {choices}, '
+    raise InputError(f'device={name!r}: is not among the recording devices of {source}; give one of {choices}, '
                      f'or {UNKNOWN}')
 
 # %% ../../nbs/model/03_body.ipynb #2c2f41a7

@@ -696,7 +696,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/asc', 'doc_host': '', 'git
                                  'asc.bench.table.Benchmark.table': ('bench/table.html#benchmark.table', 'asc/bench/table.py'),
                                  'asc.bench.table.Benchmark.time': ('bench/table.html#benchmark.time', 'asc/bench/table.py'),
                                  'asc.bench.table.core_count': ('bench/table.html#core_count', 'asc/bench/table.py'),
-                                 'asc.bench.table.cpu_name': ('bench/table.html#cpu_name', 'asc/bench/table.py'),
                                  'asc.bench.table.machine_line': ('bench/table.html#machine_line', 'asc/bench/table.py'),
                                  'asc.bench.table.measure_machine': ('bench/table.html#measure_machine', 'asc/bench/table.py'),
                                  'asc.bench.table.repeat_call': ('bench/table.html#repeat_call', 'asc/bench/table.py'),

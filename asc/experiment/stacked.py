@@ -188,6 +188,8 @@ def update(self:Stack, nothing):
 def _train_one(i, make, turns, stack):
     "What the thread of one seed does"
     learn, fit = make()
+    if learn.dls.device != turns.device:
+        raise InputError(f'device={turns.device}: a training was made for {learn.dls.device}; give train_stacked that')
     turns.meet(i, 'begin', learn, stack.begin)
     with learn.no_bar(): fit()
     return learn

@@ -7,6 +7,7 @@ __all__ = ['innermost', 'embed', 'clip_embeddings', 'need_network', 'to_plane', 
 
 # %% ../../nbs/train/97_embedding.ipynb #9beb48dc
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from ..model.adapter import adapted, check_answer, place_of
 from ..model.body import DeviceWise, head_of
 from ..run.text import literal
 from .learner import clip_names, evaluating
+from .room import in_halves
 
 # %% ../../nbs/train/97_embedding.ipynb #c85de718
 def innermost(model):
@@ -84,7 +86,8 @@ def clip_embeddings(model,   # see `asc.model.adapter.Adapter`
     network = innermost(model if isinstance(model, nn.Module) else need_network(model))
     starts = range(0, len(data), bs)
     with evaluating(adapter):
-        parts = [_embed_rows(adapter, network, data, range(k, min(k + bs, len(data)))) for k in starts]
+        answer, place = partial(_embed_rows, adapter, network, data), place_of(adapter.model)
+        parts = [in_halves(answer, range(k, min(k + bs, len(data))), place) for k in starts]
     return torch.cat(parts).numpy()
 
 # %% ../../nbs/train/97_embedding.ipynb #d046ea5a

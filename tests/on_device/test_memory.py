@@ -8,9 +8,14 @@ from fastai.data.core import DataLoaders
 from torch import nn
 
 from asc.core import InputError, seed_everything
+from asc.data.splits import read_test
+from asc.model.classifier import create_classifier
 from asc.train.accumulate import Accumulate
+from asc.train.clips import ClipData
+from asc.train.embedding import clip_embeddings
 from asc.train.learner import create_learner, fit, predict_logits
 from asc.train.resume import Checkpoint
+from asc.train.room import free_computed
 
 
 def toy(device, bs, folder, accumulate=1, resume=False, cbs=()):
@@ -84,19 +89,24 @@ def test_other_words(tmp_path, emulated):
     with pytest.raises(InputError, match='^out of memory: emulated:0 has none for bs=64'): toy(emulated, 64, tmp_path, cbs=[Fail()])
 
 
-def test_prediction_in_halves(packed, emulated):
-    "Answers do not depend on how many clips are asked about at once"
-    from asc.model.classifier import create_classifier
-    from asc.train.clips import ClipData
-    from asc.data.splits import read_test
+@pytest.mark.parametrize('answers', [predict_logits, clip_embeddings])
+def test_answers_in_halves(packed, emulated, answers, monkeypatch):
+    "What is answered does not depend on how many clips are asked about at once"
     corpus, store = packed
     seed_everything(0)
-    model = create_classifier(rate=store.rate, scenes=corpus.scenes, backbone_args=dict(base=8), frontend_args=dict(n_mels=64))
+    model = create_classifier(rate=store.rate, scenes=corpus.scenes, backbone_args=dict(base=8),
+                              frontend_args=dict(n_mels=64))
     clips = ClipData(store, read_test(corpus)[:8], corpus.scenes, corpus.devices)
-    there = predict_logits(model, clips, 8)
+    ours = torch.as_tensor(answers(model, clips, 8))
     model.to(emulated.DEVICE)
+    halvings = []
+
+    def noted(*args):
+        halvings.append(1)
+        free_computed(*args)
+    monkeypatch.setattr('asc.train.room.free_computed', noted)
     room(emulated, 14)
-    assert torch.allclose(predict_logits(model, clips, 8), there, atol=1e-5)
-    assert any('copied' in kind for kind, _ in emulated.events)
+    assert torch.allclose(torch.as_tensor(answers(model, clips, 8)), ours, atol=1e-5)
+    assert halvings
     room(emulated, .1)
-    with pytest.raises(InputError, match='for a single clip'): predict_logits(model, clips, 8)
+    with pytest.raises(InputError, match='for a single clip'): answers(model, clips, 8)

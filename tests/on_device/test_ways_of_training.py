@@ -125,6 +125,13 @@ def test_seeds_at_once(clips, tmp_path):
         assert_same([weight.cpu() for weight in ended_with(alone).values()], theirs[seed], 1e-3)
 
 
+def test_seeds_of_another_device_are_refused(clips):
+    "Trainings that were made for one device, stacked for another"
+    options = TrainingOptions(**PLAIN | dict(backbone='cnn3', frontend='cnn3', backbone_args={}, device='cpu'))
+    with pytest.raises(InputError, match='a training was made for cpu'):
+        train_stacked([partial(create_training, clips, options)] * 2, 'emulated')
+
+
 def test_the_rate_is_looked_for(clips, tmp_path):
     "`lr_find` suggests what it suggests on the CPU, and what follows is trained"
     def search(place):

@@ -1,10 +1,17 @@
 """Miniatures of the corpora known by name, faithful to the byte: folders, names, columns, line ends and traps are those
 of the real ones (reference: their own publications), rate, depth and channels too. The sounds are made and short.
 
-    miniature('esc50', folder)   # the unpacked corpus; returns folder/'ESC-50-master'
+    out = miniature('esc50', folder)   # the unpacked corpus: folder/'ESC-50-master'
+    packed('esc50', out)               # its archives: name of the file -> bytes
+
+A server of them is in mirror.py.
 """
 import hashlib
+import io
 import re
+import struct
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -222,7 +229,6 @@ def urbansound8k(out, seconds):
 
 def tau2022_mini(out, seconds, columns=('audio', 'scene_label')):
     "A Hugging Face dataset: wav files inside two parquet files; `columns` may name identifier, source_label, audio_id"
-    import io
     import pyarrow as pa
     import pyarrow.parquet as pq
     (out/'data').mkdir()
@@ -239,3 +245,104 @@ def tau2022_mini(out, seconds, columns=('audio', 'scene_label')):
         held = pa.Table.from_pylist(rows).select(list(columns))
         pq.write_table(held, out/f'data/{part}-00000-of-00001.parquet', row_group_size=5)
     (out/'README.md').write_text('---\ntags: [audio]\n---\n', encoding='utf-8')
+
+
+# ---------------------------------------------------------------- as they are published
+
+def packed(name, out):
+    "The archives of an unpacked miniature: name of the file -> bytes"
+    files = {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob('*')) if path.is_file()}
+    files = {file: body for file, body in files.items() if not file.startswith('APSIPA')}
+    inside = {f'{out.name}/{file}': body for file, body in files.items()}
+    if name == 'esc50': return {'ESC-50-master.zip': zipped(inside, folders=True, comment=b'33c8ce9eb2cf0b1c2f8bcf322e')}
+    if name == 'urbansound8k': return {'UrbanSound8K.tar.gz': tarred(inside)}
+    if name == 'cochlscene': return in_volumes('CochlScene', inside)
+    if name == 'tau2022-mini': return files
+    if name.startswith('cas2023'): return {f'{out.name}.zip': zipped(inside | {f'__MACOSX/{out.name}/._a.wav': b'Mac'})}
+    return parts_of(out.name, inside)
+
+
+def parts_of(corpus, files):
+    "TAU's archives: documents, tables, errors, and the sounds in two parts, in the order of their names"
+    def part(wanted): return zipped({name: files[name] for name in sorted(files) if wanted(name)})
+    sounds = sorted(name for name in files if name.endswith('.wav'))
+    half = len(sounds)//2
+    archives = {
+        'doc': part(lambda name: name.endswith('README.md')),
+        'meta': part(lambda name: 'meta.' in name or 'evaluation_setup' in name),
+        'error': part(lambda name: name.endswith('error.txt')),
+        'audio.1': part(lambda name: name in sounds[:half]),
+        'audio.2': part(lambda name: name in sounds[half:])}
+    return {f'{corpus}.{kind}.zip': body for kind, body in archives.items() if len(body) > 22}
+
+
+def zipped(files, folders=False, comment=b''):
+    "Bytes of a zip file; GitHub's have entries for folders, and the commit as comment"
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.comment = comment
+        for folder in sorted({f'{Path(name).parent.as_posix()}/' for name in files}) if folders else ():
+            archive.writestr(zipfile.ZipInfo(folder), b'')
+        for name, body in files.items(): archive.writestr(zipfile.ZipInfo(name), body, zipfile.ZIP_DEFLATED)
+    return held.getvalue()
+
+
+def tarred(files):
+    "Bytes of a tar.gz, with the folders and the litter of a Mac"
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode='w:gz') as archive:
+        top = next(iter(files)).partition('/')[0]
+        folder = tarfile.TarInfo(top)
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for name, body in {**files, f'{top}/.DS_Store': b'Mac', f'{top}/audio/fold1/._1.wav': b'Mac'}.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(body)
+            archive.addfile(entry, io.BytesIO(body))
+    return held.getvalue()
+
+
+def in_volumes(stem, files, size=1 << 16, wide=False):
+    "A zip file in volumes of at most `size` bytes, as `zip -s` makes them; `wide`: with 64-bit numbers throughout"
+    whole = zipped(files)
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive: members, begin = archive.infolist(), archive.start_dir
+    volumes, entries = [bytearray(b'PK\7\x08')], []
+    ends = [member.header_offset for member in members[1:]] + [begin]
+    for member, end in zip(members, ends):
+        header = 30 + len(member.filename.encode())
+        if len(volumes[-1]) + header > size: volumes.append(bytearray())
+        entries.append(entry(member, len(volumes) - 1, len(volumes[-1]), wide))
+        body = whole[member.header_offset:end]
+        while body:
+            if len(volumes[-1]) == size: volumes.append(bytearray())
+            room = size - len(volumes[-1])
+            volumes[-1] += body[:room]
+            body = body[room:]
+    directory = len(volumes) - 1, len(volumes[-1])
+    for line in entries:
+        if len(volumes[-1]) + len(line) > size: volumes.append(bytearray())
+        volumes[-1] += line
+    if len(volumes[-1]) + 98 > size: volumes.append(bytearray())
+    volumes[-1] += last_words(len(volumes) - 1, len(volumes[-1]), directory, entries, wide)
+    names = [f'{stem}.z{number:02}' for number in range(1, len(volumes))] + [f'{stem}.zip']
+    return dict(zip(names, map(bytes, volumes)))
+
+
+def entry(member, volume, offset, wide):
+    "An entry in the directory of a zip file in volumes"
+    name, full = member.filename.encode(), 2**32 - 1
+    numbers = member.compress_size, member.file_size
+    extra = struct.pack('<2H3QL', 1, 28, *reversed(numbers), offset, volume) if wide else b''
+    if wide: numbers, volume, offset = (full, full), 2**16 - 1, full
+    return struct.pack('<4s6H3L5H2L', b'PK\1\2', 45, 45, 0, member.compress_type, 0, 33, member.CRC, *numbers, len(name),
+                       len(extra), 0, volume, 0, 0, offset) + name + extra
+
+
+def last_words(volume, at, directory, entries, wide):
+    "The end of a zip file in volumes"
+    first, offset = directory
+    count, size = len(entries), sum(map(len, entries))
+    if not wide: return struct.pack('<4s4H2LH', b'PK\5\6', volume, first, count, count, size, offset, 0)
+    end = struct.pack('<4sQ2H2L4Q', b'PK\6\6', 44, 45, 45, volume, first, count, count, size, offset)
+    locator = struct.pack('<4sLQL', b'PK\6\7', volume, at, volume + 1)
+    return end + locator + struct.pack('<4s4H2LH', b'PK\5\6', volume, first, *(2**16 - 1,)*2, *(2**32 - 1,)*2, 0)

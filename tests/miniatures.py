@@ -177,16 +177,21 @@ def cochlscene(out, seconds):
                     sound(path, seconds, frames=round(44100*seconds) + user - 11)
 
 
+CAS = ('Bus', 'Airport', 'Metro', 'Restaurant', 'Shopping mall', 'Public square', 'Urban park', 'Traffic street',
+       'Construction site', 'Bar')
+
+
 def cas2023(out, seconds, labelled=True):
-    "Names without meaning, most clips without a label; the table lies elsewhere and begins with a byte order mark"
+    "Names without meaning, many clips without a label; the table lies elsewhere and begins with a byte order mark"
     cities = ["Xi'an", 'Luoyang', 'Shanghai'] if labelled else ['Shenyang', 'Tianjin']
     rows = [('filename', 'location', 'record_time', 'scene_label')]
-    for n in range(30):
-        city, scene = cities[n % len(cities)], ('Bus', 'Shopping mall', 'Construction site')[n // 3 % 3]
+    for n in range(50 if labelled else 12):
+        visit = n // 10                                     # to a city, on a day
         stem = f"{hashlib.md5(f'{out.name}{n}'.encode()).hexdigest()}{n + 1}_{n % 2 + 1}"
         sound(out/f'{stem}.wav', seconds)
-        known = labelled and n < 18
-        rows.append((stem, city, f'2023-0{4 + n % 5}-2{n % 8} 1{n % 9}:05:0{n % 7}', scene if known else ''))
+        known = labelled and visit < 4
+        time = f'2023-0{4 + visit}-21 09:{n % 10:02}:07'
+        rows.append((stem, cities[visit % len(cities)], time, CAS[n % 10] if known else ''))
     part = 'dev' if labelled else 'eval'
     table(out/f'APSIPA2025_GC_ASC_{part}_metadata.csv', rows, ',', bom=True)
 
@@ -256,7 +261,7 @@ def packed(name, out):
     inside = {f'{out.name}/{file}': body for file, body in files.items()}
     if name == 'esc50': return {'ESC-50-master.zip': zipped(inside, folders=True, comment=b'33c8ce9eb2cf0b1c2f8bcf322e')}
     if name == 'urbansound8k': return {'UrbanSound8K.tar.gz': tarred(inside)}
-    if name == 'cochlscene': return in_volumes('CochlScene', inside)
+    if name == 'cochlscene': return in_volumes('CochlScene', inside, sum(map(len, inside.values()))//6)
     if name == 'tau2022-mini': return files
     if name.startswith('cas2023'): return {f'{out.name}.zip': zipped(inside | {f'__MACOSX/{out.name}/._a.wav': b'Mac'})}
     return parts_of(out.name, inside)

@@ -70,17 +70,17 @@ def mirror():
         server.server_close()
 
 
-def publish(web, names, folder, made=None):
-    "Serve miniatures of corpora; returns the settings under which `asc` finds them. `made`: a folder that has them"
+def publish(web, names, folder, seconds=1):
+    "Serve miniatures of corpora, of clips of some seconds; returns the settings under which `asc` finds them"
     corpora, rows = folder/'corpora', []
     corpora.mkdir(parents=True, exist_ok=True)
     for name in names:
         about = yaml.safe_load((ROOT/f'nbs/corpora/{name}.yaml').read_text(encoding='utf-8'))
-        out = made/about['folder'] if made else miniature(name, folder/'original')
+        out = miniature(name, folder/'original', seconds)
         rows += serve(web, name, about, packed(name, out), out)
         about['holds'] = dict(about['holds'], clips=len([*out.rglob('*.wav')]))
         about['holds'].pop('gigabytes', None)
-        if 'length' in about.get('sound', {}): about['sound']['length'] = 1
+        if 'length' in about.get('sound', {}): about['sound']['length'] = seconds
         (corpora/f'{name}.yaml').write_text(yaml.safe_dump(about, sort_keys=False, allow_unicode=True), encoding='utf-8')
     with open(corpora/'archives.csv', 'w', newline='', encoding='utf-8') as file:
         csv.writer(file).writerows([('record', 'file', 'bytes', 'md5'), *rows])

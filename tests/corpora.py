@@ -33,10 +33,10 @@ def scene_of(i, name):
 
 
 def write_sounds(folder):
-    "200 clips of half a second, each scene of a colour of its own"
+    "200 clips of a second, each scene of a colour of its own"
     rng = np.random.default_rng(0)
     for i in range(200):
-        wave = rng.normal(0, .05, RATE // 2) + .1 * np.sin(np.arange(RATE // 2) * (.05 + i // 50 * .2))
+        wave = rng.normal(0, .05, RATE) + .1 * np.sin(np.arange(RATE) * (.05 + i // 50 * .2))
         (folder/'sounds').mkdir(parents=True, exist_ok=True)
         sf.write(folder/f'sounds/{i:03d}.wav', wave, RATE)
 

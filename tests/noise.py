@@ -4,7 +4,9 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 
-from asc.data.corpus import META, ClipName, load_corpus
+from asc.data.corpus import load_corpus
+from asc.data.layouts import META
+from asc.data.names import ClipName
 
 RATE = 800
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from asc.core import SCENES, InputError
-from asc.data.corpus import recording_and_place
+from asc.data.names import recording_and_place
 from asc.data.synthetic import _clips, _nested, plan
 from asc.teach.alignment import check_alignment
 

@@ -15,9 +15,13 @@ import pytest
 import soundfile as sf
 
 from asc.core import InputError, fingerprint, project_root
-from asc.data.corpus import ClipName, counts, FINGERPRINTS, META, OFFICIAL
+from asc.data.corpus import counts
+from asc.data.layouts import META
+from asc.data.names import ClipName
+from asc.data.official import FINGERPRINTS, OFFICIAL
 from asc.data.check import check_corpus
-from asc.data.corpus import load_corpus, read_list, recordings
+from asc.data.corpus import load_corpus, recordings
+from asc.data.lists import read_list
 from asc.data.fetch import download_corpus, fetch, unpack
 from asc.data.splits import expand_2020
 

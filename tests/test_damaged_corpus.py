@@ -12,7 +12,9 @@ import soundfile as sf
 
 from asc.augment.impulse import DIR, load_bank
 from asc.data.check import check_corpus
-from asc.data.corpus import META, check_grammar, load_corpus
+from asc.data.corpus import load_corpus
+from asc.data.layouts import META
+from asc.data.names import check_grammar
 from asc.data.fetch import unpack
 from asc.data.findings import corpus_remarks
 from asc.data.join import join_snippets, join_store

@@ -5,7 +5,8 @@ import pytest
 
 from asc.core import CITIES, DEVICES, SCENES
 from asc.data.choose import WORLD
-from asc.data.corpus import META, load_corpus
+from asc.data.corpus import load_corpus
+from asc.data.layouts import META
 from asc.data.splits import carve_valid, check_disjoint, read_split, read_test
 from asc.data.synthetic import _write_lists, plan
 from asc.score.metrics import expected_calibration_error

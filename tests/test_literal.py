@@ -7,7 +7,8 @@ import pytest
 import soundfile as sf
 
 import launch
-from asc.data.corpus import ClipName, META
+from asc.data.layouts import META
+from asc.data.names import ClipName
 from asc.run.folder import Run
 from asc.run.text import from_sheet, literal, markdown_table, plain, sheet
 from asc.score.metrics import read_predictions

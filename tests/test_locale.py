@@ -8,7 +8,7 @@ import numpy as np
 import soundfile as sf
 
 from asc.core import project_root
-from asc.data.corpus import META
+from asc.data.layouts import META
 
 SCRIPT = '''
     import json, locale, sys, warnings

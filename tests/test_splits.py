@@ -10,7 +10,11 @@ import pytest
 
 import asc.data.splits
 from asc.core import InputError, fingerprint, project_root
-from asc.data.corpus import FINGERPRINTS, META, ClipName, load_corpus, read_list
+from asc.data.corpus import load_corpus
+from asc.data.layouts import META
+from asc.data.lists import read_list
+from asc.data.names import ClipName
+from asc.data.official import FINGERPRINTS
 from asc.data.splits import carve_valid, check_disjoint, describe, expand_2020, fetch_split
 from asc.data.splits import read_split, read_test, subsets_of
 

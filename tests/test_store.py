@@ -23,7 +23,9 @@ import asc.data.proof
 import asc.data.store
 from asc.core import InputError, project_root
 from asc.data.check import check_corpus
-from asc.data.corpus import META, ClipName, load_corpus
+from asc.data.corpus import load_corpus
+from asc.data.layouts import META
+from asc.data.names import ClipName
 from asc.data.packing import chunks, store_layout
 from asc.data.reading import read_int16
 from asc.data.samples import to_int16

@@ -219,7 +219,7 @@ def test_a_copy_adds_nothing(short_test, project, tmp_path):
     for name, new in zip(names, sounds): shutil.copy(short_test/name, copy/f'audio/{new}.wav')
     options = TrainingOptions(**SMALL, data_dir=str(short_test), classes=ROADS,
                               extra=[dict(data=str(copy), classes=ROADS)])
-    with pytest.raises(InputError, match='3 with the samples of clips of the validation or test list.*leave this corpus'):
+    with pytest.raises(InputError, match='4 with the samples of clips.*2 that the training list has already.*leave this corpus'):
         quietly(read_training_data, options)
     with pytest.raises(InputError, match='from places of the validation or test list'):
         quietly(read_training_data, TrainingOptions(**SMALL, data_dir=str(short_test), extra=[str(short_test)]))

@@ -26,6 +26,7 @@ from asc.train.epoch import Epoch
 from asc.train.learner import make_dls
 from asc.train.options import TrainingOptions
 from asc.train.resume import Checkpoint
+from conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 ROADS = {'bus': 'road', 'street_traffic': 'road', 'park': 'park'}
@@ -57,6 +58,7 @@ def project(tmp_path, monkeypatch):
     "A project of its own, where stores go"
     (tmp_path/'project/asc').mkdir(parents=True)
     (tmp_path/'project/settings.ini').touch()
+    (tmp_path/'project/nbs').symlink_to(ROOT/'nbs')
     monkeypatch.chdir(tmp_path/'project')
     return tmp_path/'project'
 
@@ -241,8 +243,8 @@ def test_refused_before_anything_is_read(wrong, says, monkeypatch):
 
 def test_refused_before_it_is_packed(extended, further):
     "A class that the run has not, a weight by which nothing comes, another corpus than there is"
-    for entry, says in ((dict(classes={}), 'the run has no class Bus, Park .did you mean park'),
-                        (dict(classes={'Bus': 'rod', 'Park': 'park'}), 'no class rod .did you mean road'),
+    for entry, says in ((dict(classes={}), 'the run has no class Bus, Park.*such as .Park: park.'),
+                        (dict(classes={'Bus': 'rod', 'Park': 'park'}), 'no class rod.*such as .rod: road.'),
                         (dict(classes='tau'), 'no class bus'), (dict(weight=.01), 'none would come'),
                         (dict(data=str(further/'no')), 'no folder'), (dict(data='coclscene'), 'did you mean cochlscene')):
         with pytest.raises(InputError, match=says): extended(entry)

@@ -53,14 +53,19 @@ def further(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp('further')/'phones', {n: rng.normal(0, .1, 44100) for n in names})
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
     "A project of its own, where stores go"
-    (tmp_path/'project/asc').mkdir(parents=True)
-    (tmp_path/'project/settings.ini').touch()
-    (tmp_path/'project/nbs').symlink_to(ROOT/'nbs')
-    monkeypatch.chdir(tmp_path/'project')
-    return tmp_path/'project'
+    folder = tmp_path_factory.mktemp('project')
+    (folder/'asc').mkdir()
+    (folder/'settings.ini').touch()
+    (folder/'nbs').symlink_to(ROOT/'nbs')
+    return folder
+
+
+@pytest.fixture
+def project(home, monkeypatch):
+    monkeypatch.chdir(home)
 
 
 @pytest.fixture

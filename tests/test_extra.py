@@ -18,7 +18,7 @@ from asc.data.classes import with_classes
 from asc.data.corpus import load_corpus
 from asc.data.splits import read_split, read_test
 from asc.experiment.checks import check_training
-from asc.experiment.recipe import create_training, data_of_run, read_training_data
+from asc.experiment.recipe import create_training, data_of_run, read_training_data, train_and_save
 from asc.experiment.stacked import train_stacked
 from asc.train.clips import ClipData
 from asc.train.ddp import SharedClips
@@ -255,3 +255,20 @@ def test_refused_before_it_is_packed(extended, further):
                         (dict(data=str(further/'no')), 'no folder'),
                         (dict(data='coclscene'), 'did you mean cochlscene')):
         with pytest.raises(InputError, match=says): extended(entry)
+
+
+def test_a_start_on_a_corpus_by_name(short_test, home, project, tmp_path):
+    "Classes of a description, a run's over them, and a training that begins with what another corpus taught"
+    describe = dict(reader='tau', folder=str(short_test), classes={'bus': 'b', 'tram': 't', 'park': 'p'}, title='two')
+    (home/'data').mkdir(exist_ok=True)
+    (home/'data/two.yaml').write_text(json.dumps(describe), encoding='utf-8')
+    options = TrainingOptions(**SMALL | dict(epochs=1), data='two', classes={'bus': 'b', 'metro': 'm'})
+    with redirect_stdout(StringIO()): first, data = train_and_save(tmp_path/'first', options)
+    assert (first.scenes, data.corpus.whole.scenes[0]) == (['b', 'm'], 'airport')
+    options = TrainingOptions(**SMALL, data='two', init_from=str(tmp_path/'first'))
+    second, _ = create_training(quietly(read_training_data, options), options)
+    body, theirs = second.model.backbone.state_dict(), first.backbone.state_dict()
+    assert second.model.scenes == ['b', 'p', 't'] and second.start['classes'] == ['b', 'm']
+    assert 'Its head was for 2 classes (b, m)' in second.start['remark'] and 'anew for 3 classes' in second.start['remark']
+    kept = [name for name in body if name not in second.start['new']]
+    assert kept and second.start['new'] and all(torch.equal(body[name], theirs[name]) for name in kept)

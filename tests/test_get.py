@@ -24,6 +24,8 @@ from asc.data.store import pack
 from asc.data.tally import check_fetched, tally
 from asc.data.unpack import unpack
 from asc.data.volumes import open_zip
+from asc.experiment.recipe import read_training_data
+from asc.train.options import TrainingOptions
 from miniatures import NAMES, in_volumes, zipped
 from mirror import mirror, publish
 
@@ -272,7 +274,7 @@ def test_share(ranges, web, shares, tmp_path, capsys):
     store = pack(corpus, tmp_path/'store', progress=False)
     assert len(store) == len(web.few) and len(store.index([*few.filename, *test.filename]))
     with pytest.raises(InputError, match='train clips are not here.*asc data get tau2022 --out'):
-        check_fetched(corpus, train=read_split(corpus, 100))
+        read_training_data(TrainingOptions(data_dir=str(folder), subset=100))
     with pytest.raises(InputError, match='only parts of this corpus were fetched; `asc data get tau2022'):
         store.index(read_split(corpus, 100).filename)
 
@@ -474,4 +476,17 @@ def test_list(web, tmp_path, monkeypatch, capsys):
     assert code == 0 and sorted(lines) == NAMES
     assert lines['esc50'].endswith('whole') and lines['urbansound8k'].endswith('whole')
     assert lines['cochlscene'].endswith('parts, 35 of 36 sounds') and lines['tau2022'].endswith('nothing')
-    assert asc(capsys, 'data', 'list', 'esc5') == (asc(capsys, 'data', 'list', 'esc5')[0], 2)
+    assert asc(capsys, 'data', 'list', 'esc5')[1] == 2
+
+
+def test_list_of_ones_own(web, tmp_path, monkeypatch, capsys):
+    "What one has described oneself is among them; a description that is damaged costs only itself"
+    for module in ('known', 'description'): monkeypatch.setattr(f'asc.data.{module}.project_root', lambda: tmp_path)
+    shutil.copytree(web.original/'CochlScene', tmp_path/'data/seoul')
+    (tmp_path/'data/seoul.yaml').write_text('title: Seoul\nreader: folders\n', encoding='utf-8')
+    (tmp_path/'data/busan.yaml').write_text('reader: 5', encoding='utf-8')
+    text, code = asc(capsys, 'data', 'list')
+    lines = text.splitlines()
+    seoul = next(k for k, line in enumerate(lines) if line.startswith('seoul'))
+    assert code == 0 and lines[seoul].endswith(' here') and 'Seoul; your own' in lines[seoul + 1]
+    assert 'busan.yaml: ' in text and len(lines) == 2*(len(NAMES) + 2)

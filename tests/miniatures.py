@@ -259,7 +259,7 @@ def packed(name, out):
     files = {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob('*')) if path.is_file()}
     files = {file: body for file, body in files.items() if not file.startswith('APSIPA')}
     inside = {f'{out.name}/{file}': body for file, body in files.items()}
-    if name == 'esc50': return {'ESC-50-master.zip': zipped(inside, folders=True, comment=b'33c8ce9eb2cf0b1c2f8bcf322e')}
+    if name == 'esc50': return {'ESC-50-master.zip': zipped(inside, folders=True, comment=b'33c8ce9eb2cf0b1c2f8bcf')}
     if name == 'urbansound8k': return {'UrbanSound8K.tar.gz': tarred(inside)}
     if name == 'cochlscene': return in_volumes('CochlScene', inside, sum(map(len, inside.values()))//6)
     if name == 'tau2022-mini': return files
@@ -339,8 +339,9 @@ def entry(member, volume, offset, wide):
     numbers = member.compress_size, member.file_size
     extra = struct.pack('<2H3QL', 1, 28, *reversed(numbers), offset, volume) if wide else b''
     if wide: numbers, volume, offset = (full, full), 2**16 - 1, full
-    return struct.pack('<4s6H3L5H2L', b'PK\1\2', 45, 45, 0, member.compress_type, 0, 33, member.CRC, *numbers, len(name),
-                       len(extra), 0, volume, 0, 0, offset) + name + extra
+    lengths = len(name), len(extra), 0
+    return struct.pack('<4s6H3L5H2L', b'PK\1\2', 45, 45, 0, member.compress_type, 0, 33, member.CRC, *numbers, *lengths,
+                       volume, 0, 0, offset) + name + extra
 
 
 def last_words(volume, at, directory, entries, wide):

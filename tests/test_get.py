@@ -18,11 +18,14 @@ from asc.data.choose import find_corpus
 from asc.data.corpus import load_corpus
 from asc.data.get import download_corpus
 from asc.data.official import FINGERPRINTS
+from asc.data.ranges import NoRanges
 from asc.data.splits import read_split, read_test
 from asc.data.store import pack
 from asc.data.tally import check_fetched, tally
 from asc.data.unpack import unpack
 from asc.data.volumes import open_zip
+from asc.experiment.recipe import read_training_data
+from asc.train.options import TrainingOptions
 from miniatures import NAMES, in_volumes, zipped
 from mirror import mirror, publish
 
@@ -74,11 +77,11 @@ def test_each_name_by_command(name, web, tmp_path, capsys):
     assert is_whole(web, folder)
     before = len(web.log)
     assert asc(capsys, 'data', 'get', name, '--out', tmp_path)[1] == 0
-    assert len(web.log) == before + 1                      # the record, to see whether it is still the same
+    assert len(web.log) == before + (name != 'esc50')      # what is published, to see whether it is still the same
     assert load_corpus(folder).about['title'] in text
 
 
-WORST = dict(drop=3000, times=2, busy=3)
+WORST = dict(drop=100_000, times=2, busy=3)
 
 
 @pytest.mark.parametrize('ranges', [True, False])
@@ -88,7 +91,7 @@ def test_broken_lines(name, ranges, web, tmp_path):
     for key, value in dict(WORST, ranges=ranges).items(): setattr(web, key, value)
     folder, = download_corpus(name, tmp_path, progress=False)
     assert is_whole(web, folder)
-    assert any(asked for _, asked in web.log)
+    assert any(asked for _, asked in web.log) or name == 'cochlscene'      # its volumes are too small here to break off
 
 
 @pytest.mark.parametrize('name', ['tut2017', 'cochlscene', 'urbansound8k', 'esc50', 'tau2022-mini'])
@@ -106,8 +109,8 @@ def test_half_an_archive(name, web, tmp_path, capsys, damage):
 
 def web_paths(web, name):
     "Addresses of the archives of a corpus"
-    words = {'esc50': '/archive/', 'tau2022-mini': '/resolve/', 'tut2017': '/400515/files', 'cochlscene': '/7080122/files',
-             'urbansound8k': '/1203745/files', 'tau2022': '/6337421/files'}
+    words = {'esc50': '/archive/', 'tau2022-mini': '/resolve/', 'tut2017': '/400515/files', 'tau2022': '/6337421/files',
+             'cochlscene': '/7080122/files', 'urbansound8k': '/1203745/files'}
     return [path for path in web.files if words[name] in path]
 
 
@@ -176,8 +179,8 @@ def test_github_makes_another_archive(web, tmp_path, damage):
 
 def test_corpus_not_here(web):
     "What it is, how large, and the command"
-    with pytest.raises(InputError, match='UrbanSound8K, sounds of the street .60 clips, .* MB; licence: .* is not here.*'
-                       '`asc data get urbansound8k` fetches it'): find_corpus('urbansound8k')
+    words = 'UrbanSound8K, sounds of the street .60 clips, .* kB; licence: .* is not here.*`asc data get urbansound8k`'
+    with pytest.raises(InputError, match=words): find_corpus('urbansound8k')
 
 
 def test_two_at_once(web, tmp_path):
@@ -185,14 +188,67 @@ def test_two_at_once(web, tmp_path):
         download_corpus('esc50', tmp_path, progress=False)
 
 
+def test_archives_may_be_deleted(web, tmp_path):
+    "Nothing is fetched again; what is lost from the corpus alone is"
+    folder, = download_corpus('tut2016', tmp_path, progress=False)
+    for path in (tmp_path/'archives').glob('*.zip'): path.unlink()
+    before = len(web.log)
+    download_corpus('tut2016', tmp_path, progress=False)
+    assert len(web.log) == before + 1
+    (folder/'audio/a000_0_30.wav').unlink()
+    assert tally(folder).state == 'parts'
+    download_corpus('tut2016', tmp_path, progress=False)
+    assert is_whole(web, folder)
+    assert {path.split('/')[-2][-11:] for path, _ in web.log[before + 2:]} == {'audio.1.zip'}
+
+
+@pytest.mark.parametrize('harm', ['none', 'a file is missing', 'a file is another'])
+def test_unpacked_by_hand(harm, web, tmp_path):
+    "What is there is looked at and kept"
+    folder = shutil.copytree(web.original/'TUT-acoustic-scenes-2016-development',
+                             tmp_path/'TUT-acoustic-scenes-2016-development')
+    if harm != 'none': (folder/'audio/a000_0_30.wav').write_bytes(b'RIFF')
+    if harm == 'a file is missing': (folder/'audio/a000_0_30.wav').unlink()
+    download_corpus('tut2016', tmp_path, progress=False)
+    assert is_whole(web, folder) and not list((tmp_path/'archives').glob('*.zip'))
+
+
+def test_ranges_are_not_taken_any_more(web, shares, tmp_path, monkeypatch):
+    "After the directories were read: whole archives come instead"
+    def stop(self, *args):
+        web.ranges = False
+        raise NoRanges
+    monkeypatch.setattr('asc.data.ranges.Remote._fetch_stretch', stop)
+    folder, = download_corpus('tau2022', tmp_path, progress=False, subset=5, lists_url=shares)
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob('*.wav')} == web.few
+
+
+def test_share_of_what_is_whole(web, shares, tmp_path):
+    "It stays whole"
+    folder, = download_corpus('tau2022', tmp_path, progress=False)
+    before = len(web.log)
+    download_corpus('tau2022', tmp_path, progress=False, subset=5, lists_url=shares)
+    assert is_whole(web, folder) and len(web.log) == before + 1
+
+
+def test_a_full_disk(web, tmp_path, monkeypatch):
+    "What is there already needs no room; what comes, does"
+    download_corpus('tut2016', tmp_path, progress=False)
+    next(tmp_path.rglob('*.wav')).unlink()
+    monkeypatch.setattr('shutil.disk_usage', lambda _: type('u', (), dict(free=20_000)))
+    download_corpus('tut2016', tmp_path, progress=False)
+    with pytest.raises(InputError, match='has 0 GB free; tut2017 needs about'):
+        download_corpus('tut2017', tmp_path, progress=False)
+
+
 # ---------------------------------------------------------------- what a list needs
 
 @pytest.fixture
 def shares(web, monkeypatch):
     "The miniature of TAU 2022 is official: its lists, and the server that has those of shares"
-    meta = load_corpus(web.original/'TAU-urban-acoustic-scenes-2022-mobile-development').meta
-    train, test = (pd.read_csv(web.original/f'TAU-urban-acoustic-scenes-2022-mobile-development/evaluation_setup/fold1_{n}.csv',
-                               sep='\t') for n in ('train', 'evaluate'))
+    folder = web.original/'TAU-urban-acoustic-scenes-2022-mobile-development'
+    meta, lists = load_corpus(folder).meta, folder/'evaluation_setup'
+    train, test = (pd.read_csv(lists/f'fold1_{name}.csv', sep='\t') for name in ('train', 'evaluate'))
     few = train[train.filename.str.contains('-a.wav')][::4]
     known = {'all': meta, 'split5': few, 'split100': train, 'test': test}
     monkeypatch.setitem(FINGERPRINTS, '2022', {name: fingerprint(rows.filename) for name, rows in known.items()})
@@ -218,7 +274,7 @@ def test_share(ranges, web, shares, tmp_path, capsys):
     store = pack(corpus, tmp_path/'store', progress=False)
     assert len(store) == len(web.few) and len(store.index([*few.filename, *test.filename]))
     with pytest.raises(InputError, match='train clips are not here.*asc data get tau2022 --out'):
-        check_fetched(corpus, train=read_split(corpus, 100))
+        read_training_data(TrainingOptions(data_dir=str(folder), subset=100))
     with pytest.raises(InputError, match='only parts of this corpus were fetched; `asc data get tau2022'):
         store.index(read_split(corpus, 100).filename)
 
@@ -231,7 +287,7 @@ def test_share(ranges, web, shares, tmp_path, capsys):
 
 
 def test_share_with_broken_lines(web, shares, tmp_path):
-    for key, value in dict(WORST, drop=9000, times=10).items(): setattr(web, key, value)
+    for key, value in dict(WORST, drop=40_000, times=10).items(): setattr(web, key, value)
     folder, = download_corpus('tau2022', tmp_path, progress=False, subset=5, lists_url=shares)
     assert {path.relative_to(folder).as_posix() for path in folder.rglob('*.wav')} == web.few
     assert not list((tmp_path/'archives').glob('*stretch*'))
@@ -242,17 +298,20 @@ def test_share_of_a_lying_server(web, shares, tmp_path, damage):
     web.lie = 5
     damage('range', lambda: download_corpus('tau2022', tmp_path, progress=False, subset=5, lists_url=shares),
            ['.audio.1.zip'])
-    web.lie, web.halves = 0, {path for path in web_paths(web, 'tau2022') if '.audio.' in path}
+    web.lie, web.drop, web.times = 0, 0, 999
     damage('range', lambda: download_corpus('tau2022', tmp_path, progress=False, subset=5, lists_url=shares),
-           ['.audio.1.zip'])
+           [web.url])
 
 
 def test_share_of_another_archive(web, shares, tmp_path, damage):
-    "A clip of the list is in none; a member is not what its checksum says"
-    paths = [path for path in web_paths(web, 'tau2022') if '.audio.2' in path]
-    body = bytearray(web.files[paths[0]])
-    body[3000:3020] = bytes(20)
-    web.files[paths[0]] = bytes(body)
+    "A member is not what its checksum says"
+    path, = (path for path in web_paths(web, 'tau2022') if '.audio.2' in path)
+    with zipfile.ZipFile(io.BytesIO(web.files[path])) as archive:
+        places = {member.filename.partition('/')[2]: member.header_offset for member in archive.infolist()}
+    body = bytearray(web.files[path])
+    at = next(places[name] for name in places if name in web.few) + 300
+    body[at:at + 20] = bytes(20)
+    web.files[path] = bytes(body)
     damage('range', lambda: download_corpus('tau2022', tmp_path, progress=False, subset=5, lists_url=shares),
            ['cannot be unpacked'])
     assert tally(tmp_path/'TAU-urban-acoustic-scenes-2022-mobile-development').state == 'parts'
@@ -355,20 +414,20 @@ def test_content_of_a_tar(name, tmp_path, damage):
     assert [path.name for path in tmp_path.rglob('*')] == ['a.tar.gz']
 
 
-@pytest.mark.parametrize('cut', [0, 20, -9])
+@pytest.mark.parametrize('cut', [0, 20, 999])
 @pytest.mark.parametrize('name', ['a.tar.gz', 'a.tar'])
 def test_half_a_tar(name, cut, tmp_path, damage):
-    tarred(tmp_path/name, *((f'{i}', hashlib.sha512(bytes([i])).digest()*99, tarfile.REGTYPE) for i in range(5)),
+    tarred(tmp_path/name, *((f'{i}', hashlib.shake_256(bytes([i])).digest(7000), tarfile.REGTYPE) for i in range(5)),
            mode='w' if name == 'a.tar' else 'w:gz')
     body = (tmp_path/name).read_bytes()
-    if name == 'a.tar': body = body[:5*7000]              # without the zeros at the end
     (tmp_path/name).write_bytes(body[:cut])
     damage('tar', lambda: unpack(tmp_path/name, tmp_path/'out', progress=False), [name])
 
 
 # ---------------------------------------------------------------- the hub
 
-HUB = '/api/datasets/mteb/tau-acoustic-scenes-2022-mobile-mini/revision/d0da0ed80d22944c7a5690c4b570683d45c4dfaf?blobs=true'
+REVISION = 'd0da0ed80d22944c7a5690c4b570683d45c4dfaf'
+HUB = f'/api/datasets/mteb/tau-acoustic-scenes-2022-mobile-mini/revision/{REVISION}?blobs=true'
 
 
 def told(web, change):
@@ -417,4 +476,17 @@ def test_list(web, tmp_path, monkeypatch, capsys):
     assert code == 0 and sorted(lines) == NAMES
     assert lines['esc50'].endswith('whole') and lines['urbansound8k'].endswith('whole')
     assert lines['cochlscene'].endswith('parts, 35 of 36 sounds') and lines['tau2022'].endswith('nothing')
-    assert asc(capsys, 'data', 'list', 'esc5') == (asc(capsys, 'data', 'list', 'esc5')[0], 2)
+    assert asc(capsys, 'data', 'list', 'esc5')[1] == 2
+
+
+def test_list_of_ones_own(web, tmp_path, monkeypatch, capsys):
+    "What one has described oneself is among them; a description that is damaged costs only itself"
+    for module in ('known', 'description'): monkeypatch.setattr(f'asc.data.{module}.project_root', lambda: tmp_path)
+    shutil.copytree(web.original/'CochlScene', tmp_path/'data/seoul')
+    (tmp_path/'data/seoul.yaml').write_text('title: Seoul\nreader: folders\n', encoding='utf-8')
+    (tmp_path/'data/busan.yaml').write_text('reader: 5', encoding='utf-8')
+    text, code = asc(capsys, 'data', 'list')
+    lines = text.splitlines()
+    seoul = next(k for k, line in enumerate(lines) if line.startswith('seoul'))
+    assert code == 0 and lines[seoul].endswith(' here') and 'Seoul; your own' in lines[seoul + 1]
+    assert 'busan.yaml: ' in text and len(lines) == 2*(len(NAMES) + 2)

@@ -27,9 +27,11 @@ def described(folder, text):
 TABLE = 'reader: table\ntable: t.csv\ncolumns: {filename: file, scene: label}\n'
 
 DESCRIPTIONS = {
-    'nothing': '', 'a list': '- reader', 'a word': 'tables', 'no YAML': 'reader: [', 'twice': 'reader: tau\nreader: tut',
+    'nothing': '', 'a list': '- reader', 'a word': 'tables', 'no YAML': 'reader: [',
+    'twice': 'reader: tau\nreader: tut',
     'no reader': 'title: x', 'reader unknown': 'reader: wav', 'reader in two': 'reader: [tau, tut]',
-    'field unknown': TABLE + 'sounds: {length: 1}', 'kind unknown': TABLE + 'kind: test', 'title a number': TABLE + 'title: 3',
+    'field unknown': TABLE + 'sounds: {length: 1}', 'kind unknown': TABLE + 'kind: test',
+    'title a number': TABLE + 'title: 3',
     'column unknown': TABLE.replace('scene:', 'scenes:'), 'column a number': TABLE.replace('scene: label', 'scene: 3'),
     'no columns': 'reader: table\ntable: t.csv', 'no table': 'reader: table\ncolumns: {filename: file}',
     'no such table': TABLE.replace('t.csv', 'u.csv'), 'table a folder': TABLE.replace('t.csv', '.'),
@@ -46,7 +48,8 @@ DESCRIPTIONS = {
     'hop alone': TABLE + 'sound: {hop: 1}', 'least above length': TABLE + 'sound: {length: 1, least: 2}',
     'least alone': TABLE + 'sound: {least: 1}', 'mix unknown': TABLE + 'sound: {mix: left}',
     'mix true': TABLE + 'sound: {mix: true}', 'mix -1': TABLE + 'sound: {mix: -1}',
-    'rate 3': TABLE + 'sound: {rate: 3}', 'rate 44.1': TABLE + 'sound: {rate: 44.1}', 'sound a word': TABLE + 'sound: mean',
+    'rate 3': TABLE + 'sound: {rate: 3}', 'rate 44.1': TABLE + 'sound: {rate: 44.1}',
+    'sound a word': TABLE + 'sound: mean',
     'lists unknown': TABLE + 'lists: fold', 'lists by weather': TABLE + 'lists: {by: weather}',
     'lists of all': TABLE + 'lists: {test: 1.0}', 'seed -1': TABLE + 'lists: {seed: -1}',
     'class unknown': TABLE + 'classes: {Rain: wet, wind: dry}', 'class true': TABLE + 'classes: {true: wet}',
@@ -65,7 +68,8 @@ def test_descriptions(kind, folder, damage):
 
 
 TABLES = {
-    'no rows': 'file,label\n', 'empty': '', 'a short row': 'file,label\na.wav\n', 'a long row': 'file,label\na.wav,x,y\n',
+    'no rows': 'file,label\n', 'empty': '', 'a short row': 'file,label\na.wav\n',
+    'a long row': 'file,label\na.wav,x,y\n',
     'no file': 'file,label\n,rain\n', 'twice': 'file,label\na.wav,rain\na.wav,wind\n',
     'two columns of one name': 'file,label,label\na.wav,rain,wind\n', 'outside': 'file,label\n../a.wav,rain\n',
     'absolute': 'file,label\n/a.wav,rain\n', 'a control character': 'file,label\na\x07.wav,rain\n',
@@ -81,10 +85,12 @@ def test_tables(kind, folder, damage):
 
 
 SPELLINGS = {
-    'a byte order mark': '\ufefffile,label\na.wav,rain\nb.wav,wind\n', 'semicolons': 'file;label\na.wav;rain\nb.wav;wind\n',
+    'a byte order mark': '\ufefffile,label\na.wav,rain\nb.wav,wind\n',
+    'semicolons': 'file;label\na.wav;rain\nb.wav;wind\n',
     'Windows': 'file\tlabel\r\na.wav\train\r\nb.wav\twind\r\n', 'quotes': 'file,label\n"a.wav","rain"\nb.wav,"wind"\n',
     'dots': 'file,label\n./a.wav,rain\n.\\b.wav,wind\n', 'blank rows': 'file,label\n\na.wav,rain\n,\nb.wav,wind\n',
-    'an index': ',file,label\n0,a.wav,rain\n1,b.wav,wind\n', 'other columns': 'x,file,y,label\n,a.wav,,rain\n1,b.wav,,wind\n'}
+    'an index': ',file,label\n0,a.wav,rain\n1,b.wav,wind\n',
+    'other columns': 'x,file,y,label\n,a.wav,,rain\n1,b.wav,,wind\n'}
 
 
 @pytest.mark.parametrize('kind', SPELLINGS)
@@ -129,7 +135,8 @@ def test_sounds_with_rules(kind, folder, damage):
 
 PARQUETS = {
     'nothing': lambda path: path.write_bytes(b''), 'text': lambda path: path.write_bytes(b'PAR1'*9),
-    'cut': lambda path: path.write_bytes(path.read_bytes()[:-99]), 'a folder': lambda path: (path.unlink(), path.mkdir()),
+    'cut': lambda path: path.write_bytes(path.read_bytes()[:-99]),
+    'a folder': lambda path: (path.unlink(), path.mkdir()),
     'no sounds': lambda path: table_at(path, dict(label=['rain', 'wind'])),
     'two columns of sounds': lambda path: table_at(path, dict(label=['x', 'y'], a=SOUND, b=SOUND)),
     'no label': lambda path: table_at(path, dict(audio=SOUND))}

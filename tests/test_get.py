@@ -18,11 +18,14 @@ from asc.data.choose import find_corpus
 from asc.data.corpus import load_corpus
 from asc.data.get import download_corpus
 from asc.data.official import FINGERPRINTS
+from asc.data.ranges import NoRanges
 from asc.data.splits import read_split, read_test
 from asc.data.store import pack
 from asc.data.tally import check_fetched, tally
 from asc.data.unpack import unpack
 from asc.data.volumes import open_zip
+from asc.experiment.recipe import read_training_data
+from asc.train.options import TrainingOptions
 from miniatures import NAMES, in_volumes, zipped
 from mirror import mirror, publish
 
@@ -185,6 +188,59 @@ def test_two_at_once(web, tmp_path):
         download_corpus('esc50', tmp_path, progress=False)
 
 
+def test_archives_may_be_deleted(web, tmp_path):
+    "Nothing is fetched again; what is lost from the corpus alone is"
+    folder, = download_corpus('tut2016', tmp_path, progress=False)
+    for path in (tmp_path/'archives').glob('*.zip'): path.unlink()
+    before = len(web.log)
+    download_corpus('tut2016', tmp_path, progress=False)
+    assert len(web.log) == before + 1
+    (folder/'audio/a000_0_30.wav').unlink()
+    assert tally(folder).state == 'parts'
+    download_corpus('tut2016', tmp_path, progress=False)
+    assert is_whole(web, folder)
+    assert {path.split('/')[-2][-11:] for path, _ in web.log[before + 2:]} == {'audio.1.zip'}
+
+
+@pytest.mark.parametrize('harm', ['none', 'a file is missing', 'a file is another'])
+def test_unpacked_by_hand(harm, web, tmp_path):
+    "What is there is looked at and kept"
+    folder = shutil.copytree(web.original/'TUT-acoustic-scenes-2016-development',
+                             tmp_path/'TUT-acoustic-scenes-2016-development')
+    if harm != 'none': (folder/'audio/a000_0_30.wav').write_bytes(b'RIFF')
+    if harm == 'a file is missing': (folder/'audio/a000_0_30.wav').unlink()
+    download_corpus('tut2016', tmp_path, progress=False)
+    assert is_whole(web, folder) and not list((tmp_path/'archives').glob('*.zip'))
+
+
+def test_ranges_are_not_taken_any_more(web, shares, tmp_path, monkeypatch):
+    "After the directories were read: whole archives come instead"
+    def stop(self, *args):
+        web.ranges = False
+        raise NoRanges
+    monkeypatch.setattr('asc.data.ranges.Remote._fetch_stretch', stop)
+    folder, = download_corpus('tau2022', tmp_path, progress=False, subset=5, lists_url=shares)
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob('*.wav')} == web.few
+
+
+def test_share_of_what_is_whole(web, shares, tmp_path):
+    "It stays whole"
+    folder, = download_corpus('tau2022', tmp_path, progress=False)
+    before = len(web.log)
+    download_corpus('tau2022', tmp_path, progress=False, subset=5, lists_url=shares)
+    assert is_whole(web, folder) and len(web.log) == before + 1
+
+
+def test_a_full_disk(web, tmp_path, monkeypatch):
+    "What is there already needs no room; what comes, does"
+    download_corpus('tut2016', tmp_path, progress=False)
+    next(tmp_path.rglob('*.wav')).unlink()
+    monkeypatch.setattr('shutil.disk_usage', lambda _: type('u', (), dict(free=20_000)))
+    download_corpus('tut2016', tmp_path, progress=False)
+    with pytest.raises(InputError, match='has 0 GB free; tut2017 needs about'):
+        download_corpus('tut2017', tmp_path, progress=False)
+
+
 # ---------------------------------------------------------------- what a list needs
 
 @pytest.fixture
@@ -218,7 +274,7 @@ def test_share(ranges, web, shares, tmp_path, capsys):
     store = pack(corpus, tmp_path/'store', progress=False)
     assert len(store) == len(web.few) and len(store.index([*few.filename, *test.filename]))
     with pytest.raises(InputError, match='train clips are not here.*asc data get tau2022 --out'):
-        check_fetched(corpus, train=read_split(corpus, 100))
+        read_training_data(TrainingOptions(data_dir=str(folder), subset=100))
     with pytest.raises(InputError, match='only parts of this corpus were fetched; `asc data get tau2022'):
         store.index(read_split(corpus, 100).filename)
 
@@ -420,4 +476,17 @@ def test_list(web, tmp_path, monkeypatch, capsys):
     assert code == 0 and sorted(lines) == NAMES
     assert lines['esc50'].endswith('whole') and lines['urbansound8k'].endswith('whole')
     assert lines['cochlscene'].endswith('parts, 35 of 36 sounds') and lines['tau2022'].endswith('nothing')
-    assert asc(capsys, 'data', 'list', 'esc5') == (asc(capsys, 'data', 'list', 'esc5')[0], 2)
+    assert asc(capsys, 'data', 'list', 'esc5')[1] == 2
+
+
+def test_list_of_ones_own(web, tmp_path, monkeypatch, capsys):
+    "What one has described oneself is among them; a description that is damaged costs only itself"
+    for module in ('known', 'description'): monkeypatch.setattr(f'asc.data.{module}.project_root', lambda: tmp_path)
+    shutil.copytree(web.original/'CochlScene', tmp_path/'data/seoul')
+    (tmp_path/'data/seoul.yaml').write_text('title: Seoul\nreader: folders\n', encoding='utf-8')
+    (tmp_path/'data/busan.yaml').write_text('reader: 5', encoding='utf-8')
+    text, code = asc(capsys, 'data', 'list')
+    lines = text.splitlines()
+    seoul = next(k for k, line in enumerate(lines) if line.startswith('seoul'))
+    assert code == 0 and lines[seoul].endswith(' here') and 'Seoul; your own' in lines[seoul + 1]
+    assert 'busan.yaml: ' in text and len(lines) == 2*(len(NAMES) + 2)

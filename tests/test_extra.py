@@ -1,4 +1,4 @@
-"""Classes under other names, and clips of further corpora: weighted, to the training list alone, none twice by mistake."""
+"""Classes under other names, and clips of further corpora: weighted, and to the training list alone."""
 import json
 import random
 import shutil
@@ -18,7 +18,7 @@ from asc.data.classes import with_classes
 from asc.data.corpus import load_corpus
 from asc.data.splits import read_split, read_test
 from asc.experiment.checks import check_training
-from asc.experiment.recipe import create_training, data_of_run, read_training_data
+from asc.experiment.recipe import create_training, data_of_run, read_training_data, train_and_save
 from asc.experiment.stacked import train_stacked
 from asc.train.clips import ClipData
 from asc.train.ddp import SharedClips
@@ -30,7 +30,7 @@ from conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 ROADS = {'bus': 'road', 'street_traffic': 'road', 'park': 'park'}
-SMALL = dict(backbone='cp_mobile_24', backbone_args=dict(base=8, blocks=(1, 1, 1), strides={}), epochs=2, bs=8, device='cpu')
+SMALL = dict(backbone_args=dict(base=8, blocks=(1, 1, 1), strides={}), epochs=2, bs=8, device='cpu')
 
 
 def write_corpus(folder, sounds, rate=44100):
@@ -53,14 +53,19 @@ def further(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp('further')/'phones', {n: rng.normal(0, .1, 44100) for n in names})
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
     "A project of its own, where stores go"
-    (tmp_path/'project/asc').mkdir(parents=True)
-    (tmp_path/'project/settings.ini').touch()
-    (tmp_path/'project/nbs').symlink_to(ROOT/'nbs')
-    monkeypatch.chdir(tmp_path/'project')
-    return tmp_path/'project'
+    folder = tmp_path_factory.mktemp('project')
+    (folder/'asc').mkdir()
+    (folder/'settings.ini').touch()
+    (folder/'nbs').symlink_to(ROOT/'nbs')
+    return folder
+
+
+@pytest.fixture
+def project(home, monkeypatch):
+    monkeypatch.chdir(home)
 
 
 @pytest.fixture
@@ -127,7 +132,8 @@ def test_extra_is_drawn_anew_each_epoch(extended):
     epochs = names_of_epochs(learn.dls.train, 40)
     drawn = [sorted(name for name in names if name.startswith('phones:')) for names in epochs]
     assert {len(set(names)) for names in drawn} == {3} and len({*map(tuple, drawn)}) > 10
-    assert {len(names) for names in epochs} == {len(data.train) + 3} and len(learn.dls.train) == -(-(len(data.train) + 3)//8)
+    assert {len(names) for names in epochs} == {len(data.train) + 3}
+    assert len(learn.dls.train) == -(-(len(data.train) + 3)//8)
     options, data = extended(dict(weight=2.))
     learn, _ = create_training(data, options)
     names, = names_of_epochs(learn.dls.train, 1)
@@ -170,7 +176,7 @@ def test_ranks_share_an_epoch(extended):
         loader.dataset.data.batches = lambda parts: map(loader.dataset.data.batch, parts)
         list(loader)
         orders.append(seen)
-    assert not set(orders[0]) - set(range(len(data.learnt))) and len(set(orders[0]) | set(orders[1])) >= len(data.train) + 3
+    assert len({*orders[0], *orders[1]}) == len(data.train) + 3
 
 
 @pytest.mark.parametrize('crop', ['clips', 'windows', 'shifted'])
@@ -214,14 +220,14 @@ def test_stacked_seeds_draw_as_alone(extended):
 def test_a_copy_adds_nothing(short_test, project, tmp_path):
     "The corpus itself, and its sounds under other names, are left out where the run is judged or has them already"
     corpus = load_corpus(short_test)
-    rows = [*read_split(corpus, 100).groupby('scene').head(1).itertuples(), *read_test(corpus).groupby('scene').head(1).itertuples()]
-    names = [row.filename for row in rows if row.scene in ROADS]
+    lists = [rows[rows.scene.isin(list(ROADS))] for rows in (read_split(corpus, 100), read_test(corpus))]
+    names = [name for rows in lists for name in rows.groupby('scene').filename.first()]
     sounds = {f'{name.split("/")[1].split("-")[0]}-nowhere-{i}-0-q': np.zeros(9) for i, name in enumerate(names)}
     copy = write_corpus(tmp_path/'copy', sounds)
     for name, new in zip(names, sounds): shutil.copy(short_test/name, copy/f'audio/{new}.wav')
     options = TrainingOptions(**SMALL, data_dir=str(short_test), classes=ROADS,
                               extra=[dict(data=str(copy), classes=ROADS)])
-    with pytest.raises(InputError, match='4 with the samples of clips.*2 that the training list has already.*leave this corpus'):
+    with pytest.raises(InputError, match='4 with the samples of clips.*2 that the training list has already'):
         quietly(read_training_data, options)
     with pytest.raises(InputError, match='from places of the validation or test list'):
         quietly(read_training_data, TrainingOptions(**SMALL, data_dir=str(short_test), extra=[str(short_test)]))
@@ -246,5 +252,23 @@ def test_refused_before_it_is_packed(extended, further):
     for entry, says in ((dict(classes={}), 'the run has no class Bus, Park.*such as .Park: park.'),
                         (dict(classes={'Bus': 'rod', 'Park': 'park'}), 'no class rod.*such as .rod: road.'),
                         (dict(classes='tau'), 'no class bus'), (dict(weight=.01), 'none would come'),
-                        (dict(data=str(further/'no')), 'no folder'), (dict(data='coclscene'), 'did you mean cochlscene')):
+                        (dict(data=str(further/'no')), 'no folder'),
+                        (dict(data='coclscene'), 'did you mean cochlscene')):
         with pytest.raises(InputError, match=says): extended(entry)
+
+
+def test_a_start_on_a_corpus_by_name(short_test, home, project, tmp_path):
+    "Classes of a description, a run's over them, and a training that begins with what another corpus taught"
+    describe = dict(reader='tau', folder=str(short_test), classes={'bus': 'b', 'tram': 't', 'park': 'p'}, title='two')
+    (home/'data').mkdir(exist_ok=True)
+    (home/'data/two.yaml').write_text(json.dumps(describe), encoding='utf-8')
+    options = TrainingOptions(**SMALL | dict(epochs=1), data='two', classes={'bus': 'b', 'metro': 'm'})
+    with redirect_stdout(StringIO()): first, data = train_and_save(tmp_path/'first', options)
+    assert (first.scenes, data.corpus.whole.scenes[0]) == (['b', 'm'], 'airport')
+    options = TrainingOptions(**SMALL, data='two', init_from=str(tmp_path/'first'))
+    second, _ = create_training(quietly(read_training_data, options), options)
+    body, theirs = second.model.backbone.state_dict(), first.backbone.state_dict()
+    assert second.model.scenes == ['b', 'p', 't'] and second.start['classes'] == ['b', 'm']
+    assert 'Its head was for 2 classes (b, m)' in second.start['remark'] and 'anew for 3 classes' in second.start['remark']
+    kept = [name for name in body if name not in second.start['new']]
+    assert kept and second.start['new'] and all(torch.equal(body[name], theirs[name]) for name in kept)

@@ -405,7 +405,7 @@ def test_check_corpus_finds(kind, tmp_path):
     assert len(hit) == 1, findings.to_string()
     assert hit['count'].iloc[0] >= 1
     assert hit.remedy.iloc[0]
-    assert list(findings.columns) == ['severity', 'what', 'count', 'example', 'remedy']
+    assert list(findings.columns) == ['severity', 'what', 'count', 'example', 'remedy', 'accept']
 
 
 def test_check_corpus_deep(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import soundfile as sf
 import torch
 from fastai.callback.core import Callback
+from torchaudio.transforms import Resample
 
 from asc.core import InputError
 from asc.data.classes import with_classes
@@ -272,3 +273,25 @@ def test_a_start_on_a_corpus_by_name(short_test, home, project, tmp_path):
     assert 'Its head was for 2 classes (b, m)' in second.start['remark'] and 'anew for 3 classes' in second.start['remark']
     kept = [name for name in body if name not in second.start['new']]
     assert kept and second.start['new'] and all(torch.equal(body[name], theirs[name]) for name in kept)
+
+
+def test_ten_seconds_and_real_sounds(extended, shared, tmp_path):
+    "Joined clips take in whole recordings of another rate and length, padded; one-second clips take in their seconds"
+    sounds = shared/'data/other/source'
+    if not sounds.is_dir(): pytest.skip('no real recordings here')
+    describe = dict(reader='folders', folder=str(sounds), group='source', licence='CC BY-NC 3.0', sound=dict(length=5),
+                    pattern=r'(?P<list>\d)-(?P<location>\d+)-[A-Z]-(?P<scene>\d+)\.flac')
+    (tmp_path/'real.yaml').write_text(json.dumps(describe), encoding='utf-8')
+    names = sorted(path.name for path in sounds.glob('*-42.flac'))[:3]
+    pd.Series(names, name='filename').to_csv(tmp_path/'three.csv', index=False)
+    entry = dict(data=str(tmp_path/'real.yaml'), classes={'42': 'road', '19': 'park'}, train_list=str(tmp_path/'three.csv'))
+    _, data = extended(entry)
+    assert data.extra.filename.iloc[1] == f'real:{names[0]}#t=1' and len(data.extra) == 15
+    wave = data.clips(data.extra).batch([1])[0][0]
+    original, rate = sf.read(sounds/names[0])
+    alike = Resample(rate, 44100)(torch.from_numpy(original).float())[44100:88200].clamp(-1, 1)
+    assert (wave - alike).abs().max() < 1e-4 and data.facts['extra'][0]['licence'] == 'CC BY-NC 3.0'
+    _, data = extended(entry, train_list='', subset=100, join=10)
+    assert len(data.extra) == 3 and data.store.clip_len == 441000
+    tail = data.clips(data.extra).batch([0])[0][0, 5 * 44100 + 100:]
+    assert not tail.any()

@@ -275,7 +275,7 @@ def test_a_start_on_a_corpus_by_name(short_test, home, project, tmp_path):
     assert kept and second.start['new'] and all(torch.equal(body[name], theirs[name]) for name in kept)
 
 
-def test_ten_seconds_and_real_sounds(extended, shared, tmp_path):
+def test_ten_seconds_and_real_sounds(extended, shared, synthetic, tmp_path):
     "Joined clips take in whole recordings of another rate and length, padded; one-second clips take in their seconds"
     sounds = shared/'data/other/source'
     if not sounds.is_dir(): pytest.skip('no real recordings here')
@@ -291,7 +291,7 @@ def test_ten_seconds_and_real_sounds(extended, shared, tmp_path):
     original, rate = sf.read(sounds/names[0])
     alike = Resample(rate, 44100)(torch.from_numpy(original).float())[44100:88200].clamp(-1, 1)
     assert (wave - alike).abs().max() < 1e-4 and data.facts['extra'][0]['licence'] == 'CC BY-NC 3.0'
-    _, data = extended(entry, train_list='', subset=100, join=10)
+    _, data = extended(entry, data_dir=str(synthetic), train_list='', join=10)
     assert len(data.extra) == 3 and data.store.clip_len == 441000
     tail = data.clips(data.extra).batch([0])[0][0, 5 * 44100 + 100:]
     assert not tail.any()

@@ -22,8 +22,10 @@ from asc.data.official import FINGERPRINTS, OFFICIAL
 from asc.data.check import check_corpus
 from asc.data.corpus import load_corpus, recordings
 from asc.data.lists import read_list
-from asc.data.fetch import download_corpus, fetch, unpack
+from asc.data.fetch import fetch
+from asc.data.get import download_corpus
 from asc.data.splits import expand_2020
+from asc.data.unpack import unpack
 
 TAU = Path(os.environ.get('ASC_SHARED', project_root()/'..'/'shared'))/'data'/'tau-lists'
 needs_tau = pytest.mark.skipif(not TAU.is_dir(), reason='the official lists are not here')
@@ -403,7 +405,7 @@ def test_check_corpus_finds(kind, tmp_path):
     assert len(hit) == 1, findings.to_string()
     assert hit['count'].iloc[0] >= 1
     assert hit.remedy.iloc[0]
-    assert list(findings.columns) == ['severity', 'what', 'count', 'example', 'remedy']
+    assert list(findings.columns) == ['severity', 'what', 'count', 'example', 'remedy', 'accept']
 
 
 def test_check_corpus_deep(tmp_path):
@@ -594,7 +596,7 @@ def test_wrong_sum_leaves_nothing(server, tmp_path):
 def test_download_words(server, tmp_path, monkeypatch):
     record(server, tmp_path)
     api = f'{server.url}/api/records'
-    with pytest.raises(InputError, match='unknown corpus .tau1999.: choose one of tau2020'):
+    with pytest.raises(InputError, match='unknown corpus .tau1999.: .* did you mean tau2019'):
         download_corpus('tau1999', tmp_path)
     with pytest.raises(InputError, match='could not ask'):
         download_corpus(8, tmp_path, base_url=api)
@@ -607,7 +609,7 @@ def test_download_words(server, tmp_path, monkeypatch):
     ):
         download_corpus(7, tmp_path/'out', base_url=api, progress=False)
     monkeypatch.setattr(
-        'asc.data.fetch.shutil.disk_usage', lambda _: type('u', (), dict(free=1000))
+        'asc.data.get.shutil.disk_usage', lambda _: type('u', (), dict(free=1000))
     )
     with pytest.raises(InputError, match='has 0 GB free'):
         download_corpus(7, tmp_path/'out2', base_url=api, progress=False)

@@ -15,7 +15,7 @@ from asc.data.check import check_corpus
 from asc.data.corpus import load_corpus
 from asc.data.layouts import META
 from asc.data.names import check_grammar
-from asc.data.fetch import unpack
+from asc.data.unpack import unpack
 from asc.data.findings import corpus_remarks
 from asc.data.join import join_snippets, join_store
 from asc.data.lists import read_list

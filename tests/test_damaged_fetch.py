@@ -12,7 +12,8 @@ import torch
 
 from asc.backbone import weights
 from asc.core import InputError
-from asc.data.fetch import download_corpus, fetch
+from asc.data.fetch import fetch
+from asc.data.get import download_corpus
 from asc.data.unpack import unpack
 
 
@@ -151,8 +152,8 @@ def test_a_right_record(web, tmp_path):
     assert download(web, tmp_path, *files) == [tmp_path/'a/b/oulu']
     before = len(web.log)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('asc.data.fetch.unpack', None)       # nobody asks
-        patch.setattr('asc.data.fetch.fetch', None)
+        patch.setattr('asc.data.archives.unpack', None)       # nobody asks
+        patch.setattr('asc.data.archives.fetch', None)
         assert download(web, tmp_path, *files) == [tmp_path/'a/b/oulu']
     assert web.log[before:] == ['/7']
 

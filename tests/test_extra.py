@@ -175,6 +175,7 @@ def test_ranks_share_an_epoch(extended):
         seen = []
         loader.dataset.data.batch = lambda idx: seen.extend(idx) or [torch.zeros(len(idx), 1)]*3
         loader.dataset.data.batches = lambda parts: map(loader.dataset.data.batch, parts)
+        random.seed(rank)                                  # of other things, in which ranks differ
         list(loader)
         orders.append(seen)
     assert len({*orders[0], *orders[1]}) == len(data.train) + 3

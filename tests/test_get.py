@@ -21,7 +21,7 @@ from asc.data.official import FINGERPRINTS
 from asc.data.ranges import NoRanges
 from asc.data.splits import read_split, read_test
 from asc.data.store import pack
-from asc.data.tally import check_fetched, tally
+from asc.data.tally import check_fetched, leave_note, tally
 from asc.data.unpack import unpack
 from asc.data.volumes import open_zip
 from asc.experiment.recipe import read_training_data
@@ -182,6 +182,18 @@ def test_corpus_not_here(web):
     "What it is, how large, and the command"
     words = 'UrbanSound8K, sounds of the street .60 clips, .* kB; licence: .* is not here.*`asc data get urbansound8k`'
     with pytest.raises(InputError, match=words): find_corpus('urbansound8k')
+
+
+@pytest.mark.parametrize('name', ['cochlscene', 'tau2022-mini', 'esc50'])
+def test_parts_are_not_trained_on(name, web, tmp_path):
+    "Also where the table of the corpus is what lies in its folder, and misses nothing"
+    folder, = download_corpus(name, tmp_path, progress=False)
+    next(path for path in folder.rglob('*') if path.suffix in ('.wav', '.parquet')).unlink()
+    leave_note(folder, name, tally(folder).of)
+    with pytest.raises(InputError, match=f'asc data get {name} --out {tmp_path}. fetches the rest'):
+        read_training_data(TrainingOptions(data_dir=str(folder)))
+    with pytest.raises(InputError, match='fetches the rest'):
+        pack(load_corpus(folder), tmp_path/'store', progress=False).index(['1-101000-A-0.wav'])
 
 
 def test_two_at_once(web, tmp_path):

@@ -189,7 +189,8 @@ def test_parts_of_files(tmp_path):
     x = to_int16(sf.read(tmp_path/'long.wav')[0])
     assert np.array_equal(store.batch([0, 1]), [x[4000:12000], x[16000:24000]])
     (tmp_path/'t.csv').write_text('f;from;to;what\nlong.wav;0;1;rain\nlong.wav;2;4;wind\n', encoding='utf-8')
-    with pytest.raises(InputError, match='clips of 1 and of 2 s'): pack(load_corpus(tmp_path), tmp_path/'s', progress=False)
+    with pytest.raises(InputError, match='clips of 1 and of 2 s'):
+        pack(load_corpus(tmp_path), tmp_path/'s', progress=False)
     assert len(described(tmp_path, text + '\nsound: {length: 1}').meta) == 3
 
 

@@ -12,6 +12,7 @@ import pytest
 import soundfile as sf
 import torch
 from fastai.callback.core import Callback
+from torchaudio.transforms import Resample
 
 from asc.core import InputError
 from asc.data.classes import with_classes
@@ -163,20 +164,18 @@ def test_resumed_to_the_bit(extended, tmp_path):
 
 
 def test_ranks_share_an_epoch(extended):
-    "Every rank draws the same clips, and takes its own of every batch"
+    "Every rank draws the same clips in the same order, and takes its own of every batch"
     options, data = extended()
-    orders = []
+    learn, _ = create_training(data, options)
+    loader, whole, orders, seen = learn.dls.train, learn.dls.train_ds, [], []
+    whole.batches = lambda parts: [seen.extend(part) or (torch.zeros(len(part)),)*3 for part in parts]
     for rank in range(2):
-        learn, _ = create_training(data, options)
-        loader = learn.dls.train
+        random.seed(rank)                                  # of what else a rank draws
+        loader.rng, loader.dataset = random.Random(5), SharedClips(whole, rank, 2)
+        orders.append(loader_positions(loader))
         loader.rng = random.Random(5)
-        loader.dataset = SharedClips(loader.dataset, rank, 2)
-        seen = []
-        loader.dataset.data.batch = lambda idx: seen.extend(idx) or [torch.zeros(len(idx), 1)]*3
-        loader.dataset.data.batches = lambda parts: map(loader.dataset.data.batch, parts)
         list(loader)
-        orders.append(seen)
-    assert len({*orders[0], *orders[1]}) == len(data.train) + 3
+    assert orders[0] == orders[1] and sorted({*seen}) == sorted({*orders[0]})
 
 
 @pytest.mark.parametrize('crop', ['clips', 'windows', 'shifted'])
@@ -272,3 +271,25 @@ def test_a_start_on_a_corpus_by_name(short_test, home, project, tmp_path):
     assert 'Its head was for 2 classes (b, m)' in second.start['remark'] and 'anew for 3 classes' in second.start['remark']
     kept = [name for name in body if name not in second.start['new']]
     assert kept and second.start['new'] and all(torch.equal(body[name], theirs[name]) for name in kept)
+
+
+def test_ten_seconds_and_real_sounds(extended, shared, synthetic, tmp_path):
+    "Joined clips take in whole recordings of another rate and length, padded; one-second clips take in their seconds"
+    sounds = shared/'data/other/source'
+    if not sounds.is_dir(): pytest.skip('no real recordings here')
+    describe = dict(reader='folders', folder=str(sounds), group='source', licence='CC BY-NC 3.0', sound=dict(length=5),
+                    pattern=r'(?P<list>\d)-(?P<location>\d+)-[A-Z]-(?P<scene>\d+)\.flac')
+    (tmp_path/'real.yaml').write_text(json.dumps(describe), encoding='utf-8')
+    names = sorted(path.name for path in sounds.glob('*-42.flac'))[:3]
+    pd.Series(names, name='filename').to_csv(tmp_path/'three.csv', index=False)
+    entry = dict(data=str(tmp_path/'real.yaml'), classes={'42': 'road', '19': 'park'}, train_list=str(tmp_path/'three.csv'))
+    _, data = extended(entry)
+    assert data.extra.filename.iloc[1] == f'real:{names[0]}#t=1' and len(data.extra) == 15
+    wave = data.clips(data.extra).batch([1])[0][0]
+    original, rate = sf.read(sounds/names[0])
+    alike = Resample(rate, 44100)(torch.from_numpy(original).float())[44100:88200].clamp(-1, 1)
+    assert (wave - alike).abs().max() < 1e-4 and data.facts['extra'][0]['licence'] == 'CC BY-NC 3.0'
+    _, data = extended(entry, data_dir=str(synthetic), train_list='', join=10)
+    assert len(data.extra) == 3 and data.store.clip_len == 441000
+    tail = data.clips(data.extra).batch([0])[0][0, 5 * 44100 + 100:]
+    assert not tail.any()

@@ -87,8 +87,9 @@ WORST = dict(drop=100_000, times=2, busy=3)
 @pytest.mark.parametrize('ranges', [True, False])
 @pytest.mark.parametrize('name', ['tut2017', 'cochlscene', 'urbansound8k', 'esc50', 'tau2022-mini'])
 def test_broken_lines(name, ranges, web, tmp_path):
-    "Every file breaks off twice, the server is busy, and may not know how to go on"
+    "Every file breaks off, the server is busy, and may not know how to go on"
     for key, value in dict(WORST, ranges=ranges).items(): setattr(web, key, value)
+    if ranges and name != 'esc50': web.times = 9           # what is new each time is no failure
     folder, = download_corpus(name, tmp_path, progress=False)
     assert is_whole(web, folder)
     assert any(asked for _, asked in web.log) or name == 'cochlscene'      # its volumes are too small here to break off
@@ -287,7 +288,7 @@ def test_share(ranges, web, shares, tmp_path, capsys):
 
 
 def test_share_with_broken_lines(web, shares, tmp_path):
-    for key, value in dict(WORST, drop=40_000, times=10).items(): setattr(web, key, value)
+    for key, value in dict(WORST, drop=40_000, times=9).items(): setattr(web, key, value)
     folder, = download_corpus('tau2022', tmp_path, progress=False, subset=5, lists_url=shares)
     assert {path.relative_to(folder).as_posix() for path in folder.rglob('*.wav')} == web.few
     assert not list((tmp_path/'archives').glob('*stretch*'))

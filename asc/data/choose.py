@@ -15,8 +15,8 @@ from .synthetic import make_synthetic
 # %% ../../nbs/data/45_choose.ipynb #0c132238
 WORLD = dict(train=12, test=2)                  # recordings a scene of the synthetic corpus that runs use
 
-def find_corpus(data='synthetic',  # 'synthetic' (made on the spot), or a corpus by name, see nbs/corpora and data/*.yaml
-                data_dir='',       # any folder in TAU's layout or with a corpus.yaml, or a description; overrides `data`
+def find_corpus(data='synthetic',  # 'synthetic' (made on the spot), or a name, see nbs/corpora and data/*.yaml
+                data_dir='',       # any folder in TAU's layout or with a corpus.yaml, or a description; over `data`
                 classes=(),        # under which its classes are known to the run, see `asc.data.classes`
                 sound=None,        # rules of cutting that take the place of its description's
                 ):                 # asc.data.corpus.Corpus

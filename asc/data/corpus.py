@@ -68,7 +68,7 @@ def source(self:Corpus):
     "What `load_corpus` takes to give the corpus again: its folder, or the path of its description"
     return Path(self.about.get('source', self.dir))
 
-# %% ../../nbs/data/15_corpus.ipynb #56caca66
+# %% ../../nbs/data/15_corpus.ipynb #717ec4e3
 @patch(as_prop=True)
 def rules(self:Corpus):
     "How sounds become clips: None where files are clips as they are, mono and of one rate and length"
@@ -81,7 +81,7 @@ def __repr__(self:Corpus):
     scenes, devices = self.meta.scene.nunique(), self.meta.device.nunique()
     return f'Corpus({self.name}: {len(self.meta)} clips, {scenes} scenes, {devices} devices)'
 
-# %% ../../nbs/data/15_corpus.ipynb #b7651920
+# %% ../../nbs/data/15_corpus.ipynb #fad3ea94
 @patch(as_prop=True)
 def whole(self:Corpus):
     "The corpus with all of its classes, under its own names"
@@ -125,9 +125,9 @@ def check_classes(classes, # name in the corpus -> our name
         _check_label(ours, name, source)
         try: pick(there, name, 'class')
         except InputError as e: raise InputError(f'{source}: {e}') from None
-    if len(set(classes.values())) > 1: return classes
-    raise InputError(f"{source}: only {', '.join(set(classes.values())) or 'nothing'} is left of {corpus.dir.name}; name "
-                     'two classes at least')
+    if len(left := set(classes.values())) > 1: return classes
+    raise InputError(f"{source}: only {', '.join(left) or 'nothing'} is left of {corpus.name}; name two classes at "
+                     'least')
 
 # %% ../../nbs/data/15_corpus.ipynb #fd63d33d
 def _check_label(label, name, source):
@@ -136,7 +136,7 @@ def _check_label(label, name, source):
     raise InputError(f'{source}: {label!r:.60} for {name!r:.60} is no name of a class; write a text, in quotes if need '
                      'be, and leave out a class that is to be dropped')
 
-# %% ../../nbs/data/15_corpus.ipynb #3b9c8bde
+# %% ../../nbs/data/15_corpus.ipynb #806dc5b7
 _READ = dict(table=read_rows, folders=read_folders, parquet=read_parquet, kaldi=read_kaldi)
 _TAMPERE = dict(tau=read_tau, tut=read_tut)
 
@@ -151,7 +151,7 @@ def _other_rules(about, sound):
     "The rules of a description of which only that for channels stays"
     return {word: value for word, value in about.get('sound', {}).items() if word == 'mix'} | sound
 
-# %% ../../nbs/data/15_corpus.ipynb #57b1cb41
+# %% ../../nbs/data/15_corpus.ipynb #0dac4cc7
 def _described(path, folder, kind, sound):
     "The corpus that a description tells of"
     about = read_corpus_description(path)
@@ -170,10 +170,10 @@ def _described(path, folder, kind, sound):
     if 'classes' not in about: return corpus
     return MappedCorpus(corpus, check_classes(about['classes'], corpus, f'{path}: classes'))
 
-# %% ../../nbs/data/15_corpus.ipynb #5612a04a
+# %% ../../nbs/data/15_corpus.ipynb #b79bf1dc
 def load_corpus(data_dir, # folder in TAU's layout or with a corpus.yaml, or the path of a description
                 kind='',  # 'development' or 'evaluation' (unlabelled); '': what the description says, else development
-                sound=None, # rules of cutting that take the place of the description's, such as {'length': 1, 'rate': 44100}
+                sound=None, # rules of cutting instead of the description's, such as {'length': 1, 'rate': 44100}
                 ) -> Corpus:
     "The corpus in a folder, or of a description"
     if kind: pick(('development', 'evaluation'), kind, 'kind of corpus')

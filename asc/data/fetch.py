@@ -54,7 +54,7 @@ class Resume:
     def __init__(self, part,         # where the beginning is kept between attempts
                  check=None,         # called with the path of the whole file; raises if it is wrong
                  progress=True,      # show a bar
-                 tries=3,            # attempts before giving up
+                 tries=3,            # attempts in vain before giving up
                  size=None,          # bytes of the whole file, when known
                  most=1 << 31,       # bytes it may have, when not
                  ):
@@ -77,19 +77,27 @@ def __call__(self:Resume, url, output_file, pooch, check_only=False):
 # %% ../../nbs/data/10_fetch.ipynb #3ebf0875
 @patch
 def _complete(self:Resume, url):
-    "Go on with the download until `part` is whole"
-    for attempt in range(1, self.tries + 1):
+    "Go on with the download until `part` is whole; an attempt that brought something new is no failure"
+    failures, most = 0, self._have()
+    while True:
         try: return self._go_on(url)
         except requests.HTTPError: raise        # the answer will be the same next time
         except requests.RequestException:
-            if attempt == self.tries: raise
+            failures, most = (0, self._have()) if self._have() > most else (failures + 1, most)
+            if failures == self.tries: raise
             time.sleep(.5)
+
+# %% ../../nbs/data/10_fetch.ipynb #22f74cd5
+@patch
+def _have(self:Resume):
+    "Bytes that have arrived"
+    return self.part.stat().st_size if self.part.exists() else 0
 
 # %% ../../nbs/data/10_fetch.ipynb #0659df34
 @patch
 def _go_on(self:Resume, url):
     "Fetch what is missing of `part`"
-    have = self.part.stat().st_size if self.part.exists() else 0
+    have = self._have()
     with answer(url, have) as response:
         if have and response.status_code == 416:
             if response.headers.get('Content-Range') == f'bytes */{have}': return
@@ -110,7 +118,7 @@ def _check_length(self:Resume, url, length):
 @patch
 def _check_end(self:Resume, url):
     "InputError for a file that is shorter than was declared, and yet all there is"
-    have = self.part.stat().st_size
+    have = self._have()
     if self.size in (None, have): return
     raise InputError(f'{url} ends after {have:,} bytes, and {self.size:,} are declared for it; nothing was kept, check '
                      'the address')
@@ -135,6 +143,7 @@ def no_answer(e):
         return f'the server answered {e.response.status_code} {e.response.reason}'
     if isinstance(e, requests.Timeout): return 'the server did not answer in time'
     if isinstance(e, requests.ConnectionError): return 'no connection to the server'
+    if isinstance(e, requests.exceptions.ChunkedEncodingError): return 'the line broke'
     return type(e).__name__
 
 # %% ../../nbs/data/10_fetch.ipynb #adaf26c2

@@ -55,17 +55,29 @@ def _agree(meta):
 def _composed(texts): return texts.map(lambda text: unicodedata.normalize('NFC', text), na_action='ignore')
 
 def _check_columns(meta):
-    "meta.csv against the file names"
-    if _agree(meta): return
-    parts = name_parts(meta.filename)
+    "meta.csv against the file names, whatever their ending"
+    if meta.segment.notna().all() and _agree(meta): return
+    parts = name_parts(meta.filename.str.replace(r'\.\w+$', '.wav', regex=True))
     columns = [('scene', meta.scene, parts.scene), ('identifier', meta.location, parts.city + '-' + parts.location),
                ('device', meta.device, parts.device)]
     for column, listed, named in columns:
-        wrong = parts.scene.notna() & (listed != _composed(named))
+        wrong = named.notna() & listed.notna() & (listed != _composed(named))
         if not wrong.any(): continue
         example = f'{meta.filename[wrong].iloc[0]}: {listed[wrong].iloc[0]}'
-        yield ('error', f'{column} in meta.csv differs from the file name', int(wrong.sum()), example,
-               'mend meta.csv, or fetch it again', column)
+        if _are_renamed(listed, named):
+            yield ('warning', f'{column} in meta.csv has other words than the file names', int(wrong.sum()), example,
+                   'the table rules; nothing to do, if that is meant')
+        else:
+            yield ('error', f'{column} in meta.csv differs from the file name', int(wrong.sum()), example,
+                   'mend meta.csv, or fetch it again', column)
+
+# %% ../../nbs/data/16_findings.ipynb #3340e3c9
+def _are_renamed(listed, named):
+    "Whether labels are others than the names tell throughout: no two agree, or each name has one new label of its own"
+    pairs = pd.DataFrame(dict(listed=listed, named=named)).dropna().drop_duplicates()
+    changed = pairs[pairs.listed != pairs.named]
+    if changed.listed.isin(pairs.named).any(): return False
+    return len(changed) == len(pairs) or not pairs.named.duplicated().any()
 
 # %% ../../nbs/data/16_findings.ipynb #b680fbe4
 def _scene_in_name(name, labels):
@@ -93,11 +105,13 @@ def _check_spelling(meta):
         groups = alike(sorted(meta[column].dropna().unique()), spelling)
         if not groups: continue
         yield ('error', f'{column} labels that differ in spelling only', sum(map(len, groups)),
-               ' and '.join(map(repr, groups[0])), 'write one of them everywhere, in meta.csv and in the lists', 'labels')
+               ' and '.join(map(repr, groups[0])), 'write one of them everywhere, in meta.csv and in the lists',
+               'labels')
     groups = alike(meta.filename)
     if groups:
         yield ('error', 'file names that differ in spelling only', sum(map(len, groups)),
-               ' and '.join(map(repr, groups[0])), 'rename one of them, or take it out of meta.csv and the lists', 'names')
+               ' and '.join(map(repr, groups[0])), 'rename one of them, or take it out of meta.csv and the lists',
+               'names')
 
 # %% ../../nbs/data/16_findings.ipynb #4d6a35de
 def _check_labels(meta):
@@ -174,7 +188,7 @@ def table_findings(corpus,    # asc.data.corpus.Corpus
         yield from _check_columns(meta)
         yield from _check_recordings(meta)
         yield from _check_edition(corpus)
-    if not corpus.about.get('classes'): yield from _check_prefixes(meta)
+    yield from _check_prefixes(meta)
     yield from _check_spelling(meta)
     yield from _check_labels(meta)
     yield from _check_columns_of(tables, described)

@@ -63,8 +63,8 @@ def learnt_classes(corpus,        # asc.data.corpus.Corpus that is asked about
         if classes and there.issuperset(classes): found.append((source, classes))
     for source, classes in found[1:]:
         if classes == found[0][1]: continue
-        raise InputError(f'{what}: {found[0][0]} and {source} learnt the classes of {corpus.name} under other names; give '
-                         'models that learnt the same')
+        raise InputError(f'{what}: {found[0][0]} and {source} learnt the classes of {corpus.name} under other names; '
+                         'give models that learnt the same')
     return found[0][1] if found else {}
 
 # %% ../../nbs/data/47_trained_on.ipynb #4d34001d
@@ -86,7 +86,8 @@ def fold_of(corpus,          # asc.data.corpus.Corpus that is asked about
     found = {number: str(source) for source in sources if (number := _tested_fold(source)) is not None}
     if len(found) < 2: return next(iter(found), 1)
     (number, first), (other, second), *_ = found.items()
-    raise InputError(f'{what}: {first} was tested on fold {number} and {second} on fold {other}; give models of one fold')
+    raise InputError(f'{what}: {first} was tested on fold {number} and {second} on fold {other}; give models of one '
+                     'fold')
 
 # %% ../../nbs/data/47_trained_on.ipynb #b5325fe5
 def _tested_fold(source):

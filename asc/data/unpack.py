@@ -97,9 +97,16 @@ def _check_sizes(members, archive, packed):
                          'fetch it from elsewhere')
 
 # %% ../../nbs/data/09_unpack.ipynb #2bd07273
+def _size_there(path):
+    "Bytes of a file, -1 where there is none"
+    try: return path.stat().st_size if path.is_file() else -1
+    except OSError: return -1
+
+# %% ../../nbs/data/09_unpack.ipynb #fd301444
 def _check_space(members, out, archive):
-    "InputError if a disk has no room for what an archive says it holds"
-    need, free = sum(m.size for m in members), shutil.disk_usage(out).free
+    "InputError if a disk has no room for what is not there yet of what an archive says it holds"
+    need = sum(m.size for m in members if _size_there(Path(out, m.name)) != m.size)
+    free = shutil.disk_usage(out).free
     if need > free:
         raise InputError(f'{archive} needs {need/1e9:.1f} GB in {out}, and {free/1e9:.1f} GB are free: '
                          'free some space or choose another folder')
@@ -160,7 +167,7 @@ def write_members(open_member, # takes the `item` of a member
     for member in with_bar(members, len(members), progress): _write_member(open_member, member, out, archive)
 
 # %% ../../nbs/data/09_unpack.ipynb #4ef0666c
-TAR = '.tar', '.tar.gz', '.tgz'
+TAR = '.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz'
 
 def is_archive(name): return name.endswith(('.zip', *TAR))
 

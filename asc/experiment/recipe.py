@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
 from fastcore.basics import patch
 
 from ..backbone.weights import read_weights, state_of
@@ -19,23 +18,23 @@ from ..core import InputError, resolve, seed_everything
 from ..data.accept import check_trust
 from ..data.check import tables_of
 from ..data.choose import data_facts, find_corpus
-from ..data.join import check_recordings, join_snippets, join_store
 from ..data.classes import class_remark
-from ..data.extra import add_extra, open_extras
+from ..data.extra import add_extra, open_extras, rows_of
 from ..data.findings import say, table_findings
+from ..data.join import check_recordings, join_snippets, join_store
 from ..data.own_lists import own_list
 from ..data.heard import heard
 from ..data.same_sound import same_sound
+from ..data.shares import plural
 from ..data.splits import carve_valid, check_disjoint, describe_lists, read_split, read_test, read_valid
 from ..data.store import pack
 from ..data.tally import check_fetched
-from .checks import check_device_numbers, check_start_file, check_training
+from .checks import check_device_numbers, check_start_file, check_training, output_names
 from .distillation import Distillation
 from ..load import open_model
 from ..model.classifier import create_classifier, save_model
 from ..run.accelerator import device_facts, find_device, use_device
 from ..run.folder import Run
-from ..score.labels import check_class_names, plural
 from ..score.metrics import device_groups
 from ..train.callbacks import create_callbacks
 from ..train.compiled import Compiled
@@ -71,9 +70,8 @@ def read_training_data(options,        # TrainingOptions
                        ) -> TrainingData:
     "The corpus, the lists and the packed sound that a run's options name"
     corpus = find_corpus(options.data, options.data_dir, options.classes)
-    names = _output_names(corpus, options.target)
-    tables = tables_of(corpus, options.train_list, options.test_list)
-    known = _known(corpus, table_findings(corpus.whole, tables), options)
+    names = output_names(corpus, options.target)
+    known = _known_tables(corpus, options, options.train_list, options.test_list)
     if remark := class_remark(corpus): say(remark)
     lists = read_lists(corpus, options, test)
     check_disjoint(**lists)
@@ -85,6 +83,7 @@ def read_training_data(options,        # TrainingOptions
     check_device_numbers(options.steps or options.pipeline, corpus.devices)
     taught = Distillation(options.teacher, options.distill).check(train, names)
     extras = open_extras(options.extra, names)
+    for extra in extras: known += _known_tables(extra.corpus, options)
     packed = pack(corpus)
     known += _known(corpus, same_sound(**{name: heard(packed, rows) for name, rows in lists.items()}), options)
     store = join_store(packed, options.join)
@@ -101,7 +100,7 @@ def take_in(self:TrainingData, extras, options):
     tested = joined_clips(self.corpus, options.join, options.test_list, options.fold)
     for extra in extras:
         extra.pack_for(self.store, options.join)
-        extra.keep_apart(self.corpus, self.store, self.train, pd.concat([self.valid, tested]))
+        extra.keep_apart(self.corpus, self.store, self.train, rows_of(self.valid, tested))
         check_weight(extra.entry['weight'], len(extra), f"extra {extra.entry['data']}")
         say(extra.remark())
     self.epoch = Epoch((len(self.train), 1), *((len(extra), extra.entry['weight']) for extra in extras))
@@ -112,7 +111,7 @@ def take_in(self:TrainingData, extras, options):
 @patch(as_prop=True)
 def learnt(self:TrainingData): # rows
     "All clips that are trained on, those of further corpora last"
-    return self.train if self.extra is None else pd.concat([self.train, self.extra], ignore_index=True)
+    return self.train if self.extra is None else rows_of(self.train, self.extra)
 
 # %% ../../nbs/experiment/05_recipe.ipynb #ef71bd5a
 def _known(corpus, findings, options):
@@ -121,25 +120,22 @@ def _known(corpus, findings, options):
     for sentence in known: say(sentence)
     return known
 
+# %% ../../nbs/experiment/05_recipe.ipynb #505eeb68
+def _known_tables(corpus, options, *own): # paths of own lists
+    "The same on the tables of a corpus"
+    return _known(corpus, table_findings(corpus.whole, tables_of(corpus, *own)), options)
+
 # %% ../../nbs/experiment/05_recipe.ipynb #1a20ff95
 def _check_classes(lists, options, corpus):
     "InputError unless each clip has a class, and the training list two at least"
     for name, rows in lists.items():
         lost = rows.filename[rows[options.target].isna()]
-        if len(lost): raise InputError(f'{corpus.name}: {len(lost):,} clips of the {name} list have no {options.target}, '
-                                       f'such as {lost.iloc[0]}; give lists without them, by train_list and test_list')
+        if not len(lost): continue
+        raise InputError(f'{corpus.name}: {len(lost):,} clips of the {name} list have no {options.target}, such as '
+                         f'{lost.iloc[0]}; give lists without them, by train_list and test_list')
     if lists['train'][options.target].nunique() > 1: return
     raise InputError(f'{corpus.dir}: the training list of subset {options.subset} has one {options.target} only: '
                      'choose a larger subset')
-
-# %% ../../nbs/experiment/05_recipe.ipynb #c1712a6e
-def _output_names(corpus, target):
-    "The classes of a target, in index order; InputError where the corpus tells none"
-    if not corpus.meta[target].notna().any():
-        raise InputError(f'target={target}: {corpus.name} does not tell the {target} of any clip; choose another target')
-    names = dict(scene=corpus.scenes, device=corpus.devices, city=corpus.cities)[target]
-    check_class_names(names)
-    return names
 
 # %% ../../nbs/experiment/05_recipe.ipynb #b296234c
 def read_lists(corpus,         # asc.data.corpus.Corpus

@@ -6,7 +6,8 @@
 __all__ = ['FEW_LOCATIONS', 'interval_remark', 'unit_remark']
 
 # %% ../../nbs/score/11_doubts.ipynb #24074ac6
-from .labels import plural, answer_columns
+from ..data.shares import plural
+from .labels import answer_columns
 from .metrics import check_predictions, clips
 
 # %% ../../nbs/score/11_doubts.ipynb #1db4227e

@@ -42,16 +42,26 @@ def list_names(groups:dict, # of `by_test_list`
 
 # %% ../../nbs/score/24_report.ipynb #e4e2325d
 def corpus_title(records) -> str: # of one test list
-    "The corpus of some runs, and a warning if it is synthetic"
+    "The corpus of some runs, the fold if one was tested, and a warning if it is synthetic"
     data = records[0]['data']
-    return data.get('corpus', 'corpus') + (' (synthetic: says nothing about TAU)' if data.get('synthetic') else '')
+    split = data.get('split', {})
+    fold = f", fold {split['fold']} of {len(split['folds'])}" if 'folds' in split else ''
+    warning = ' (synthetic: says nothing about TAU)' if data.get('synthetic') else ''
+    return data.get('corpus', 'corpus') + fold + warning
+
+# %% ../../nbs/score/24_report.ipynb #b9577b81
+def _whose(records):
+    "Whose the test list of some runs is, if it is ours or one of somebody's own"
+    split = records[0]['data'].get('split', {})
+    if 'test' in split.get('own', []): return ', a list of their own'
+    return f", ours, cut by {split['by']}" if split.get('whose') == 'ours' else ''
 
 # %% ../../nbs/score/24_report.ipynb #319e4a79
 def list_summary(groups:dict, # of `by_test_list`
                  ) -> str:    # Markdown
     "A line for each test list: its corpus and how many runs were tested on it"
     return '\n'.join(f'- **{plain(corpus_title(records))}**: {len(records)} runs, test list {code(fingerprint)}'
-                     for fingerprint, records in groups.items())
+                     f'{plain(_whose(records))}' for fingerprint, records in groups.items())
 
 # %% ../../nbs/score/24_report.ipynb #dc393260
 def _step_words(step):

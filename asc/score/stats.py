@@ -125,8 +125,7 @@ def _check_same_clips(runs):
 def _with_common_places(runs):
     "What the clips contribute in each run, with devices and places as a run tells them that knows them all"
     knowing = next((run for run in runs if (run['unit'] != '').all()), runs[0])
-    known = ['device', 'city', 'recording', 'location', 'unit']
-    return [run.assign(**knowing[known]) for run in runs]
+    return [run.assign(**knowing[['device', 'city', 'recording', 'location', 'unit']]) for run in runs]
 
 # %% ../../nbs/score/10_stats.ipynb #e298a183
 def _bootstrap_weights(strata, n, rng):
@@ -157,7 +156,7 @@ def _interval(sums, value, n, seed, level):
 
 # %% ../../nbs/score/10_stats.ipynb #f403afe9
 def bootstrap(preds,                        # a table of predictions, or a list with one a seed
-              statistic='macro_accuracy',   # a key of SCORES, or a list; of a list, what the clips tell nothing of is left out
+              statistic='macro_accuracy',   # a key of SCORES, or a list, less what the clips tell nothing of
               n:int=2000,                   # replicates
               by='location',                # what is drawn: location, recording, city or filename
               seed:int=0,                   # of the replicates; the same seed gives the same digits

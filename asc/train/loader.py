@@ -18,6 +18,7 @@ from fastcore.imports import noop
 
 from ..core import InputError
 from ..run.text import literal
+from ..score.labels import places_in
 from .clips import ClipData
 
 # %% ../../nbs/train/38_loader.ipynb #57fe109d
@@ -40,7 +41,7 @@ def of(self:ClipData, items,    # rows of the corpus, or names of clips in the s
     rows = _rows_of(self, items)
     labelled = self.target in rows and rows[self.target].notna().all()
     known = self.rows.drop_duplicates('filename').set_index('filename')
-    absent = [name for name in ('scene', 'device', 'city') if name not in rows]
+    absent = [name for name in ('scene', 'device', 'city', *places_in(known)) if name not in rows]
     rows = rows.assign(**{name: rows.filename.map(known.get(name, pd.Series(dtype=object))) for name in absent})
     clips = ClipData(self.store, rows, self.scenes, self.devices, self.target, cache=self.cache)
     clips.labelled = bool(labelled)

@@ -188,4 +188,5 @@ def tta_predictions(model, data,      # classifier with the pipeline of its trai
             answer = _mean_answer(model, masks, *_mels(adapter, data, rows), nb_aug)
             check_answer(answer, clip_names(data, rows))
             answers.append(answer if adapter.columns is None else answer[:, adapter.columns])
-    return pd.concat([labels_of(data.rows, data.target), pd.DataFrame(torch.cat(answers).numpy(), columns=data.scenes)], axis=1)
+    probabilities = pd.DataFrame(torch.cat(answers).numpy(), columns=data.scenes)
+    return pd.concat([labels_of(data.rows, data.target), probabilities], axis=1)

@@ -139,7 +139,7 @@ WAYS = {
                             '2 of 12 rows have no label'),
     'spelling of names': (both(table, lambda d: Path(d, 'wavs/c03.wav').rename(Path(d, 'wavs/C03.WAV'))), 'c03.wav'),
     'rows for one file': (lambda d: several_rows(d, 'file,label'), '(3, such as'),
-    'paths': (lambda d: (clips(d), write(d, 'clips.csv', *rows(name='/home/me/x/c{:02}.wav'))), "'/home/me/x/'"),
+    'paths': (lambda d: (clips(d), write(d, 'clips.csv', *rows(name='/old/me/x/c{:02}.wav'))), "'/old/me/x/'"),
     'separators': (lambda d: (clips(d), write(d, 'clips.csv', *rows(name='wavs\\c{:02}.wav'))), 'Windows'),
     'endings': (lambda d: (clips(d), write(d, 'clips.csv', *rows(name='c{:02}'))), '.wav is added'),
     'other names': (lambda d: (clips(d), put(d, 'wavs/x.flac'), write(d, 'clips.csv', *rows(name='c{:02}'),

@@ -57,4 +57,4 @@ def test_cafe_stays_cafe(tmp_path):
     assert 'scene in meta.csv has other words than the file names (4, such as audio/cafe-oslo-1-1-0-a.wav: caf\\xe9)' in said[-1]
     encoding, scenes, train, devices, clips, findings, accent = eval(result)
     assert encoding != 'utf-8' and scenes == ['bus', 'café'] and train == ['café']*2 + ['bus']*2
-    assert (devices, clips, findings, accent) == (['a']*4, 8, ['scene in meta.csv differs from the file name'], True)
+    assert (devices, clips, findings, accent) == (['a']*4, 8, ['scene in meta.csv has other words than the file names'], True)

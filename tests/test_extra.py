@@ -1,4 +1,4 @@
-"""Classes under other names, and clips of further corpora: weighted, to the training list alone, none twice by mistake."""
+"""Classes under other names, and clips of further corpora: weighted, and to the training list alone."""
 import json
 import random
 import shutil
@@ -12,13 +12,14 @@ import pytest
 import soundfile as sf
 import torch
 from fastai.callback.core import Callback
+from torchaudio.transforms import Resample
 
 from asc.core import InputError
 from asc.data.classes import with_classes
 from asc.data.corpus import load_corpus
 from asc.data.splits import read_split, read_test
 from asc.experiment.checks import check_training
-from asc.experiment.recipe import create_training, data_of_run, read_training_data
+from asc.experiment.recipe import create_training, data_of_run, read_training_data, train_and_save
 from asc.experiment.stacked import train_stacked
 from asc.train.clips import ClipData
 from asc.train.ddp import SharedClips
@@ -30,7 +31,7 @@ from conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 ROADS = {'bus': 'road', 'street_traffic': 'road', 'park': 'park'}
-SMALL = dict(backbone='cp_mobile_24', backbone_args=dict(base=8, blocks=(1, 1, 1), strides={}), epochs=2, bs=8, device='cpu')
+SMALL = dict(backbone_args=dict(base=8, blocks=(1, 1, 1), strides={}), epochs=2, bs=8, device='cpu')
 
 
 def write_corpus(folder, sounds, rate=44100):
@@ -53,14 +54,19 @@ def further(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp('further')/'phones', {n: rng.normal(0, .1, 44100) for n in names})
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
     "A project of its own, where stores go"
-    (tmp_path/'project/asc').mkdir(parents=True)
-    (tmp_path/'project/settings.ini').touch()
-    (tmp_path/'project/nbs').symlink_to(ROOT/'nbs')
-    monkeypatch.chdir(tmp_path/'project')
-    return tmp_path/'project'
+    folder = tmp_path_factory.mktemp('project')
+    (folder/'asc').mkdir()
+    (folder/'settings.ini').touch()
+    (folder/'nbs').symlink_to(ROOT/'nbs')
+    return folder
+
+
+@pytest.fixture
+def project(home, monkeypatch):
+    monkeypatch.chdir(home)
 
 
 @pytest.fixture
@@ -127,7 +133,8 @@ def test_extra_is_drawn_anew_each_epoch(extended):
     epochs = names_of_epochs(learn.dls.train, 40)
     drawn = [sorted(name for name in names if name.startswith('phones:')) for names in epochs]
     assert {len(set(names)) for names in drawn} == {3} and len({*map(tuple, drawn)}) > 10
-    assert {len(names) for names in epochs} == {len(data.train) + 3} and len(learn.dls.train) == -(-(len(data.train) + 3)//8)
+    assert {len(names) for names in epochs} == {len(data.train) + 3}
+    assert len(learn.dls.train) == -(-(len(data.train) + 3)//8)
     options, data = extended(dict(weight=2.))
     learn, _ = create_training(data, options)
     names, = names_of_epochs(learn.dls.train, 1)
@@ -157,20 +164,18 @@ def test_resumed_to_the_bit(extended, tmp_path):
 
 
 def test_ranks_share_an_epoch(extended):
-    "Every rank draws the same clips, and takes its own of every batch"
+    "Every rank draws the same clips in the same order, and takes its own of every batch"
     options, data = extended()
-    orders = []
+    learn, _ = create_training(data, options)
+    loader, whole, orders, seen = learn.dls.train, learn.dls.train_ds, [], []
+    whole.batches = lambda parts: [seen.extend(part) or (torch.zeros(len(part)),)*3 for part in parts]
     for rank in range(2):
-        learn, _ = create_training(data, options)
-        loader = learn.dls.train
+        random.seed(rank)                                  # of what else a rank draws
+        loader.rng, loader.dataset = random.Random(5), SharedClips(whole, rank, 2)
+        orders.append(loader_positions(loader))
         loader.rng = random.Random(5)
-        loader.dataset = SharedClips(loader.dataset, rank, 2)
-        seen = []
-        loader.dataset.data.batch = lambda idx: seen.extend(idx) or [torch.zeros(len(idx), 1)]*3
-        loader.dataset.data.batches = lambda parts: map(loader.dataset.data.batch, parts)
         list(loader)
-        orders.append(seen)
-    assert not set(orders[0]) - set(range(len(data.learnt))) and len(set(orders[0]) | set(orders[1])) >= len(data.train) + 3
+    assert orders[0] == orders[1] and sorted({*seen}) == sorted({*orders[0]})
 
 
 @pytest.mark.parametrize('crop', ['clips', 'windows', 'shifted'])
@@ -214,14 +219,14 @@ def test_stacked_seeds_draw_as_alone(extended):
 def test_a_copy_adds_nothing(short_test, project, tmp_path):
     "The corpus itself, and its sounds under other names, are left out where the run is judged or has them already"
     corpus = load_corpus(short_test)
-    rows = [*read_split(corpus, 100).groupby('scene').head(1).itertuples(), *read_test(corpus).groupby('scene').head(1).itertuples()]
-    names = [row.filename for row in rows if row.scene in ROADS]
+    lists = [rows[rows.scene.isin(list(ROADS))] for rows in (read_split(corpus, 100), read_test(corpus))]
+    names = [name for rows in lists for name in rows.groupby('scene').filename.first()]
     sounds = {f'{name.split("/")[1].split("-")[0]}-nowhere-{i}-0-q': np.zeros(9) for i, name in enumerate(names)}
     copy = write_corpus(tmp_path/'copy', sounds)
     for name, new in zip(names, sounds): shutil.copy(short_test/name, copy/f'audio/{new}.wav')
     options = TrainingOptions(**SMALL, data_dir=str(short_test), classes=ROADS,
                               extra=[dict(data=str(copy), classes=ROADS)])
-    with pytest.raises(InputError, match='4 with the samples of clips.*2 that the training list has already.*leave this corpus'):
+    with pytest.raises(InputError, match='4 with the samples of clips.*2 that the training list has already'):
         quietly(read_training_data, options)
     with pytest.raises(InputError, match='from places of the validation or test list'):
         quietly(read_training_data, TrainingOptions(**SMALL, data_dir=str(short_test), extra=[str(short_test)]))
@@ -246,5 +251,45 @@ def test_refused_before_it_is_packed(extended, further):
     for entry, says in ((dict(classes={}), 'the run has no class Bus, Park.*such as .Park: park.'),
                         (dict(classes={'Bus': 'rod', 'Park': 'park'}), 'no class rod.*such as .rod: road.'),
                         (dict(classes='tau'), 'no class bus'), (dict(weight=.01), 'none would come'),
-                        (dict(data=str(further/'no')), 'no folder'), (dict(data='coclscene'), 'did you mean cochlscene')):
+                        (dict(data=str(further/'no')), 'no folder'),
+                        (dict(data='coclscene'), 'did you mean cochlscene')):
         with pytest.raises(InputError, match=says): extended(entry)
+
+
+def test_a_start_on_a_corpus_by_name(short_test, home, project, tmp_path):
+    "Classes of a description, a run's over them, and a training that begins with what another corpus taught"
+    describe = dict(reader='tau', folder=str(short_test), classes={'bus': 'b', 'tram': 't', 'park': 'p'}, title='two')
+    (home/'data').mkdir(exist_ok=True)
+    (home/'data/two.yaml').write_text(json.dumps(describe), encoding='utf-8')
+    options = TrainingOptions(**SMALL | dict(epochs=1), data='two', classes={'bus': 'b', 'metro': 'm'})
+    with redirect_stdout(StringIO()): first, data = train_and_save(tmp_path/'first', options)
+    assert (first.scenes, data.corpus.whole.scenes[0]) == (['b', 'm'], 'airport')
+    options = TrainingOptions(**SMALL, data='two', init_from=str(tmp_path/'first'))
+    second, _ = create_training(quietly(read_training_data, options), options)
+    body, theirs = second.model.backbone.state_dict(), first.backbone.state_dict()
+    assert second.model.scenes == ['b', 'p', 't'] and second.start['classes'] == ['b', 'm']
+    assert 'Its head was for 2 classes (b, m)' in second.start['remark'] and 'anew for 3 classes' in second.start['remark']
+    kept = [name for name in body if name not in second.start['new']]
+    assert kept and second.start['new'] and all(torch.equal(body[name], theirs[name]) for name in kept)
+
+
+def test_ten_seconds_and_real_sounds(extended, shared, synthetic, tmp_path):
+    "Joined clips take in whole recordings of another rate and length, padded; one-second clips take in their seconds"
+    sounds = shared/'data/other/source'
+    if not sounds.is_dir(): pytest.skip('no real recordings here')
+    describe = dict(reader='folders', folder=str(sounds), group='source', licence='CC BY-NC 3.0', sound=dict(length=5),
+                    pattern=r'(?P<list>\d)-(?P<location>\d+)-[A-Z]-(?P<scene>\d+)\.flac')
+    (tmp_path/'real.yaml').write_text(json.dumps(describe), encoding='utf-8')
+    names = sorted(path.name for path in sounds.glob('*-42.flac'))[:3]
+    pd.Series(names, name='filename').to_csv(tmp_path/'three.csv', index=False)
+    entry = dict(data=str(tmp_path/'real.yaml'), classes={'42': 'road', '19': 'park'}, train_list=str(tmp_path/'three.csv'))
+    _, data = extended(entry)
+    assert data.extra.filename.iloc[1] == f'real:{names[0]}#t=1' and len(data.extra) == 15
+    wave = data.clips(data.extra).batch([1])[0][0]
+    original, rate = sf.read(sounds/names[0])
+    alike = Resample(rate, 44100)(torch.from_numpy(original).float())[44100:88200].clamp(-1, 1)
+    assert (wave - alike).abs().max() < 1e-4 and data.facts['extra'][0]['licence'] == 'CC BY-NC 3.0'
+    _, data = extended(entry, data_dir=str(synthetic), train_list='', join=10)
+    assert len(data.extra) == 3 and data.store.clip_len == 441000
+    tail = data.clips(data.extra).batch([0])[0][0, 5 * 44100 + 100:]
+    assert not tail.any()

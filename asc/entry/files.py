@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLACEHOLDER', 'LABEL', 'AUTHOR_TEMPLATE', 'write_output', 'check_output', 'results_of', 'describe_adaptations',
-           'describe_system', 'write_meta', 'check_meta']
+           'describe_system', 'external_sets', 'write_meta', 'check_meta']
 
 # %% ../../nbs/entry/05_files.ipynb #fc5bfed5
 import re
@@ -147,12 +147,30 @@ def describe_system(
         acoustic_features='log-mel energies',
         data_augmentation=', '.join(_augmentations(parameters)) or None,
         machine_learning_method='CNN',
-        external_data_usage=None,
+        external_data_usage='training' if external_sets([record]) else None,
         complexity_management=_complexity_management(parameters, bits),
         framework='pytorch',
         pipeline=f'training, from {Path(start).name}' if start else 'training',
         **describe_adaptations(dict(splits)),
     )
+
+# %% ../../nbs/entry/05_files.ipynb #9396f459
+def _extra_of(record):
+    "What a record says of further corpora; InputError where it cannot be read"
+    extra = record['data'].get('extra', [])
+    known = {'corpus', 'title', 'page', 'hours'}
+    if isinstance(extra, list) and all(isinstance(facts, dict) and known <= {*facts} for facts in extra): return extra
+    raise InputError(f"{record['dir']}/params.json: data.extra is {extra!r:.60} and should tell of corpora; restore "
+                     'the file')
+
+# %% ../../nbs/entry/05_files.ipynb #22a8f16c
+def external_sets(
+    records, # of runs, as `read_run` returns them
+) -> list:   # None where there are none
+    "The corpora beside that of the challenge that runs were trained on: name, url, hours of sound"
+    found = {facts['corpus']: facts for record in records for facts in _extra_of(record)}
+    return [dict(name=facts['title'] or name, url=facts['page'] or PLACEHOLDER, total_audio_length=facts['hours'])
+            for name, facts in found.items()] or None
 
 # %% ../../nbs/entry/05_files.ipynb #9f5eccfc
 class _Plain(yaml.SafeDumper):

@@ -18,7 +18,7 @@ from ..backbone.tensors import tensors_digest
 from ..core import InputError, atomic, fingerprint, resolve, write_json
 from ..data.store import pack
 from .check import examine_package, file_digest, split_files
-from .files import LABEL, describe_system, results_of, write_meta, write_output
+from .files import LABEL, describe_system, external_sets, results_of, write_meta, write_output
 from .recomputed import describe_entrant, answer_logits
 from .weights import entry_cost, entry_state, load_entrant
 from ..score.runs import read_run
@@ -126,7 +126,7 @@ def _write_info(path, cost, results, tests, answers, corpus, rows, year, digests
         digests=digests,
         corpus=corpus.name,
         kind=corpus.kind,
-        audio=os.path.relpath(corpus.dir, path.parent),
+        audio=os.path.relpath(corpus.source, path.parent),
         synthetic=corpus.synthetic,
     ))
 
@@ -160,6 +160,7 @@ def _fill_package(part, label, records, corpus, rows, year, store_dir, progress,
     _write_info(part/'info.json', cost, blocks, tests, answers, corpus, rows, year, digests)
     trained = dict(records[0], parameters=_training_parameters(records[0]))
     known, said = describe_system(trained, bits, _parameters_by_split(groups)), info.pop('description', None) or {}
+    info['external_datasets'] = info.get('external_datasets') or external_sets(records)
     write_meta(part/f'{label}.meta.yaml', label, blocks, cost, known | said, **info)
 
 # %% ../../nbs/entry/10_folder.ipynb #5cf213fa

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from ..export.targets import export_to
-from ..score.metrics import LABELS
+from ..score.labels import answer_columns
 from ..size.fold import fold, half_weights
 from ..size.ptq import ptq
 from ..size.qat import create_qat_learner, fit_qat, with_augmentation
@@ -135,7 +135,7 @@ def file_table(facts,             # name of a file -> its `file_facts`
 # %% ../../nbs/experiment/35_variants.ipynb #f065ecf4
 def same_decisions(preds, others) -> float: # tables of predictions for the same clips
     "Share of clips on which both decide for the same class"
-    classes = preds.columns.drop(LABELS)
+    classes = answer_columns(preds)
     first, second = (table[classes].to_numpy().argmax(1) for table in (preds, others))
     return float((first == second).mean())
 

@@ -48,6 +48,14 @@ def _check_data(data, where):
     lists = data.get('lists', {})
     _need(lists, (dict,), where, 'data.lists')
     for name, facts in lists.items(): _check_list(facts, where, f'data.lists.{name}')
+    _check_split(data.get('split', {}), where)
+
+# %% ../../nbs/score/16_record.ipynb #f5306a56
+def _check_split(split, where):
+    "What is known of whose the lists are"
+    _need(split, (dict,), where, 'data.split')
+    for name, kind in dict(whose=str, by=str, group=str, fold=int, folds=list, own=list).items():
+        if name in split: _need(split[name], (kind,), where, f'data.split.{name}')
 
 # %% ../../nbs/score/16_record.ipynb #9c1caaf4
 def _check_groups(groups, where):

@@ -42,16 +42,26 @@ def list_names(groups:dict, # of `by_test_list`
 
 # %% ../../nbs/score/24_report.ipynb #e4e2325d
 def corpus_title(records) -> str: # of one test list
-    "The corpus of some runs, and a warning if it is synthetic"
+    "The corpus of some runs, the fold if one was tested, and a warning if it is synthetic"
     data = records[0]['data']
-    return data.get('corpus', 'corpus') + (' (synthetic: says nothing about TAU)' if data.get('synthetic') else '')
+    split = data.get('split', {})
+    fold = f", fold {split['fold']} of {len(split['folds'])}" if 'folds' in split else ''
+    warning = ' (synthetic: says nothing about TAU)' if data.get('synthetic') else ''
+    return data.get('corpus', 'corpus') + fold + warning
+
+# %% ../../nbs/score/24_report.ipynb #b9577b81
+def _whose(records):
+    "Whose the test list of some runs is, if it is ours or one of somebody's own"
+    split = records[0]['data'].get('split', {})
+    if 'test' in split.get('own', []): return ', a list of their own'
+    return f", ours, cut by {split['by']}" if split.get('whose') == 'ours' else ''
 
 # %% ../../nbs/score/24_report.ipynb #319e4a79
 def list_summary(groups:dict, # of `by_test_list`
                  ) -> str:    # Markdown
     "A line for each test list: its corpus and how many runs were tested on it"
     return '\n'.join(f'- **{plain(corpus_title(records))}**: {len(records)} runs, test list {code(fingerprint)}'
-                     for fingerprint, records in groups.items())
+                     f'{plain(_whose(records))}' for fingerprint, records in groups.items())
 
 # %% ../../nbs/score/24_report.ipynb #dc393260
 def _step_words(step):
@@ -83,9 +93,10 @@ def systems_table(records) -> pd.DataFrame: # a row a system and split
 # %% ../../nbs/score/24_report.ipynb #8220dafc
 def results_tables(records,    # of one test list
                    ) -> dict:  # name -> Results
-    "The summary, then accuracy and log loss by scene, device, group of devices and city"
+    "The summary, then accuracy and log loss by scene, and by device, group of devices and city where they are known"
     tables = dict(summary=runs_table(records))
     for kind in ('class', 'device', 'group', 'city'):
+        if not any(record['metrics'].get(f'{kind}_accuracy') for record in records): continue
         tables[kind] = runs_table(records, kind)
         tables[f'{kind}-log-loss'] = runs_table(records, kind, score='log_loss')
     return tables
@@ -107,9 +118,11 @@ def first_few(lines, most=8) -> list:
     return [*lines[:most], *([f'and {more} more, see params.json'] if more > 0 else [])]
 
 # %% ../../nbs/score/24_report.ipynb #1d42fc2b
-def interval_note(table) -> str: # of `intervals_table`; Markdown
-    "Why a table of intervals has none; empty if it has"
-    if table.map(lambda cell: '(' in cell).any(axis=None): return ''
+def interval_note(table,    # of `intervals_table`
+                  drawn='', # what its intervals are over, see `asc.score.differences.drawn_over`
+                  ) -> str: # Markdown
+    "What a table of intervals is over, if not over locations, or why it has none"
+    if table.map(lambda cell: '(' in cell).any(axis=None): return plain(drawn)
     return 'No interval: every class of this test list was recorded at one place only.'
 
 # %% ../../nbs/score/24_report.ipynb #915a54ff

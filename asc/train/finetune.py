@@ -177,7 +177,8 @@ def start_from(model,      # a classifier, freshly created
     new = [name for name in own if within(name, parts)]
     fresh = {name: own[name] for name in new if name in state}
     load_weights(network, {**state, **fresh}, what=label)
-    remark = _start_remark(label, len(own), new, parts, classes, model.scenes)
+    rest = [name for name in own if within(name, [head_of(network)]) and name not in new]
+    remark = _start_remark(label, len(own), new, parts, classes, model.scenes, bool(rest))
     return dict(source=str(source), **start_facts(start), tensors=len(own) - len(new), new=new, remark=remark)
 
 # %% ../../nbs/train/65_finetune.ipynb #1d00ad5f
@@ -212,13 +213,14 @@ def _is_new(tensor, theirs, rows):
     return tensor.shape != theirs.shape or has_rows
 
 # %% ../../nbs/train/65_finetune.ipynb #e79beaab
-def _start_remark(source, total, new, parts, classes, scenes):
-    "What was loaded, in a sentence or three"
+def _start_remark(source, total, new, parts, classes, scenes, rest):
+    "What was loaded, what of the head is kept and what begins anew, in a sentence or three"
     remark = f'{source}: {total - len(new)} of {total} tensors.'
     if classes is None: remark += ' Its frontend is not recorded.'
-    if not new: return remark
-    starting = ', '.join(sorted(parts))
-    return f'{remark} Its head was for {_class_words(classes)}: {starting} starts anew for {len(scenes)}.'
+    if not new: return f'{remark} Its head is kept, for {_class_words(classes)}.'
+    starting = f"{', '.join(sorted(parts))} starts anew for {_class_words(scenes)}"
+    kept = 'the rest of it is kept' if rest else 'nothing of it is kept'
+    return f'{remark} Its head was for {_class_words(classes)}: {starting}; {kept}.'
 
 # %% ../../nbs/train/65_finetune.ipynb #7b1bfeac
 def _class_words(classes):

@@ -18,6 +18,7 @@ from fastcore.imports import noop
 
 from ..core import InputError
 from ..run.text import literal
+from ..score.labels import places_in
 from .clips import ClipData
 
 # %% ../../nbs/train/38_loader.ipynb #57fe109d
@@ -40,7 +41,7 @@ def of(self:ClipData, items,    # rows of the corpus, or names of clips in the s
     rows = _rows_of(self, items)
     labelled = self.target in rows and rows[self.target].notna().all()
     known = self.rows.drop_duplicates('filename').set_index('filename')
-    absent = [name for name in ('scene', 'device', 'city') if name not in rows]
+    absent = [name for name in ('scene', 'device', 'city', *places_in(known)) if name not in rows]
     rows = rows.assign(**{name: rows.filename.map(known.get(name, pd.Series(dtype=object))) for name in absent})
     clips = ClipData(self.store, rows, self.scenes, self.devices, self.target, cache=self.cache)
     clips.labelled = bool(labelled)
@@ -63,6 +64,10 @@ def batches_of(data, parts): # positions of the clips of each batch
 class ClipLoader(DataLoader):
     "fastai's DataLoader reading whole batches"
     coming = ()                                            # positions of the clips of the next batch
+    def __init__(self, dataset=None, *args, shuffle=False, **kwargs):
+        super().__init__(dataset, *args, shuffle=shuffle, **kwargs)
+        self.epoch = getattr(dataset, 'epoch', None) if shuffle else None
+        if self.epoch is not None: self.n = len(self.epoch)
 
     def create_batches(self, samps):
         order = list(samps)
@@ -78,6 +83,13 @@ class ClipLoader(DataLoader):
         if dataset is not None and isinstance(own, ClipData) and not isinstance(dataset, ClipData):
             dataset = own.of(dataset)
         return super().new(dataset, cls, **kwargs)
+
+# %% ../../nbs/train/38_loader.ipynb #bd929915
+@patch
+def get_idxs(self:ClipLoader):
+    "Positions of the clips of an epoch, in the order in which they come"
+    if self.epoch is None: return super(ClipLoader, self).get_idxs()
+    return self.shuffle_fn(self.epoch.draw(self.rng))
 
 # %% ../../nbs/train/38_loader.ipynb #5b40896d
 @patch

@@ -20,7 +20,7 @@ _API = {
     'data.synthetic': 'make_synthetic',
     'data.corpus': 'ClipName Corpus counts load_corpus recordings',
     'data.check': 'check_corpus',
-    'data.fetch': 'download_corpus',
+    'data.get': 'download_corpus',
     'data.splits': 'carve_valid check_disjoint describe read_split read_test subsets_of',
     'data.store': 'pack Store',
     'data.choose': 'data_facts find_corpus',

@@ -25,6 +25,8 @@ from .experiment.cells import check_devices_of, sweep_cells
 from .experiment.sweeps import Sweep, changes
 from .run.plugin import consent_to
 from .use.commands import demo_command, predict_command, trust_command
+from .use.corpora import data_get_command, data_list_command
+from .use.own_corpora import data_check_command, data_import_command
 
 # %% ../nbs/90_cli.ipynb #0fa86202
 def _read_setting(word, what):
@@ -125,7 +127,7 @@ def sweep(
     recipes:Param('names in nbs/recipes, or paths of YAML files', str, opt=False, nargs='+'),
     subsets:Param('per cent of the training list', int, nargs='+')=(100,),
     seeds:Param('of weights, order and augmentation', int, nargs='+')=(0,),
-    set:Param('parameters of the notebook, over every recipe: name=value', str, nargs='+')=(),
+    set:Param('parameters of the notebook, over every recipe: name=value; fold=[1,2] runs each', str, nargs='+')=(),
     notebook:Param('run notebook', str)='train',
     folder:Param('of the runs, one folder each', str)='runs/sweep',
     device:Param('what computes: cpu, cuda:1, mps, xpu …; default: the best there is', str)='',
@@ -238,13 +240,20 @@ commands = dict(
     trust=trust_command,
     rank=rank,
     demo=demo_command,
-) | {'gpu-check': gpu_check_command}
+) | {
+    'data list': data_list_command,
+    'data get': data_get_command,
+    'data check': data_check_command,
+    'data import': data_import_command,
+    'gpu-check': gpu_check_command,
+}
 
 # %% ../nbs/90_cli.ipynb #f663b34f
-def _print_usage():
-    "List the commands"
+def _print_usage(word=''):
+    "List the commands, or those of two words that begin with one"
     print('usage: asc COMMAND …; asc COMMAND --help says more\n')
-    for name, function in commands.items(): print(f'  {name:<10} {function.__doc__}')
+    for name, function in commands.items():
+        if name.startswith(word): print(f'  {name:<12} {function.__doc__}')
 
 # %% ../nbs/90_cli.ipynb #8af70fb7
 def _parse(name, words):
@@ -265,9 +274,11 @@ class Refusal(SystemExit):
 def _run(words):
     "One command"
     name = words.pop(0) if words else '--help'
+    first = f'{name} ' if any(command.startswith(f'{name} ') for command in commands) else ''
+    if first: name = first + words.pop(0) if words else f'{first}--help'
     if name not in commands:
-        _print_usage()
-        if name in ('-h', '--help'): return
+        _print_usage(first)
+        if name.removeprefix(first) in ('-h', '--help'): return
         raise Refusal(f'asc: no command {name!r}; choose one of the above')
     try: commands[name](**_parse(name, words))
     except InputError as e: raise Refusal(f'asc {name}: {e}') from None

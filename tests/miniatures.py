@@ -177,16 +177,21 @@ def cochlscene(out, seconds):
                     sound(path, seconds, frames=round(44100*seconds) + user - 11)
 
 
+CAS = ('Bus', 'Airport', 'Metro', 'Restaurant', 'Shopping mall', 'Public square', 'Urban park', 'Traffic street',
+       'Construction site', 'Bar')
+
+
 def cas2023(out, seconds, labelled=True):
-    "Names without meaning, most clips without a label; the table lies elsewhere and begins with a byte order mark"
+    "Names without meaning, many clips without a label; the table lies elsewhere and begins with a byte order mark"
     cities = ["Xi'an", 'Luoyang', 'Shanghai'] if labelled else ['Shenyang', 'Tianjin']
     rows = [('filename', 'location', 'record_time', 'scene_label')]
-    for n in range(30):
-        city, scene = cities[n % len(cities)], ('Bus', 'Shopping mall', 'Construction site')[n // 3 % 3]
+    for n in range(50 if labelled else 12):
+        visit = n // 10                                     # to a city, on a day
         stem = f"{hashlib.md5(f'{out.name}{n}'.encode()).hexdigest()}{n + 1}_{n % 2 + 1}"
         sound(out/f'{stem}.wav', seconds)
-        known = labelled and n < 18
-        rows.append((stem, city, f'2023-0{4 + n % 5}-2{n % 8} 1{n % 9}:05:0{n % 7}', scene if known else ''))
+        known = labelled and visit < 4
+        time = f'2023-0{4 + visit}-21 09:{n % 10:02}:07'
+        rows.append((stem, cities[visit % len(cities)], time, CAS[n % 10] if known else ''))
     part = 'dev' if labelled else 'eval'
     table(out/f'APSIPA2025_GC_ASC_{part}_metadata.csv', rows, ',', bom=True)
 
@@ -254,9 +259,9 @@ def packed(name, out):
     files = {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob('*')) if path.is_file()}
     files = {file: body for file, body in files.items() if not file.startswith('APSIPA')}
     inside = {f'{out.name}/{file}': body for file, body in files.items()}
-    if name == 'esc50': return {'ESC-50-master.zip': zipped(inside, folders=True, comment=b'33c8ce9eb2cf0b1c2f8bcf322e')}
+    if name == 'esc50': return {'ESC-50-master.zip': zipped(inside, folders=True, comment=b'33c8ce9eb2cf0b1c2f8bcf')}
     if name == 'urbansound8k': return {'UrbanSound8K.tar.gz': tarred(inside)}
-    if name == 'cochlscene': return in_volumes('CochlScene', inside)
+    if name == 'cochlscene': return in_volumes('CochlScene', inside, sum(map(len, inside.values()))//6)
     if name == 'tau2022-mini': return files
     if name.startswith('cas2023'): return {f'{out.name}.zip': zipped(inside | {f'__MACOSX/{out.name}/._a.wav': b'Mac'})}
     return parts_of(out.name, inside)
@@ -334,8 +339,9 @@ def entry(member, volume, offset, wide):
     numbers = member.compress_size, member.file_size
     extra = struct.pack('<2H3QL', 1, 28, *reversed(numbers), offset, volume) if wide else b''
     if wide: numbers, volume, offset = (full, full), 2**16 - 1, full
-    return struct.pack('<4s6H3L5H2L', b'PK\1\2', 45, 45, 0, member.compress_type, 0, 33, member.CRC, *numbers, len(name),
-                       len(extra), 0, volume, 0, 0, offset) + name + extra
+    lengths = len(name), len(extra), 0
+    return struct.pack('<4s6H3L5H2L', b'PK\1\2', 45, 45, 0, member.compress_type, 0, 33, member.CRC, *numbers, *lengths,
+                       volume, 0, 0, offset) + name + extra
 
 
 def last_words(volume, at, directory, entries, wide):

@@ -36,9 +36,14 @@ class Web(BaseHTTPRequestHandler):
         if asked and start >= len(body): return self.head(416, [('Content-Range', f'bytes */{len(body)}')])
         end = min(int(asked[2] or len(body) - 1) + 1, len(body)) if asked else len(body)
         of = len(body) + self.lie if asked else 0
-        length = [] if self.path in self.lengthless else [('Content-Length', end - start)]
-        self.head(206 if asked else 200, length + ([('Content-Range', f'bytes {start}-{end - 1}/{of}')] if asked else []))
-        self.wfile.write(body[start:end][:self.cut()])
+        chunked = self.path in self.chunked
+        length = ('Transfer-Encoding', 'chunked') if chunked else ('Content-Length', end - start)
+        place = [('Content-Range', f'bytes {start}-{end - 1}/{of}')] if asked else []
+        self.head(206 if asked else 200, [length, *place])
+        cut = self.cut()
+        sent = body[start:end][:cut]
+        if chunked: sent = b'%x\r\n' % len(sent) + sent + (b'\r\n0\r\n\r\n' if cut is None else b'')
+        self.wfile.write(sent)
 
     def cut(self):
         "How many bytes are sent: all, half of them every time, or fewer the first times"
@@ -58,10 +63,11 @@ class Web(BaseHTTPRequestHandler):
 def mirror():
     "A running server"
     class Here(Web):
-        files, log, drops, halves, lengthless = {}, [], {}, set(), set()
+        files, log, drops, halves, chunked = {}, [], {}, set(), set()
         ranges, busy, lie = True, 0, 0       # ranges are taken; so many requests are put off; what it adds to sizes
         drop, times = None, 1                # bytes after which the line breaks, and how often for each file
     server = ThreadingHTTPServer(('127.0.0.1', 0), Here)
+    server.handle_error = lambda *_: None   # whoever asked went away
     threading.Thread(target=server.serve_forever, args=(.01,), daemon=True).start()
     Here.url = f'http://127.0.0.1:{server.server_port}'
     try: yield Here
@@ -70,18 +76,19 @@ def mirror():
         server.server_close()
 
 
-def publish(web, names, folder, made=None):
-    "Serve miniatures of corpora; returns the settings under which `asc` finds them. `made`: a folder that has them"
+def publish(web, names, folder, seconds=1):
+    "Serve miniatures of corpora, of clips of some seconds; returns the settings under which `asc` finds them"
     corpora, rows = folder/'corpora', []
     corpora.mkdir(parents=True, exist_ok=True)
     for name in names:
         about = yaml.safe_load((ROOT/f'nbs/corpora/{name}.yaml').read_text(encoding='utf-8'))
-        out = made/about['folder'] if made else miniature(name, folder/'original')
+        out = miniature(name, folder/'original', seconds)
         rows += serve(web, name, about, packed(name, out), out)
         about['holds'] = dict(about['holds'], clips=len([*out.rglob('*.wav')]))
         about['holds'].pop('gigabytes', None)
-        if 'length' in about.get('sound', {}): about['sound']['length'] = 1
-        (corpora/f'{name}.yaml').write_text(yaml.safe_dump(about, sort_keys=False, allow_unicode=True), encoding='utf-8')
+        if 'length' in about.get('sound', {}): about['sound']['length'] = seconds
+        text = yaml.safe_dump(about, sort_keys=False, allow_unicode=True)
+        (corpora/f'{name}.yaml').write_text(text, encoding='utf-8')
     with open(corpora/'archives.csv', 'w', newline='', encoding='utf-8') as file:
         csv.writer(file).writerows([('record', 'file', 'bytes', 'md5'), *rows])
     return dict(ASC_CORPORA=str(corpora), ASC_ZENODO=f'{web.url}/api/records', HF_ENDPOINT=web.url)
@@ -89,17 +96,19 @@ def publish(web, names, folder, made=None):
 
 def serve(web, name, about, archives, out):
     "Put the archives of a corpus on a server and their addresses into its description; returns rows of archives.csv"
-    about['files'] = [put(web, f'/raw/{Path(url).name}', (out/Path(url).name).read_bytes()) for url in about.get('files', [])]
+    tables = [Path(url).name for url in about.get('files', [])]
+    about['files'] = [put(web, f'/raw/{table}', (out/table).read_bytes()) for table in tables]
     where = about['archives']
     if 'url' in where:
         where['url'] = put(web, '/archive/master.zip', archives[where['name']])
-        web.lengthless.add('/archive/master.zip')
+        web.chunked.add('/archive/master.zip')
         return []
     if 'hub' in where: return hub(web, where, archives)
     record, files = where['record'], []
     for file, body in archives.items():
         url = put(web, f'/api/records/{record}/files/{file}/content', body)
-        files.append(dict(key=file, size=len(body), checksum=f'md5:{hashlib.md5(body).hexdigest()}', links=dict(self=url)))
+        md5 = hashlib.md5(body).hexdigest()
+        files.append(dict(key=file, size=len(body), checksum=f'md5:{md5}', links=dict(self=url)))
     put(web, f'/api/records/{record}', json.dumps(dict(files=files)).encode())
     return [(record, file['key'], file['size'], file['checksum'][4:]) for file in files]
 

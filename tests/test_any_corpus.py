@@ -1,18 +1,26 @@
 """Any corpus trains and gives honest tables: what it does not know is in no table, picture or group, and is said."""
+import numpy as np
 import pandas as pd
 import pytest
-import torch
+import yaml
 
 import corpora
+import launch
 from asc.core import InputError, read_json
 from asc.data.corpus import load_corpus
 from asc.data.division import divide
 from asc.data.splits import read_split, read_test, read_valid
 from asc.experiment.recipe import create_training, read_training_data
 from asc.run.folder import Run
+from asc.score.differences import drawn_over, intervals_table, pair_table
 from asc.score.doubts import interval_remark
+from asc.score.labels import labels_of
 from asc.score.metrics import metrics, read_predictions, vote
+from asc.score.paired import gain_table
 from asc.score.plots import result_pictures
+from asc.score.report import by_test_list, list_summary, results_tables
+from asc.score.runs import usable_runs
+from asc.score.stats import bootstrap, compare
 from asc.score.tables import evaluate_lines, result_tables, save_maps, score_lines
 from asc.train.learner import predictions
 from asc.train.options import TrainingOptions
@@ -30,7 +38,7 @@ def sounds(once):
 
 
 def options(sounds, name, **others):
-    return TrainingOptions(data_dir=str(sounds/f'{name}.yaml'), **(SMALL | others))
+    return TrainingOptions(data_dir=f'{sounds}/{name}.yaml', **(SMALL | others))
 
 
 # name: (fold, files of tables, said of the lists, said of intervals, groups of devices)
@@ -73,3 +81,151 @@ def test_every_kind_trains_to_a_table(name, sounds, tmp_path):
     assert bool(scores['city_accuracy']) == ('city_wise' in tables)
     assert score_lines(scores, evaluate_lines(dict(clips=again))['clips'])
     assert len(vote(again)) == len(again[['recording', 'device']].drop_duplicates())
+
+
+@pytest.mark.parametrize('name, changed, message', [
+    ('nothing', dict(target='city'), 'target=city: nothing does not tell the city of any clip'),
+    ('folds', dict(target='device'), 'target=device: folds does not tell the device'),
+    ('folds', dict(fold=9), 'unknown fold 9: choose one of 1, 2, 3, 4, 5'),
+    ('nothing', dict(fold=2), 'fold=2: nothing is not divided into folds'),
+    ('valid-list', dict(fold=3), 'fold=3: valid-list is not divided into folds'),
+    ('nothing', dict(steps=['resample', 'mel', 'log', {'freq_mixstyle': {'cross': True}}]), 'cross=True goes by the devices'),
+    ('nothing', dict(steps=[{'dir': {'devices': [0]}}, 'resample', 'mel', 'log']), 'goes by the devices'),
+    ('nothing', dict(join=10), 'join=10 needs the recordings'),
+    ('nothing', dict(crop='windows'), "crop='windows' needs"),
+])
+def test_what_needs_a_notion_is_refused_without_it(name, changed, message, sounds):
+    with pytest.raises(InputError, match=message): read_training_data(options(sounds, name, **changed))
+
+
+@pytest.mark.parametrize('name', ['no-devices', 'nothing', 'folds', 'valid-list', 'fifty-scenes'])
+def test_a_share_of_the_training_list_is_ours(name, sounds):
+    "Whole recordings, so much of each scene, each share in the next; always the same ones"
+    corpus = load_corpus(sounds/f'{name}.yaml')
+    whole, shares = read_split(corpus, 100), [read_split(corpus, subset) for subset in (5, 10, 25, 50, 100)]
+    for small, large in zip(shares, shares[1:]): assert set(small.filename) <= set(large.filename)
+    for share, percent in zip(shares, (5, 10, 25, 50, 100)):
+        assert set(share.scene) == set(whole.scene)
+        apart = (share.scene.value_counts() - percent / 100 * whole.scene.value_counts()).abs()
+        assert apart.max() <= 1
+        assert not set(whole.recording[whole.filename.isin(share.filename)]) & set(
+            whole.recording[~whole.filename.isin(share.filename)])
+    assert read_split(corpus, 25).equals(shares[2])
+    said = read_training_data(options(sounds, name, subset=50)).said
+    assert any(sentence.startswith('The training list is ours, too: 50 % of each scene') for sentence in said)
+
+
+def test_the_official_validation_list_is_used_or_left_out(sounds):
+    corpus = load_corpus(sounds/'valid-list.yaml')
+    official = set(read_valid(corpus).filename)
+    used, unused = (read_training_data(options(sounds, 'valid-list', valid=valid)) for valid in (.1, 0.))
+    assert set(used.valid.filename) == official and not len(unused.valid)
+    assert used.train.equals(unused.train) and not official & set(used.train.filename)
+    assert 'is left out: valid is 0' in ' '.join(unused.said)
+
+
+def test_a_cut_of_ours_is_recorded_and_stays(sounds):
+    "The same clips whatever the order of the table, and no user on two sides; another seed, other users"
+    corpus = load_corpus(sounds/'no-devices.yaml')
+    first = divide(corpus)
+    corpus.meta = corpus.meta.sample(frac=1, random_state=0).reset_index(drop=True)
+    again = divide(corpus)
+    assert set(first.test.filename) == set(again.test.filename)
+    assert not set(first.test.location) & set(first.train.location)
+    assert first.test.scene.value_counts().tolist() == [10] * 4
+    corpus.about['lists'] = dict(by='user', seed=1)
+    assert set(divide(corpus).test.filename) != set(first.test.filename)
+    facts = read_training_data(options(sounds, 'no-devices')).facts['split']
+    assert facts == dict(whose='ours', by='user', test=.2, seed=0, group='user', unlabelled=0)
+
+
+@pytest.mark.parametrize('places, message', [
+    (lambda i: f'one{i // 50}', 'no scene has two users'),
+    (lambda i: 'everywhere', 'no scene has two users'),
+])
+def test_what_cannot_be_cut_is_refused(places, message, sounds):
+    corpus = load_corpus(sounds/'no-devices.yaml')
+    corpus.meta = corpus.meta.assign(location=[places(i) for i in range(200)])
+    with pytest.raises(InputError, match=message): read_test(corpus)
+
+
+def test_clips_of_one_s_own_need_a_scene(sounds, tmp_path):
+    (tmp_path/'mine.csv').write_text('filename\nsounds/000.wav\nsounds/055.wav\nsounds/004.wav\n')
+    with pytest.raises(InputError, match='1 clips of the train list have no scene, such as sounds/004.wav'):
+        read_training_data(options(sounds, 'unlabelled', train_list=str(tmp_path/'mine.csv')))
+
+
+def finished_run(folder, data, name, skill, seed=0):
+    "A run folder as train.ipynb leaves it, of made-up answers"
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(len(data.test), len(data.names)))
+    logits[np.arange(len(logits)), [data.names.index(scene) for scene in data.test.scene]] += skill
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    preds = pd.concat([labels_of(data.test), pd.DataFrame(p, columns=data.names)], axis=1)
+    run = Run(folder, 'train', dict(options('', name).as_dict(), lr=.1 * skill, seed=seed, subset=100))
+    run.note(data=data.facts, groups=data.groups)
+    run.csv(preds, 'predictions')
+    run.finish(dict(metrics(preds, data.names, data.groups), params=1, macs=1))
+    return folder
+
+
+REPORTED = {
+    'no-devices': ({'city', 'city-log-loss'}, 'ours, cut by user', 'Intervals are over users.'),
+    'nothing': (set(), 'ours, cut by recording', 'Intervals take every clip as independent'),
+    'folds': (set(), 'fold 1 of 5', 'Intervals are over users.'),
+    'valid-list': ({'device', 'device-log-loss', 'group', 'group-log-loss'}, '', 'Intervals are over users.'),
+}
+
+
+@pytest.mark.parametrize('name', REPORTED)
+def test_reports_and_comparisons_leave_out_what_is_not_known(name, sounds, tmp_path):
+    more, whose, drawn = REPORTED[name]
+    data = read_training_data(options(sounds, name))
+    folders = [finished_run(tmp_path/f'{skill}', data, name, skill) for skill in (1, 3)]
+    records, left_out = usable_runs(folders)
+    assert len(records) == 2 and not left_out
+    assert set(results_tables(records)) == {'summary', 'class', 'class-log-loss', *more}
+    assert whose in list_summary(by_test_list(records))
+    assert drawn_over(records).startswith(drawn)
+    assert intervals_table(records, ('device_accuracy',)).shape[1] == (2 if 'device' in more else 0)
+    table, _ = pair_table(*folders)
+    assert any(row.startswith('device ') for row in table.index) == ('device' in more)
+    gains = gain_table(*([read_predictions(folder/'predictions.csv')] for folder in folders), groups=data.groups)
+    assert ('phone' in gains.index) == ('device' in more)
+    assert gains.loc['macro accuracy', ['from', 'to']].notna().all()
+
+
+def test_older_tables_are_read_and_compared_with_newer(sounds):
+    "A table without the two columns of places, beside one with them, on the same clips"
+    data = read_training_data(options(sounds, 'no-devices'))
+    p = np.random.default_rng(0).dirichlet(np.ones(4), len(data.test))
+    newer = pd.concat([labels_of(data.test), pd.DataFrame(p, columns=data.names)], axis=1)
+    older = newer.drop(columns=['location', 'recording'])
+    assert interval_remark(older).startswith('No intervals: 40 file names do not tell the place')
+    assert metrics(older)['accuracy'] == metrics(newer)['accuracy']
+    assert bootstrap(older).low.isna().all() and bootstrap(newer).low.notna().all()
+    for pair in ((older, newer), (newer, older)):
+        assert compare(*pair, over=['locations']).difference.item() == 0
+    with pytest.raises(InputError, match='tell no device'): compare(newer, newer, 'mean_device_accuracy')
+
+
+def test_train_on_real_recordings_in_folds(shared, papermill, tmp_path):
+    "ESC-50 as far as it is here: five classes, their official folds, and 16 kHz as it came"
+    files = [path for folder in ('other', 'ambience') for path in sorted((shared/f'data/{folder}/source').glob('*.flac'))]
+    rows = pd.DataFrame([path.stem.split('-') for path in files], columns=['fold', 'source', 'take', 'target'])
+    rows = rows.assign(filename=[str(path.relative_to(shared/'data')) for path in files])
+    rows = rows[rows.target.isin(['34', '36', '37', '40', '42'])].groupby(['fold', 'target']).head(3)
+    rows.to_csv(tmp_path/'esc.csv', index=False)
+    about = dict(reader='table', folder=str(shared/'data'), table=str(tmp_path/'esc.csv'), lists='folds', group='source',
+                 columns=dict(filename='filename', scene='target', list='fold', location='source'), licence='CC BY-NC 3.0')
+    (tmp_path/'esc.yaml').write_text(yaml.safe_dump(about))
+    launch.check(papermill('train', data_dir=tmp_path/'esc.yaml', fold=4, out=tmp_path/'run', **SMALL))
+    preds = read_predictions(tmp_path/'run/predictions.csv')
+    assert set(preds.filename) == set(rows.filename[rows.fold == '4'])
+    params = read_json(tmp_path/'run/params.json')
+    assert params['data']['split'] == dict(whose='official', fold=4, folds=[1, 2, 3, 4, 5], unused=0, group='source',
+                                           unlabelled=0)
+    assert any(line.startswith('Official fold 4 of 5 is tested') for line in params['result'])
+    text = (tmp_path/'run/train.ipynb').read_text()
+    assert 'Licence: CC BY\\\\-NC 3.0.' in text or 'Licence: CC BY-NC 3.0.' in text
+    assert not [*(tmp_path/'run').glob('*device*'), *(tmp_path/'run').glob('city*')]

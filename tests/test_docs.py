@@ -23,7 +23,6 @@ PAGES = [ROOT/'README.md', *TUTORIALS]
 BLOCK = re.compile(r'^```(\w+)\n(.*?)^```$', re.S | re.M)
 CONTAINER = 'test_docs.py::test_container_installs_as_the_readme_does'
 # what cannot run here, why, and what is run instead: a test elsewhere, or a command that reads the line
-DOWNLOAD = """python -c "import asc; asc.download_corpus('tau2022')\""""
 PODMAN = 'podman run --rm -v ./data:/asc/data -v ./runs:/asc/runs asc make train ARGS="-p epochs 20"'
 LEFT_OUT = {
     'make train': ('installs from the network', 'make --dry-run train'),
@@ -33,7 +32,7 @@ LEFT_OUT = {
     'jupyter lab': ('serves until Ctrl-C', 'jupyter lab --version'),
     'asc demo runs/a runs/q/ptq.onnx': ('serves until Ctrl-C', 'test_demo.py::test_page'),
     'asc demo runs/first runs/small/qat.onnx': ('serves until Ctrl-C', 'test_demo.py::test_page'),
-    DOWNLOAD: ('needs a network', 'test_corpus.py::test_download_corpus'),
+    'asc data get tau2022': ('needs a network', 'test_get.py::test_each_name_by_command'),
     'podman build -t asc -f nbs/tutorials/Containerfile .': ('needs podman', CONTAINER),
     PODMAN: ('needs podman', CONTAINER),
 }

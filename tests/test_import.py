@@ -164,6 +164,12 @@ WAYS = {
     'channels': (both(lambda d: classes(d, 'rain', 'wind'), lambda d: put(d, 'wind/z.wav', channels=2)), 'mean'),
     'broken files': (both(lambda d: classes(d, 'rain', 'wind'), lambda d: Path(d, 'wind/z.wav').write_bytes(b'RIFF')),
                      'wind/z.wav'),
+    'several labels': (lambda d: (clips(d), write(d, 'clips.csv', 'file,label,place', *(
+        f'c{k:02}.wav,"{("rain,wind", "wind")[k % 2]}",p{k//2}' for k in range(12)))), "'rain,wind'"),
+    'columns of one name': (lambda d: table(d, lambda k: k, lambda k: k, head='file,label,place,note,Note '), "'note'"),
+    'texts beside sounds': (both(lambda d: classes(d, 'rain', 'wind'), lambda d: write(d, 'rain/rain_0x.txt', 'rain')),
+                            'rain/rain_0x.txt'),
+    'other tables': (both(lambda d: classes(d, 'rain', 'wind'), lambda d: Path(d, 'labels.xlsx').touch()), 'labels.xlsx'),
     'archives': (both(lambda d: classes(d, 'rain', 'wind'), lambda d: zipped(d, 'more.zip')), 'more.zip'),
     'other formats': (both(lambda d: classes(d, 'rain', 'wind'), lambda d: Path(d, 'wind/z.m4a').touch()), 'wind/z.m4a'),
     'hidden files': (both(lambda d: classes(d, 'rain', 'wind'), lambda d: Path(d, 'wind/._z.wav').touch()), '._z.wav'),
@@ -244,6 +250,21 @@ def test_nothing_is_overwritten(damage, tmp_path):
     (tmp_path/'x.yaml').write_text('mine')
     damage('file', lambda: import_corpus(tmp_path/'x', tmp_path/'x.yaml'), ['x.yaml is there already'])
     assert (tmp_path/'x.yaml').read_text() == 'mine'
+
+
+def test_lists_are_folders_and_scenes_begin_the_names(tmp_path):
+    put(tmp_path/'x', *(f'{part}/{scene}{k}.wav' for part in ('train', 'test') for scene in ('rain', 'wind') for k in range(3)))
+    corpus = load_corpus(import_corpus(tmp_path/'x', tmp_path/'x.yaml').path)
+    assert corpus.scenes == ['rain', 'wind'] and [len(read_split(corpus, 100)), len(read_test(corpus))] == [6, 6]
+
+
+@pytest.mark.parametrize('pattern', ['{place}/{scene}/{k}.wav', '{scene}/{place}/{k}.wav'])
+def test_folders_of_places_and_scenes(pattern, tmp_path):
+    "Whichever is outside: there are more places than scenes"
+    put(tmp_path/'x', *(pattern.format(place=f'home {p}', scene=scene, k=f'{p}{k}{scene}') for p in range(6)
+                        for scene in ('bath', 'kitchen') for k in range(2)))
+    meta = load_corpus(import_corpus(tmp_path/'x', tmp_path/'x.yaml').path).meta
+    assert set(meta.scene) == {'bath', 'kitchen'} and meta.location.nunique() == 6
 
 
 def test_parquet(tmp_path):

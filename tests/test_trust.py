@@ -211,3 +211,32 @@ def test_tau_itself_is_trusted(shared, tmp_path):
     (tmp_path/'meta.csv').write_bytes((shared/'data/tau-lists/tau2020_total.csv').read_bytes())
     tau = load_corpus(tmp_path)
     assert tau.edition == '2020' and corpus_remarks(tau, tables_of(tau)) == []
+
+
+@pytest.mark.parametrize('column,words', [(1, dict(bus='vehicle', park='park')), (1, dict(bus='b', park='p')),
+                                          (3, dict(a='phone', b='b')), (2, {f'oulu-{k}': f'street {k}' for k in range(6)})])
+def test_renamed_throughout_is_no_mistake(column, words, tmp_path):
+    "A label that is another one wherever it occurs was meant; a remark says so"
+    rows = rows_of(NAMES)
+    for row in rows: row[column] = words[row[column]]
+    said, = train(corpus(tmp_path/'c', rows)).facts['findings']
+    assert 'has other words than the file names' in said and 'Accepted' not in said
+
+
+def test_labels_in_turn_are_no_new_words(damage, tmp_path):
+    "Scenes that changed places contradict the names, though no two agree"
+    rows = rows_of(NAMES)
+    for row in rows: row[1] = dict(bus='park', park='bus')[row[1]]
+    damage('finding', lambda: train(corpus(tmp_path/'c', rows)), ['accept=scene'])
+
+
+def test_names_with_another_ending_are_compared_too(damage, tmp_path):
+    names = [name.replace('.wav', '.flac') for name in NAMES]
+    rows = [[name, *row[1:]] for name, row in zip(names, rows_of(NAMES))]
+    rows[0][3] = 'b'
+    damage('finding', lambda: train(corpus(tmp_path/'c', rows)), [names[0], 'accept=device'])
+
+
+def test_a_further_corpus_is_not_trusted_either(damage, tmp_path):
+    folder, other = corpus(tmp_path/'c'), corpus(tmp_path/'d', with_row(0, c1='park'))
+    damage('finding', lambda: train(folder, extra=[dict(data=str(other))]), ['d: scene in meta.csv', 'accept=scene'])

@@ -16,7 +16,9 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..core import InputError, check_range, write_text
-from ..data.corpus import META, ClipName, load_corpus
+from ..data.corpus import load_corpus
+from ..data.layouts import META
+from ..data.names import ClipName
 from ..data.splits import carve_valid, read_split, read_test
 from ..data.store import pack
 from .timing import FreshProcess

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core import InputError, project_root, read_text
+from .classes import of_whole
 from .lists import read_list
 
 # %% ../../nbs/data/22_own_lists.ipynb #ad872c12
@@ -24,7 +25,7 @@ def _entries(path, what):
 
 # %% ../../nbs/data/22_own_lists.ipynb #a4c8f199
 def _known_name(name, names):
-    "A file name as `meta.csv` has it"
+    "A file name as the corpus has it"
     return name if name in names else f'audio/{name}'
 
 # %% ../../nbs/data/22_own_lists.ipynb #751d951c
@@ -32,17 +33,17 @@ def _check_own_names(listed, names, source):
     "InputError for unknown names and names that stand there twice"
     unknown = [name for name in listed if name not in names]
     if unknown:
-        raise InputError(f'{source}: {len(unknown)} of its {len(listed)} clips are not in meta.csv, such as '
+        raise InputError(f'{source}: {len(unknown)} of its {len(listed)} clips are not in the corpus, such as '
                          f'{unknown[0]}; check the names and the corpus')
     twice = [name for name, more in zip(listed, pd.Series(listed).duplicated()) if more]
     if twice: raise InputError(f'{source}: {twice[0]} is listed twice; keep one row a clip')
 
 # %% ../../nbs/data/22_own_lists.ipynb #9e4ec325
 def _check_own_scenes(scenes, rows, source):
-    "InputError where the list says another scene than meta.csv"
+    "InputError where the list says another scene than the corpus"
     for said, scene, name in zip(scenes, rows.scene, rows.filename):
         if said == scene: continue
-        raise InputError(f'{source}: calls {name} {said!r}, and meta.csv {scene!r}; mend one of them')
+        raise InputError(f'{source}: calls {name} {said!r}, and the corpus {scene!r}; mend one of them')
 
 # %% ../../nbs/data/22_own_lists.ipynb #a4bfa782
 def _typed(path):
@@ -51,6 +52,7 @@ def _typed(path):
     return typed if typed.is_absolute() or os.path.lexists(typed) else project_root()/typed
 
 # %% ../../nbs/data/22_own_lists.ipynb #98969b78
+@of_whole
 def own_list(corpus, # asc.data.corpus.Corpus
              path,   # of a table with a column filename
              what,   # the parameter it was given by: train_list or test_list

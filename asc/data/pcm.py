@@ -68,9 +68,12 @@ def _read_at(self:Samples, piece, offset):
 def _prove(self:Samples, part):
     "InputError unless a part of the file is what its checksum says"
     first, end, crc = self.sums[part]
-    samples = np.empty(end - first, '<i2')
-    self._read(samples, first)
-    if zlib.crc32(samples) != crc:
+    found = 0
+    for begin in range(first, end, 1 << 22):
+        samples = np.empty(min(end - begin, 1 << 22), '<i2')
+        self._read(samples, begin)
+        found = zlib.crc32(samples, found)
+    if found != crc:
         raise InputError(f'{self.path} is damaged between samples {first:,} and {end:,}: remove its folder and '
                          'pack again')
     self.proven.add(part)
@@ -144,3 +147,9 @@ def turned(self:Samples,
         pieces[k, :rest] = self.take([first[k] + start[k]], rest)[0]
         pieces[k, rest:] = self.take([first[k]], n - rest)[0]
     return pieces
+
+# %% ../../nbs/data/25_pcm.ipynb #3c8e9f76
+@patch
+def origin(self:Samples) -> tuple: # of (path, time of change in ns)
+    "The files that samples are read from, as they are now"
+    return ((str(self.path.resolve()), self.path.stat().st_mtime_ns),)

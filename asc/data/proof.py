@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from ..core import InputError, read_json, read_text
-from .packing import STORE_FORMAT, Packing, crc_of, sha256_of
+from .packing import STORE_FORMAT, crc_of, sha256_of
+from .packing_cut import packing_of
 from .sound import with_bar
 
 # %% ../../nbs/data/29_proof.ipynb #11a84ebb
@@ -92,7 +93,7 @@ def verified(folder, # of a store
 def _changed_chunks(folder, manifest, rows, files):
     "Chunks with a file that was touched since a store was compared with its sources, and their checksums"
     compared = (folder/'manifest.json').stat().st_mtime_ns
-    touched = rows.filename.isin(files.filename[files.changed >= compared]).to_numpy()
+    touched = rows.get('file', rows.filename).isin(files.file[files.changed >= compared]).to_numpy()
     return {(first, end): crc for first, end, crc in manifest['chunks'] if touched[first:end].any()}
 
 # %% ../../nbs/data/29_proof.ipynb #2289f28f
@@ -100,14 +101,13 @@ def is_up_to_date(folder,   # of a store
                   src_dir,  # folder of its corpus
                   manifest, # as `verified` gives it
                   rows,     # rows.csv as a DataFrame
-                  files,    # filename and changed (ns), see `asc.data.store.listing`
+                  files,    # file and changed (ns), see `asc.data.store.listing`
                   workers=None, progress=True,
                   ) -> bool:
     "Whether the sound files still are what a store was made of"
     chunks = _changed_chunks(folder, manifest, rows, files)
     if not chunks: return True
-    source_len = manifest['clip_len']*manifest['source_rate']//manifest['rate']
-    job = Packing(src_dir, folder, rows, manifest['source_rate'], source_len, manifest['rate'])
+    job = packing_of(src_dir, folder, rows, manifest)
     with ThreadPoolExecutor(workers or 2*(os.cpu_count() or 1)) as pool:
         sums = list(with_bar(pool.map(job.checksum, chunks), len(chunks), progress))
     if sums != list(chunks.values()): return False

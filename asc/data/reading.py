@@ -7,6 +7,7 @@ __all__ = ['FAULTS', 'LONGEST', 'SoundFile', 'fault_of', 'pcm_blocks', 'frames_p
            'with_remedy', 'naming', 'Sound', 'is_path', 'whole_sound']
 
 # %% ../../nbs/data/04_reading.ipynb #7467b994
+import io
 import os
 import re
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import soundfile as sf
 from fastcore.basics import patch
 
 from ..core import InputError, regular_file
+from .members import member_bytes
 from .rates import check_rate
 from .samples import CHANNELS, array_sound, averaged, decode
 
@@ -24,10 +26,11 @@ from .samples import CHANNELS, array_sound, averaged, decode
 class SoundFile(sf.SoundFile):
     "A sound file that is only read onwards"
     def __init__(self, path):
-        size = os.stat(path).st_size                       # FileNotFoundError, so that missing files can be told apart
-        regular_file(path, 'sound')
-        if not size: raise ValueError('empty (0 bytes)')
-        super().__init__(os.open(path, os.O_RDONLY))
+        held = member_bytes(path)
+        self.size = os.stat(path).st_size if held is None else len(held)    # FileNotFoundError: missing
+        if held is None: regular_file(path, 'sound')
+        if not self.size: raise ValueError('empty (0 bytes)')
+        super().__init__(os.open(path, os.O_RDONLY) if held is None else io.BytesIO(held))
 
     def seekable(self): return False
 

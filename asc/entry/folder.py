@@ -126,7 +126,7 @@ def _write_info(path, cost, results, tests, answers, corpus, rows, year, digests
         digests=digests,
         corpus=corpus.name,
         kind=corpus.kind,
-        audio=os.path.relpath(corpus.dir, path.parent),
+        audio=os.path.relpath(corpus.source, path.parent),
         synthetic=corpus.synthetic,
     ))
 

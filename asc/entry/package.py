@@ -21,9 +21,8 @@ import soundfile as sf
 import asc
 from ..backbone.tensors import TensorFile
 from ..core import SCENES, InputError, resolve, write_text
-from ..data.corpus import load_corpus
 from ..data.splits import read_test
-from ..data.trained_on import trained_in
+from ..data.trained_on import corpus_of, fold_of, trained_in
 from .files import LABEL
 from ..load import open_model
 from ..model.adapter import seconds_of
@@ -193,9 +192,9 @@ def _add_system(root, label, model):
 # %% ../../nbs/entry/15_package.ipynb #745f35fd
 def _test_list(sources, corpus):
     "Rows of the test list; None where no corpus is at hand"
-    if corpus is not None: return read_test(corpus)
-    folders = [folder for source in sources if (folder := trained_in(source)) and Path(folder).is_dir()]
-    return read_test(load_corpus(folders[0])) if folders else None
+    folders = [folder for source in sources if (folder := trained_in(source)) and Path(folder).exists()]
+    if corpus is None and folders: corpus = corpus_of('', folders[0], sources)
+    return None if corpus is None else read_test(corpus, fold=fold_of(corpus, 0, sources, 'sources'))
 
 # %% ../../nbs/entry/15_package.ipynb #8ddf333f
 def _add_resources(root, models, test):

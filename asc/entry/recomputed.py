@@ -10,6 +10,7 @@ __all__ = ['SAMPLE', 'describe_entrant', 'is_foreign', 'rebuild_entrant', 'rebui
 import json
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +136,7 @@ def recompute(
     "Answers to a few of the clips of a table; InputError where a sound is missing"
     rows = _sampled(corpus, names)
     if not len(rows): raise InputError(f'{corpus.dir} holds none of the clips of the table; give the folder that does')
-    part = Corpus(corpus.dir, rows, corpus.kind)
+    part = replace(corpus.whole, meta=rows)
     with tempfile.TemporaryDirectory() as store: logits = answer_logits(models, part, rows, store, device=device)
     return rows, logits.double().softmax(1).numpy()
 
@@ -171,5 +172,5 @@ def sounds_of(
     if isinstance(audio, Corpus): return audio
     if audio: return load_corpus(audio, info['kind'])
     place = Path(folder)/info['audio']
-    if not os.path.isdir(place): raise InputError('the sounds it answers are not here; name their folder with --audio')
+    if not os.path.exists(place): raise InputError('the sounds it answers are not here; name their folder with --audio')
     return load_corpus(os.path.normpath(place), info['kind'])

@@ -77,11 +77,15 @@ def _refuse_twins(cells):
             names[key] = cell.name
 
 # %% ../../nbs/experiment/17_cells.ipynb #8989582c
-def _grid(subsets, seeds):
-    "Every subset with every seed; an axis without values leaves the notebook's default"
-    by_subset = [dict(subset=s) for s in subsets] or [{}]
-    by_seed = [dict(seed=s) for s in seeds] or [{}]
-    return [{**subset, **seed} for subset, seed in product(by_subset, by_seed)]
+def _grid(**axes): # name -> values
+    "Every value of one with every value of the others; an axis without values leaves the notebook's default"
+    choices = [[{name: value} for value in values] or [{}] for name, values in axes.items()]
+    return [{name: value for one in chosen for name, value in one.items()} for chosen in product(*choices)]
+
+# %% ../../nbs/experiment/17_cells.ipynb #28f05cfa
+def _folds_of(common):
+    "The folds among the parameters of all runs, where they are several; these are taken out"
+    return common.pop('fold') if isinstance(common.get('fold'), list) else []
 
 # %% ../../nbs/experiment/17_cells.ipynb #7d9e6d78
 def _further_cell(notebook, common, entry):
@@ -110,13 +114,14 @@ def sweep_cells(
     recipes=(),      # names or paths of recipes; '' for the notebook's defaults
     subsets=(),      # per cent of the training list; none for the notebook's default
     seeds=(),        # none for the notebook's default
-    parameters=None, # of the notebook, over every recipe
+    parameters=None, # of the notebook, over every recipe; a list of folds makes runs of each
     cells=(),        # further runs: dicts of parameters, each with an optional recipe and name
     notebook='train',
 ) -> list:           # of `Cell`
     "Every recipe on every subset with every seed, and the further ones"
     _check_axes(recipes=recipes, subsets=subsets, seeds=seeds, cells=cells)
-    common, grid = check_type('parameters', parameters or {}, dict), _grid(subsets, seeds)
+    common = dict(check_type('parameters', parameters or {}, dict))
+    grid = _grid(subset=subsets, fold=_folds_of(common), seed=seeds)
     swept = [_cell(notebook, recipe, common, own) for recipe in recipes for own in grid]
     swept += [_further_cell(notebook, common, entry) for entry in cells]
     if not swept: raise InputError('recipes and cells are empty: name at least one run')

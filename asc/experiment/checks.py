@@ -16,6 +16,7 @@ from ..augment.sequence import parse_step
 from ..backbone.weights import PUBLISHED_WEIGHTS, weights_file
 from ..backbone.zoo import create_backbone
 from ..core import InputError, resolve
+from ..data.extra import read_entry
 from .distillation import Distillation
 from ..frontend.logmel import create_frontend
 from ..run.accelerator import find_device
@@ -37,7 +38,9 @@ def check_training(options=None,     # TrainingOptions
     "InputError for what cannot be trained, whatever the sound"
     options = options or TrainingOptions()
     device = find_device(options.device)
-    check_crop(options.crop, options.cache, Distillation(options.teacher, options.distill).files)
+    distillation = Distillation(options.teacher, options.distill)
+    check_crop(options.crop, options.cache, distillation.files)
+    if options.extra: _check_extra(options, distillation.kind)
     if options.init_from: check_start_file(options.init_from)
     _check_frontend(options)
     create_loss(options.loss)
@@ -46,6 +49,17 @@ def check_training(options=None,     # TrainingOptions
     if options.compile: check_compile(device)
     check_network(options.backbone, dict(options.backbone_args))
     check_callbacks(options, device, validates=clips is None or clips > 0)
+
+# %% ../../nbs/experiment/04_checks.ipynb #ec159a64
+def _check_extra(options, teacher):
+    "InputError for clips of further corpora where there is nothing to learn of them"
+    for entry in options.extra: read_entry(entry)
+    if options.target != 'scene':
+        raise InputError(f"target={options.target!r}: extra adds clips of scenes, whose {options.target} is not known to the "
+                         "run; leave extra out, or classify scenes")
+    if teacher == 'files':
+        raise InputError('teacher: a file of logits does not know the clips that extra adds; give a live teacher, which is '
+                         'the folder of a run, or leave extra out')
 
 # %% ../../nbs/experiment/04_checks.ipynb #c9e574e6
 def _check_frontend(options):
@@ -75,9 +89,18 @@ def check_device_numbers(steps, # of a pipeline, or the name of one
     if isinstance(steps, str): steps = pipelines[steps]['steps']
     for name, keywords in (parse_step(step) for step in steps if step):
         check_device_numbers(keywords.get('steps', []), devices)
+        if not devices: _check_without_devices(name, keywords)
         wrong = [i for i in keywords.get('devices') or [] if not 0 <= i < len(devices)]
         if wrong: raise InputError(f'step {name}: devices={wrong} of a corpus that has {len(devices)} '
                                    f'({", ".join(devices)}); give numbers from 0 to {len(devices) - 1}')
+
+# %% ../../nbs/experiment/04_checks.ipynb #b3551e92
+def _check_without_devices(name, keywords):
+    "InputError for a step that needs the devices of clips, of which none is known"
+    for keyword in ('devices', 'cross'):
+        if not keywords.get(keyword): continue
+        raise InputError(f'step {name}: {keyword}={keywords[keyword]} goes by the devices of clips, and the corpus tells '
+                         f'none; leave {keyword} out')
 
 # %% ../../nbs/experiment/04_checks.ipynb #d1e606fb
 def check_start_file(source):

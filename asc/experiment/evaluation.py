@@ -13,7 +13,7 @@ from ..core import InputError, resolve
 from ..data.choose import data_facts
 from ..data.join import join_store
 from ..data.store import pack
-from .recipe import TrainingData, joined_clips
+from .recipe import TrainingData, joined_clips, whose_test_list
 from ..load import Hearing
 from ..score.runs import read_run, system_name
 from ..train.clips import ClipData
@@ -27,7 +27,7 @@ def check_same_classes(classes, # of a model, in the order of its outputs
     if sorted(classes) == sorted(corpus.scenes): return
     strange = sorted(set(classes) ^ set(corpus.scenes))
     raise InputError(f"model={model}: its classes are not those of {corpus.name} ({', '.join(strange[:5])}); "
-                     'give a corpus with the same classes, by data_dir')
+                     'give a corpus with the same classes, by data_dir, or name them as the model does, by classes')
 
 # %% ../../nbs/experiment/32_evaluation.ipynb #c0441a83
 def model_digest(source) -> str: # '' for a model that is known by its public name
@@ -54,13 +54,16 @@ def model_name(source, record) -> str:
 def judged_data(corpus,       # asc.data.corpus.Corpus
               opened,       # OpenModel with the classes of the corpus
               join=1,       # snippets joined to one clip
-              test_list='', # own list of clips; '' for the official one
+              test_list='', # own list of clips; '' for that of the corpus
+              fold=1,       # that is tested, where there are folds
               ) -> TrainingData: # without clips to train on
     "The clips that a model is judged on, in the order of its classes"
-    test = joined_clips(corpus, join, test_list)
+    test = joined_clips(corpus, join, test_list, fold)
     store = join_store(pack(corpus), join)
     facts = data_facts(corpus, store, test=test)
-    return TrainingData(store, test[:0], test[:0], list(opened.classes), corpus.devices, test, corpus, facts)
+    split, said = whose_test_list(corpus, test_list, fold)
+    return TrainingData(store, test[:0], test[:0], list(opened.classes), corpus.devices, test, corpus,
+                        dict(facts, split=split), said=said)
 
 # %% ../../nbs/experiment/32_evaluation.ipynb #6cbf026f
 def answers_of(opened, data, bs=64): # OpenModel, what `judged_data` gave, clips a batch

@@ -11,7 +11,7 @@ import torch
 from fastcore.basics import patch
 
 from ..core import InputError, check_range, resolve
-from ..data.corpus import ClipName
+from ..data.names import ClipName
 from ..data.rates import check_rate
 from ..frontend.windows import SoundWindows
 from ..run.values import check_type

@@ -287,7 +287,7 @@ def best_recipe(study, params) -> dict: # parameters of train.ipynb that are not
     stated = {'epochs', 'seed', *(name.split('.')[0] for name in space)}
     declared = declared_parameters(find_notebook('train'))
     defaults = {name: default for name, (_, default) in declared.items()}
-    allowed = {entry.name for entry in fields(TrainingOptions)} - {'data', 'data_dir', 'subset', 'device'}
+    allowed = {entry.name for entry in fields(TrainingOptions)} - {'data', 'data_dir', 'subset', 'fold', 'device'}
     return {name: value for name, value in changed.items()
             if name in allowed and (name in stated or value != defaults[name])}
 

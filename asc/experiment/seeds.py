@@ -38,8 +38,9 @@ def run_config(parameters, # of a run of train.ipynb
 
 # %% ../../nbs/experiment/15_seeds.ipynb #d59bcdaf
 def _list_fingerprints(data):
-    "'train list' and so on: the fingerprint of each list"
-    return {f'{name} list': facts['fingerprint'] for name, facts in data.facts['lists'].items()}
+    "'train list' and so on: the fingerprint of each list, and of what each further corpus adds"
+    lists = {f'{name} list': facts['fingerprint'] for name, facts in data.facts['lists'].items()}
+    return lists | {f"{facts['label']} (extra)": facts['fingerprint'] for facts in data.facts.get('extra', [])}
 
 # %% ../../nbs/experiment/15_seeds.ipynb #935eed50
 def train_runs(runs): # [{out, notebook, parameters, resume}, …], begun, differing in their seed

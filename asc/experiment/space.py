@@ -17,7 +17,7 @@ from ..run.values import check_type
 from ..train.options import TrainingOptions
 
 # %% ../../nbs/experiment/22_space.ipynb #2b5478d9
-_MEASURED = 'data', 'data_dir', 'subset', 'valid', 'join', 'target', 'seed'
+_MEASURED = 'data', 'data_dir', 'subset', 'fold', 'valid', 'join', 'target', 'seed'
 
 def _declared(): return declared_parameters(find_notebook('train'))
 

@@ -13,9 +13,9 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from ..core import InputError
-from ..data.corpus import ClipName
 from ..run.text import literal
-from .metrics import LABELS, check_predictions
+from .labels import clip_places, known_parts, answer_columns
+from .metrics import check_predictions
 
 # %% ../../nbs/score/30_explore.ipynb #dd665808
 def count_map(meta,           # rows of a corpus: scene, device, city …
@@ -39,7 +39,10 @@ def _draw_counts(ax, counts):
 
 # %% ../../nbs/score/30_explore.ipynb #da2a7155
 def plot_counts(meta, pairs=(('city', 'device'), ('scene', 'device'), ('scene', 'city'))) -> Figure:
-    "A map for each pair of properties"
+    "A map for each pair of properties that are known; with none, the clips of each scene"
+    known = {'scene', *known_parts(meta)}
+    pairs = [pair for pair in pairs if known.issuperset(pair)]
+    if not pairs: meta, pairs = meta.assign(list='all clips'), [('scene', 'list')]
     maps = [count_map(meta, *pair) for pair in pairs]
     columns = [m.shape[1] for m in maps]
     size = sum(1.6 + .33*n for n in columns), 1.5 + .27*max(map(len, maps))
@@ -128,15 +131,15 @@ def plot_spectra(spectra,         # as `average_spectra` gives them
 # %% ../../nbs/score/30_explore.ipynb #ccba113b
 def hardest(preds,   # predictions of a run, see `asc.score.metrics.read_predictions`
             n=6,     # so many
-            ) -> pd.DataFrame: # filename, device, scene (true), predicted, p_true, p_predicted
+            ) -> pd.DataFrame: # filename, device if known, scene (true), predicted, p_true, p_predicted
     "The clips whose true scene got the least probability, worst first, one of each recording"
     preds = check_predictions(preds)
-    scenes = list(preds.columns[len(LABELS):])
+    scenes, devices = answer_columns(preds), [name for name in known_parts(preds) if name == 'device']
     p = preds[scenes].to_numpy()
     truth = [scenes.index(s) for s in preds.scene_label]
-    out = preds[['filename', 'device']].assign(
+    out = preds[['filename', *devices]].assign(
         scene=preds.scene_label, predicted=np.array(scenes)[p.argmax(1)],
         p_true=p[np.arange(len(p)), truth], p_predicted=p.max(1))
     out = out.sort_values('p_true', kind='stable')
-    recordings = out.filename.map(lambda name: ClipName.parse(name).recording)
+    recordings = clip_places(preds)['recording'][out.index]
     return out[~recordings.duplicated()].head(n).reset_index(drop=True)

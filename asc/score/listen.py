@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from ..frontend.logmel import create_frontend
 from ..frontend.mel import Resample
 from ..run.text import literal, plain
+from .labels import known_parts
 
 # %% ../../nbs/score/32_listen.ipynb #576afce1
 def clip_waves(store, # asc.data.store.Store
@@ -33,8 +34,11 @@ def clip_spectrograms(waves,    # float32 (clips, samples)
 
 # %% ../../nbs/score/32_listen.ipynb #3c7fb642
 def clip_titles(rows) -> list: # of a corpus: scene, city, device
-    "Scene, city and device of each clip"
-    return [f'{row.scene}, {row.city}, device {row.device}' for row in rows.itertuples()]
+    "Scene of each clip, city and device where they are known"
+    known = dict(zip(('city', 'device'), ('{}', 'device {}')))
+    known = {name: words for name, words in known.items() if name in known_parts(rows)}
+    return [', '.join([row.scene, *(words.format(getattr(row, name)) for name, words in known.items())])
+            for row in rows.itertuples()]
 
 # %% ../../nbs/score/32_listen.ipynb #fc946d0d
 def mistake_titles(rows) -> list: # of `asc.score.explore.hardest`

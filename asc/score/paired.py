@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from ..core import InputError
 from ..run.text import literal
 from .metrics import metrics
-from .stats import compare
+from .stats import compare, known_scores
 
 # %% ../../nbs/score/25_paired.ipynb #fe4e8c64
 def gain_scores(preds, scenes=None, groups=()) -> pd.Series:
@@ -41,8 +41,8 @@ def _gain_rows(before, after, statistic, over, groups):
 def _gains(before, after, groups):
     "gain, from, to and p of each row, accuracies in percent; one seed: over places only"
     over = ('seeds', 'locations') if len(before) > 1 else ('locations',)
-    statistics = ['macro_accuracy', 'device_accuracy', 'group_accuracy', 'log_loss']
-    if not groups: statistics.remove('group_accuracy')
+    statistics = known_scores(before[0], ['macro_accuracy', 'device_accuracy', 'group_accuracy', 'log_loss'])
+    if not groups: statistics = [name for name in statistics if name != 'group_accuracy']
     tables = [_gain_rows(before, after, statistic, over, groups) for statistic in statistics]
     gains = pd.concat(tables).rename({'macro_accuracy': 'macro accuracy', 'log_loss': 'log loss'})
     return gains.set_axis(['gain', 'from', 'to', 'p'], axis=1)

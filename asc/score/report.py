@@ -83,9 +83,10 @@ def systems_table(records) -> pd.DataFrame: # a row a system and split
 # %% ../../nbs/score/24_report.ipynb #8220dafc
 def results_tables(records,    # of one test list
                    ) -> dict:  # name -> Results
-    "The summary, then accuracy and log loss by scene, device, group of devices and city"
+    "The summary, then accuracy and log loss by scene, and by device, group of devices and city where they are known"
     tables = dict(summary=runs_table(records))
     for kind in ('class', 'device', 'group', 'city'):
+        if not any(record['metrics'].get(f'{kind}_accuracy') for record in records): continue
         tables[kind] = runs_table(records, kind)
         tables[f'{kind}-log-loss'] = runs_table(records, kind, score='log_loss')
     return tables
@@ -107,9 +108,11 @@ def first_few(lines, most=8) -> list:
     return [*lines[:most], *([f'and {more} more, see params.json'] if more > 0 else [])]
 
 # %% ../../nbs/score/24_report.ipynb #1d42fc2b
-def interval_note(table) -> str: # of `intervals_table`; Markdown
-    "Why a table of intervals has none; empty if it has"
-    if table.map(lambda cell: '(' in cell).any(axis=None): return ''
+def interval_note(table,    # of `intervals_table`
+                  drawn='', # what its intervals are over, see `asc.score.differences.drawn_over`
+                  ) -> str: # Markdown
+    "What a table of intervals is over, if not over locations, or why it has none"
+    if table.map(lambda cell: '(' in cell).any(axis=None): return plain(drawn)
     return 'No interval: every class of this test list was recorded at one place only.'
 
 # %% ../../nbs/score/24_report.ipynb #915a54ff

@@ -11,7 +11,8 @@ import pandas as pd
 from scipy import optimize
 
 from ..core import InputError
-from .metrics import LABELS, check_predictions, clips
+from .labels import clean_labels, answer_columns
+from .metrics import check_predictions, clips
 
 # %% ../../nbs/score/12_temperature.ipynb #630b60d1
 def apply_temperature(preds,        # a table of predictions
@@ -20,7 +21,7 @@ def apply_temperature(preds,        # a table of predictions
     "The table with probabilities p^(1/T), normalised (p is clipped at 10⁻¹⁵)"
     if not T > 0: raise InputError(f'T={T}: a temperature is above 0')
     df = check_predictions(preds)
-    scenes = df.columns.drop(LABELS)
+    scenes = answer_columns(df)
     z = np.log(np.clip(df[scenes].to_numpy(), 1e-15, 1)) / T
     e = np.exp(z - z.max(1, keepdims=True))
     p = e / e.sum(1, keepdims=True)
@@ -45,7 +46,7 @@ FEW_CLIPS = 100
 
 def _lacking(valid_preds, test_preds, column):
     "What the test has and the validation list has not, in a column of labels"
-    return sorted(set(test_preds[column]) - set(valid_preds[column]))
+    return sorted(set(clean_labels(test_preds)[column]) - {*clean_labels(valid_preds)[column], ''})
 
 # %% ../../nbs/score/12_temperature.ipynb #2a0934e9
 def temperature_remark(T,           # fitted

@@ -14,6 +14,7 @@ import torch
 from fastcore.basics import patch
 
 from ..core import InputError, fingerprint
+from ..score.labels import labels_of
 
 # %% ../../nbs/teach/08_teacher.ipynb #e83f9ee2
 def _real_numbers(logits):
@@ -228,9 +229,7 @@ def predictions(self:Teacher,
     p = self.logits.double().softmax(1)
     if self.starts is not None:
         rows = rows.drop_duplicates('recording')
-        rows = rows.drop(columns='filename').rename(columns=dict(recording='filename'))
+        rows = rows.assign(filename=rows['recording'])
         p = self._recording_means(p)
-    table = rows[['filename', 'device', 'city']].reset_index(drop=True)
-    table.insert(1, 'scene_label', rows.scene.to_numpy())
     asked = p[torch.from_numpy(self.find(rows.filename))]
-    return pd.concat([table, pd.DataFrame(asked.numpy(), columns=self.scenes)], axis=1)
+    return pd.concat([labels_of(rows), pd.DataFrame(asked.numpy(), columns=self.scenes)], axis=1)

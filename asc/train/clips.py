@@ -41,7 +41,7 @@ def _check_heard(crop, teacher):
 # %% ../../nbs/train/37_clips.ipynb #ca99ce00
 def _codes(column, vocabulary):
     "Index of every name, -1 where it is unknown; int64 (N,)"
-    return torch.from_numpy(pd.Categorical(column, categories=vocabulary).codes.astype(np.int64))
+    return torch.from_numpy(pd.Index(vocabulary, dtype=object).get_indexer(column).astype(np.int64))
 
 # %% ../../nbs/train/37_clips.ipynb #0c9e4ea1
 def _ranges(data): # arrays (N,): first sample and length, where the clip begins in it, number of the stretch
@@ -66,9 +66,10 @@ class ClipData:
                  crop='clips',    # 'clips' as listed, 'windows' (anywhere in the recording) or 'shifted'
                  cache=None,      # asc.train.melcache.MelCache: batches of mel (B, F, T) instead of waves
                  teacher=None,    # `rows(filenames, scenes)`: logits; `at(recordings, seconds, scenes)`: of windows
+                 epoch=None,      # asc.train.epoch.Epoch: which clips come in an epoch; None: all of them, once
                  ):
         check_crop(crop, cache is not None, teacher)
-        self.store, self.cache, self.crop, self.teacher = store, cache, crop, teacher
+        self.store, self.cache, self.crop, self.teacher, self.epoch = store, cache, crop, teacher, epoch
         self.rows = rows.reset_index(drop=True)
         self.scenes, self.devices = list(scenes), list(devices)
         self.positions = store.index(self.rows.filename)   # of the clips in the store

@@ -21,6 +21,7 @@ from ..core import InputError
 from ..model.adapter import adapted, check_answer, place_of
 from ..model.body import DeviceWise, head_of
 from ..run.text import literal
+from ..score.labels import known_parts
 from .learner import clip_names, evaluating
 from .room import in_halves
 
@@ -129,9 +130,10 @@ def _draw_points(ax, xy, names):
 # %% ../../nbs/train/97_embedding.ipynb #991afaa0
 def plot_plane(xy,                               # (N, 2)
                rows,                             # the same clips: scene, device, city
-               by=('scene', 'device', 'city'),   # a picture for each
+               by=('scene', 'device', 'city'),   # a picture for each of which something is known
                ) -> Figure:
     "The clips in the plane, coloured by each property"
+    by = [column for column in by if column == 'scene' or column in known_parts(rows)]
     fig = plt.figure(figsize=(4*len(by), 3.4), layout='constrained')
     plt.close(fig)
     for ax, column in zip(fig.subplots(1, len(by), squeeze=False).flat, by):

@@ -28,6 +28,7 @@ from ..core import InputError, atomic, check_range, regular_file
 from ..model.adapter import adapted, check_answer, check_learnable, place_of, without_a_look
 from ..model.classifier import save_model
 from ..run.accelerator import find_device
+from ..score.labels import labels_of
 from .accumulate import batches_a_step, by_step, steps_an_epoch
 from .finite import FiniteTraining
 from .loader import ClipLoader, ahead_readers
@@ -287,13 +288,6 @@ def evaluating(module):
 
 # %% ../../nbs/train/40_learner.ipynb #859cae73
 def predictions(model, data, bs:int=64, progress=False, finite=True) -> pd.DataFrame: # as `predict_logits`
-    "filename, scene_label (the target's true name), device, city and one probability column a scene"
+    "What `asc.score.labels.labels_of` tells of the clips, and one probability column a scene"
     p = predict_logits(model, data, bs, progress, finite).double().softmax(1)
-    return pd.concat([_clip_columns(data), pd.DataFrame(p.numpy(), columns=data.scenes)], axis=1)
-
-# %% ../../nbs/train/40_learner.ipynb #26a429fc
-def _clip_columns(data):
-    "What is known of the clips"
-    table = data.rows[['filename', 'device', 'city']]
-    table.insert(1, 'scene_label', data.rows[data.target])
-    return table
+    return pd.concat([labels_of(data.rows, data.target), pd.DataFrame(p.numpy(), columns=data.scenes)], axis=1)

@@ -63,6 +63,10 @@ def batches_of(data, parts): # positions of the clips of each batch
 class ClipLoader(DataLoader):
     "fastai's DataLoader reading whole batches"
     coming = ()                                            # positions of the clips of the next batch
+    def __init__(self, dataset=None, *args, shuffle=False, **kwargs):
+        super().__init__(dataset, *args, shuffle=shuffle, **kwargs)
+        self.epoch = getattr(dataset, 'epoch', None) if shuffle else None
+        if self.epoch is not None: self.n = len(self.epoch)
 
     def create_batches(self, samps):
         order = list(samps)
@@ -78,6 +82,13 @@ class ClipLoader(DataLoader):
         if dataset is not None and isinstance(own, ClipData) and not isinstance(dataset, ClipData):
             dataset = own.of(dataset)
         return super().new(dataset, cls, **kwargs)
+
+# %% ../../nbs/train/38_loader.ipynb #bd929915
+@patch
+def get_idxs(self:ClipLoader):
+    "Positions of the clips of an epoch, in the order in which they come"
+    if self.epoch is None: return super(ClipLoader, self).get_idxs()
+    return self.shuffle_fn(self.epoch.draw(self.rng))
 
 # %% ../../nbs/train/38_loader.ipynb #5b40896d
 @patch

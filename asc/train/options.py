@@ -36,13 +36,17 @@ class DataOptions:
     "What is learnt from"
     data: str = option('synthetic', 'corpus by name: synthetic (made on the spot) or tau2022 (under data/)')
     data_dir: str = option('', 'folder of any corpus in the DCASE layout; overrides data')
+    classes: 'str or dict' = option({}, "names of classes: those of the run (YAML), or tau; others are left out")
+    extra: list = option([], 'further corpora to train on: names, folders, tables (YAML), see asc.data.extra')
     subset: int = option(100, 'per cent of the training list: 5, 10, 25, 50, 100', choices=SUBSETS)
     train_list: str = option('', 'own list of clips to train on, a csv with a column filename; overrides subset')
+    fold: int = option(1, 'fold that is tested, of a corpus divided into folds; the others train', 0, most=1000)
     test_list: str = option('', 'own list of clips to test on, a csv with a column filename')
     valid: float = option(.1, 'share of the training list held out by location to watch training, 0 … 0.5', 0, .5)
     join: int = option(1, 'snippets joined to one clip; 10 makes ten-second recordings of TAU 2022', 1, most=1000)
     crop: str = option('clips', 'clips as listed, windows (random, of the recording), shifted (recording turned)')
     cache: bool = option(False, 'compute mels once and keep them; only where nothing before the mel is random')
+    accept: str = option('', 'what is known to be wrong with the corpus and meant, such as scene,audio; or all')
     target: str = option('scene', 'what is classified: scene, device or city', choices=('scene', 'device', 'city'))
 
 # %% ../../nbs/train/72_options.ipynb #0e791829

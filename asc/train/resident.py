@@ -84,8 +84,7 @@ _residents = WeakValueDictionary()
 def _key(samples, first, frames, device):
     "What tells one set of ranges on a device from another"
     ranges = b''.join(np.ascontiguousarray(a, np.int64).tobytes() for a in (first, frames))
-    path, digest = samples.path, hashlib.sha256(ranges).hexdigest()
-    return str(path.resolve()), path.stat().st_mtime_ns, str(device), digest
+    return samples.origin(), str(device), hashlib.sha256(ranges).hexdigest()
 
 # %% ../../nbs/train/10_resident.ipynb #e92f61d9
 def is_resident(samples, first, frames, device) -> bool: # as `Resident`

@@ -18,6 +18,7 @@ from ..model.classifier import Classifier
 from ..model.published import PublishedClassifier, as_classifier
 from ..core import InputError, check_range
 from ..run.accelerator import random_kept
+from ..score.labels import labels_of
 from .learner import clip_names, predictions
 from .melcache import frozen
 from ..augment.sequence import parse_step
@@ -187,6 +188,4 @@ def tta_predictions(model, data,      # classifier with the pipeline of its trai
             answer = _mean_answer(model, masks, *_mels(adapter, data, rows), nb_aug)
             check_answer(answer, clip_names(data, rows))
             answers.append(answer if adapter.columns is None else answer[:, adapter.columns])
-    table = data.rows[['filename', 'device', 'city']]
-    table.insert(1, 'scene_label', data.rows[data.target])
-    return pd.concat([table, pd.DataFrame(torch.cat(answers).numpy(), columns=data.scenes)], axis=1)
+    return pd.concat([labels_of(data.rows, data.target), pd.DataFrame(torch.cat(answers).numpy(), columns=data.scenes)], axis=1)

@@ -12,7 +12,7 @@ import torch
 from fastcore.basics import patch
 
 from ..core import InputError, fingerprint, resolve, versions
-from ..data.splits import carve_valid, read_split
+from ..data.splits import read_training
 from ..load import open_model
 from ..model.adapter import check_seconds
 from ..run.folder import recorded
@@ -88,7 +88,8 @@ def training_clips(source, corpus): # run folder
 def _training_list(corpus, parameters):
     "File names of a run's training list; None where this corpus has none"
     try:
-        return carve_valid(read_split(corpus, parameters['subset']), parameters.get('valid', 0))[0].filename
+        lists = read_training(corpus, parameters['subset'], parameters.get('valid', 0), parameters.get('fold', 1))
+        return lists[0].filename
     except (KeyError, TypeError, InputError):
         return None
 

@@ -210,7 +210,7 @@ def practice_models(
 ) -> dict:       # name -> OpenModel, one in float and one in int8
     "A small network trained on synthetic sounds, and its quantised twin"
     small = dict(base=16, blocks=(1, 1, 1), strides=dict(b1=(2, 2), b2=(2, 1)))
-    data_dir = '' if corpus is None else str(corpus.dir)
+    data_dir = '' if corpus is None else str(corpus.source)
     model, data = train_and_save(folder, TrainingOptions(
         data_dir=data_dir, valid=0., epochs=epochs, bs=32, seed=seed, pipeline='none', backbone_args=small,
         device=str(device)))
@@ -229,7 +229,8 @@ def practice_sound(
     pcm = store.batch(store.index(first.filename)).reshape(1, -1)
     wave = torch.from_numpy(pcm).float()[:, :round(longest*store.rate)]/32768
     source = 'synthetic' if corpus.synthetic else corpus.name
-    title = f'a {source} recording of {first.scene.iloc[0]} by device {first.device.iloc[0]}'
+    by = f' by device {first.device.iloc[0]}' if first.device.notna().all() else ''
+    title = f'a {source} recording of {first.scene.iloc[0]}{by}'
     return wave, store.rate, pcm.shape[1]/store.rate, title
 
 # %% ../../nbs/use/20_demo.ipynb #1263f4df

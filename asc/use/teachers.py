@@ -13,9 +13,10 @@ from pathlib import Path
 import pandas as pd
 
 from ..core import InputError, fingerprint, resolve
-from ..data.corpus import load_corpus, read_list
+from ..data.corpus import load_corpus
+from ..data.lists import read_list
 from ..experiment.distillation import is_model
-from ..data.splits import carve_valid, match, read_split, read_test
+from ..data.splits import match, read_split, read_test, read_training
 from ..load import open_model
 from ..teach.ensemble import score_table
 from ..teach.logits import read_teacher
@@ -26,13 +27,14 @@ def clip_list(corpus, # asc.data.corpus.Corpus
               clips,  # train, valid, all, test, evaluation, or the path of a list
               subset, # per cent of the training list
               valid,  # share of it that was held out
+              fold=1, # that is tested, where there are folds
               ) -> pd.DataFrame: # rows of `Corpus.meta`
     "The clips of a list by its name"
-    if clips == 'train': return read_split(corpus, subset)
-    if clips == 'valid': return carve_valid(read_split(corpus, subset), valid)[1]
+    if clips == 'train': return read_split(corpus, subset, fold=fold)
+    if clips == 'valid': return read_training(corpus, subset, valid, fold)[1]
     if clips == 'all': return corpus.meta
-    if clips == 'test': return read_test(corpus)
-    if clips == 'evaluation': return load_corpus(corpus.dir, 'evaluation').meta
+    if clips == 'test': return read_test(corpus, fold=fold)
+    if clips == 'evaluation': return load_corpus(corpus.source, 'evaluation').meta
     if resolve(clips).is_file(): return match(corpus, read_list(resolve(clips)), clips)
     raise InputError(f'clips={clips!r}: choose one of train, valid, all, test, evaluation, or give the path of a list')
 
@@ -41,9 +43,10 @@ def without_test(rows,       # of the list
                  corpus,
                  clips,      # name of the list, for messages
                  allow_test, # whether clips of the test list stay
+                 fold=1,     # that is tested, where there are folds
                  ) -> tuple: # (rows, a sentence for the reader)
     "The clips of a list that may be learnt from"
-    tested = rows.filename.isin(read_test(corpus).filename)
+    tested = rows.filename.isin(read_test(corpus, fold=fold).filename)
     if tested.all() and not allow_test:
         raise InputError(f'clips={clips!r} are the test list: nothing may be learnt from it. '
                          'To look at them, set allow_test=True')

@@ -44,7 +44,7 @@ LEFT = {
         'runs/q/ptq.onnx', 'runs/entry/Curie_UP_task1_1',
     ],
     '1': ['runs/first/model.safetensors', 'runs/baseline', 'runs/baseline-report/metrics.json'],
-    '2': ['my-corpus/test.csv', 'runs/own-corpus/metrics.json'],
+    '2': ['my-corpus/test.csv', 'runs/field/metrics.json', 'runs/own-corpus/metrics.json', 'runs/two/metrics.json'],
     '3': ['runs/own/model.safetensors'],
     '4': ['runs/teacher/metrics.json', 'runs/taught/metrics.json', 'runs/taught-report/metrics.json'],
     '5': ['runs/small/qat.onnx', 'runs/small/qat.md'],
@@ -107,7 +107,18 @@ def desk(synthetic, short_test, tmp_path_factory):
         for path in (synthetic/'audio').iterdir():
             if re.fullmatch(clips, path.name): shutil.copy(path, desk/folder)
     copy_lists(synthetic, desk/'my-corpus', RECORDINGS['my-corpus/audio'])
+    copy_by_scene(synthetic/'audio', desk/'field-recordings')
     return desk
+
+
+def copy_by_scene(audio, folder):
+    "A folder for each scene, names that tell the place; two snippets of recordings of device b"
+    for path in audio.iterdir():
+        name = re.fullmatch(r'(bus|park|tram)-(\w+)-(\d+)-(\d+)-([01])-b\.wav', path.name)
+        if not name: continue
+        scene, city, location, segment, snippet = name.groups()
+        (folder/scene).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder/scene/f'{city}{location}_{segment}{snippet}.wav')
 
 
 def copy_lists(corpus, folder, clips):

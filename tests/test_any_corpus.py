@@ -43,13 +43,15 @@ def options(sounds, name, **others):
 
 # name: (fold, files of tables, said of the lists, said of intervals, groups of devices)
 KINDS = {
-    'no-devices': (1, ['city_wise', 'class_wise'], 'ours, not official: 20% of each scene\'s clips are tested, cut by user',
+    'no-devices': (1, ['city_wise', 'class_wise'],
+                   "ours, not official: 20 % of each scene's clips are tested, cut by user",
                    'Intervals are over users.', {}),
     'no-locations': (1, ['class_wise', 'device_wise'], 'cut by recording', 'Intervals are over recordings',
                      dict(seen=('phone', 'zoom'))),
     'nothing': (1, ['class_wise'], 'cut by recording', 'Intervals take every clip as independent', {}),
     'folds': (2, ['class_wise'], 'Official fold 2 of 5 is tested', 'Intervals are over users.', {}),
-    'valid-list': (1, ['class_wise', 'device_wise'], 'official validation list watches training', 'Intervals are over users.',
+    'valid-list': (1, ['class_wise', 'device_wise'], 'official validation list watches training',
+                   'Intervals are over users.',
                    dict(seen=('phone', 'zoom'))),
     'fifty-scenes': (4, ['class_wise'], 'Official fold 4 of 4 is tested', 'No intervals: the test list has one recording a',
                      {}),
@@ -217,8 +219,10 @@ def test_train_on_real_recordings_in_folds(shared, papermill, tmp_path):
     rows = rows.assign(filename=[str(path.relative_to(shared/'data')) for path in files])
     rows = rows[rows.target.isin(['34', '36', '37', '40', '42'])].groupby(['fold', 'target']).head(3)
     rows.to_csv(tmp_path/'esc.csv', index=False)
-    about = dict(reader='table', folder=str(shared/'data'), table=str(tmp_path/'esc.csv'), lists='folds', group='source',
-                 columns=dict(filename='filename', scene='target', list='fold', location='source'), licence='CC BY-NC 3.0')
+    about = dict(reader='table', folder=str(shared/'data'), table=str(tmp_path/'esc.csv'), lists='folds',
+                 group='source',
+                 columns=dict(filename='filename', scene='target', list='fold', location='source'),
+                 licence='CC BY-NC 3.0')
     (tmp_path/'esc.yaml').write_text(yaml.safe_dump(about))
     launch.check(papermill('train', data_dir=tmp_path/'esc.yaml', fold=4, out=tmp_path/'run', **SMALL))
     preds = read_predictions(tmp_path/'run/predictions.csv')

@@ -24,7 +24,7 @@ def shortest(fn, repeats:int=10, wall=False) -> float: # seconds
     return min(time[column] for time in times)
 
 # %% ../../nbs/bench/07_floor.ipynb #10539a4b
-def memory_bandwidth(megabytes:int=256, # of the array copied; beyond every cache
+def memory_bandwidth(megabytes:int=256, # of the array; beyond every cache
                      ) -> float:        # bytes read and written, per second
     "How fast a large array is copied"
     source = torch.ones(megabytes * 250_000)

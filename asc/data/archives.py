@@ -46,6 +46,12 @@ def _volumes_of(source, sources, what):
     return [found[k] for k in sorted(found)]
 
 # %% ../../nbs/data/42_archives.ipynb #dcdde51e
+def _check_last(alone, what):
+    "InputError for a volume of a zip file whose last volume is not there"
+    lost = next((s.name for s in alone if re.search(r'\.z\d{2,3}$', s.name)), None)
+    if lost: raise InputError(f'{what} has {lost}, a volume of a zip file, and no last volume; look for another source')
+
+# %% ../../nbs/data/42_archives.ipynb #21225b68
 def archives_of(sources, # `Source`s of a record
                 what,    # the record, for messages
                 ) -> list: # `Archive`s; files that are no archives stand alone
@@ -54,8 +60,7 @@ def archives_of(sources, # `Source`s of a record
     made = [Archive([*_volumes_of(source, sources, what), source]) for source in zips]
     taken = {id(volume) for archive in made for volume in archive.volumes}
     alone = [source for source in sources if id(source) not in taken]
-    lost = next((s.name for s in alone if re.search(r'\.z\d{2,3}$', s.name)), None)
-    if lost: raise InputError(f'{what} has {lost}, a volume of a zip file, and no last volume; look for another source')
+    _check_last(alone, what)
     made += [Archive([source]) for source in alone]
     if any(is_archive(archive.name) for archive in made): return made
     raise InputError(f'{what} has no archive, but {made[0].name}: download it by hand')
@@ -176,13 +181,18 @@ def some(self:Arriving, archive, directory,
 
 # %% ../../nbs/data/42_archives.ipynb #9918bc6e
 @patch
+def is_kept(self:Arriving, archive) -> bool:
+    "Whether an archive, or the beginning of one, is here"
+    return any(path.exists() or path.with_name(path.name + '.part').exists() for path in self.paths(archive))
+
+# %% ../../nbs/data/42_archives.ipynb #e025474d
+@patch
 def every(self:Arriving, archive,
           here=False) -> list: # whether some sounds of the corpus are here
     "All files of an archive: what is missing where some are here, else the archive as a whole; returns their names"
     names = self.files(archive)
     if names is not None: return names
-    kept = any(path.exists() or path.with_name(path.name + '.part').exists() for path in self.paths(archive))
-    directory = self.directory(archive) if here and not kept else None
+    directory = self.directory(archive) if here and not self.is_kept(archive) else None
     if directory is None: return self.whole(archive)
     names = {m.name for m in directory.members}
     missing = directory.missing(names, self.out)

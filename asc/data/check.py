@@ -65,6 +65,7 @@ def _near_name(path):
 def _check_extra(corpus):
     "Files that are not listed"
     below = corpus.about.get('audio', 'audio' if corpus.about.get('reader', 'tau') == 'tau' else '')
+    below = below.removesuffix('**').rstrip('/')
     if not os.path.isdir(corpus.dir/below): return
     names = {f'{below}/{name}'.lstrip('/') for name in sounds_below(corpus.dir/below)}
     extra = sorted(names - set(corpus.meta.file))
@@ -80,12 +81,12 @@ def _table_word(corpus):
 
 # %% ../../nbs/data/17_check.ipynb #5562b2ed
 def _check_scale(scan):
-    "Clips with samples beyond full scale"
+    "Clips beyond full scale"
     loud = scan[(scan.fault == '') & (scan.clipped > 0)]
     if not len(loud): return
     first = loud.iloc[0]
     yield ('warning', 'clips beyond full scale', len(loud), f'{first.filename}: {first.clipped:.0f} samples',
-           'scale them to 1.0 at most, or let them be cut, as they are now')
+           'scale them to 1.0 at most, or let them be cut, as now')
 
 # %% ../../nbs/data/17_check.ipynb #a27d43c8
 def _is_cut(path):
@@ -129,7 +130,7 @@ def find_list(folders, # to look in, also in their evaluation_setup/ and split_s
 # %% ../../nbs/data/17_check.ipynb #e66e6ece
 def _identities(rows):
     "What must not be in two parts: values of each clip, by what they are"
-    segments = rows[rows.segment.notna()]
+    segments = rows[rows.segment.notna() & rows.location.notna()]
     segments = segments.location.astype(str) + ', segment ' + segments.segment.astype(str)
     return {'clips': rows.filename, 'recordings': rows.recording,
             'segments (parallel devices)': segments, 'locations': rows.location}
@@ -167,7 +168,7 @@ def _check_known(listed, corpus, name):
 
 # %% ../../nbs/data/17_check.ipynb #620b6f4e
 def _check_labels(listed, rows, name):
-    "Clips of a list whose scene is not that of meta.csv"
+    "Clips whose scene is not that of meta.csv"
     labels = listed.set_index('filename').scene_label.reindex(rows.filename).values
     wrong = rows[rows.scene != labels]
     if len(wrong):
@@ -176,7 +177,7 @@ def _check_labels(listed, rows, name):
 
 # %% ../../nbs/data/17_check.ipynb #3ce67adf
 def _check_list(corpus, name, path, listed, rows):
-    "Findings about one list"
+    "Findings on one list"
     yield from _check_known(listed, corpus, path.name)
     yield from _check_labels(listed, rows, path.name)
     if corpus.edition != '2022' or fingerprint(listed.filename) == FINGERPRINTS['2022'][name]: return
@@ -248,12 +249,11 @@ def _check_all(corpus, deep, progress):
 
 # %% ../../nbs/data/17_check.ipynb #329fa621
 def _check_parts(corpus):
-    "What was not fetched of a corpus that is here in parts"
+    "What was not fetched"
     words, found = fetch_words(corpus.dir), tally(corpus.dir)
-    if words:
-        of = f' of {found.of:,}' if found.of else ''
-        yield ('warning', 'sounds that were not fetched', (found.of or found.have) - found.have,
-               f'{found.have:,}{of} are here', words)
+    if not words: return
+    lost = (found.of or found.have) - found.have
+    yield 'warning', 'sounds that were not fetched', lost, f'{found.have:,} are here', words
 
 # %% ../../nbs/data/17_check.ipynb #4a7dbe21
 def _praise(corpus):

@@ -27,11 +27,11 @@ def _widths(lines, sign):
     except csv.Error: return set()
 
 # %% ../../nbs/data/52_columns.ipynb #97ada680
-def delimiters(lines) -> tuple: # the one that is read, and all that would cut the lines alike
-    "At which sign the lines of a table are cut"
+def delimiters(lines) -> tuple: # the one read, and all that cut the lines alike
+    "At which sign a table is cut"
     read = next((sign for sign in '\t;,' if sign in lines[0]), '\t')
     widths = {sign: _widths(lines[:200], sign) for sign in '\t;,| '}
-    return read, [sign for sign, width in widths.items() if len(width) == 1 and min(width) > 1]
+    return read, [sign for sign in widths if len(widths[sign]) == 1 < min(widths[sign])]
 
 # %% ../../nbs/data/52_columns.ipynb #4cbe37e0
 class TableLook:
@@ -57,10 +57,9 @@ def _text(path):
 # %% ../../nbs/data/52_columns.ipynb #66adf821
 @patch(as_prop=True)
 def table(self:TableLook) -> pd.DataFrame:
-    "The rows below the header, by the names of the columns"
+    "The rows, by the names of columns"
     names = self.rows[0] if self.header else [str(k) for k in range(self.width)]
-    rows = self.rows[1:] if self.header else self.rows
-    frame = pd.DataFrame(rows, columns=names, dtype=object)
+    frame = pd.DataFrame(self.rows[self.header:], columns=names, dtype=object)
     return frame.loc[:, [bool(name) and names.count(name) == 1 for name in names]]
 
 # %% ../../nbs/data/52_columns.ipynb #34a93dee

@@ -35,7 +35,7 @@ def listed_as(corpus) -> str: # official, folds, ours; '' for a folder in TAU's 
 
 # %% ../../nbs/data/19_division.ipynb #69a1137f
 def _labelled(corpus):
-    "The clips that have a scene, and a sentence about those without"
+    "The clips that have a scene, and what is said of the others"
     rows = corpus.meta[corpus.meta.scene.notna()].reset_index(drop=True)
     lost = len(corpus.meta) - len(rows)
     if not len(rows): raise InputError(f'{corpus.name}: no clip has a scene; give a corpus that has labels')
@@ -80,8 +80,7 @@ def _fold_numbers(corpus, rows):
     "The numbers of the folds, in order"
     values = sorted(set(rows.list.dropna()))
     if len(values) > 1 and all(value.isdigit() for value in values): return sorted(map(int, values))
-    raise InputError(f"{corpus.name}: its folds are called {', '.join(values) or 'nothing'}; folds are two numbers or "
-                     'more')
+    raise InputError(f"{corpus.name}: its folds are {', '.join(values) or 'none'}; write two numbers or more")
 
 # %% ../../nbs/data/19_division.ipynb #632ce4e0
 CUT = dict(by='location', test=.2, seed=0)
@@ -112,9 +111,9 @@ def _ours(corpus, rows):
     return Division(train, rows[:0], test, facts, _said_of_cut(facts, sorted(set(rows.scene) - set(test.scene))))
 
 # %% ../../nbs/data/19_division.ipynb #e8d42e78
-def _said_of_cut(facts, lost): # scenes that are not tested
-    "What a reader should know of a cut"
-    said = [f"The lists are ours, not official: {facts['test']:.0%} of each scene's clips are tested, cut by "
+def _said_of_cut(facts, lost): # scenes not tested
+    "What is said of a cut"
+    said = [f"The lists are ours, not official: {100*facts['test']:.0f} % of each scene's clips are tested, cut by "
             f"{facts['by']} (seed {facts['seed']})."]
     return [*said, f"No test clip of {', '.join(lost)}: one {facts['by']} only."] if lost else said
 

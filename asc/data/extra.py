@@ -214,8 +214,8 @@ def keep_apart(self:ExtraClips,
     self.leave_out(same, 'with the samples of clips of the validation or test list, or from their places')
     self.leave_out(self._among(store, train), 'that the training list has already')
     if len(self): return
-    raise InputError(f"extra {self.entry['data']}: none of its clips is left ({self.words_left_out()}); leave this corpus "
-                     'out')
+    raise InputError(f"extra {self.entry['data']}: none of its clips is left ({self.words_left_out()}); leave this "
+                     'corpus out')
 
 # %% ../../nbs/data/46_extra.ipynb #5689e06a
 @patch
@@ -223,7 +223,7 @@ def words_left_out(self:ExtraClips) -> str: # '' where none is
     "How many clips are left out, and why"
     return ', '.join(f'{clips:,} {reason}' for reason, clips in self.left_out.items())
 
-# %% ../../nbs/data/46_extra.ipynb #97a4fd32
+# %% ../../nbs/data/46_extra.ipynb #b75eabe1
 def rows_of(*lists): # of rows of a table
     "Several lists as one"
     return pd.concat(lists, ignore_index=True)
@@ -254,13 +254,13 @@ def counts(self:ExtraClips) -> dict: # class -> clips
     "How many clips of each class are added"
     return self.rows.scene.value_counts().sort_index().to_dict()
 
-# %% ../../nbs/data/46_extra.ipynb #774f170b
+# %% ../../nbs/data/46_extra.ipynb #8a89c599
 @patch
 def remark(self:ExtraClips) -> str:
     "A few words on what was added and what was left out"
     weight = self.entry['weight']
     scenes = ', '.join(f'{name} {clips:,}' for name, clips in self.counts().items())
-    often = '' if weight == 1 else f', each {weight:g} times an epoch on average'
+    often = '' if weight == 1 else f", each {weight:g} times an epoch{' on average' if weight % 1 else ''}"
     sentences = [f'{self.label} adds {len(self):,} training clips ({scenes}){often}.']
     if self.left_out: sentences.append(f'Left out: {self.words_left_out()}.')
     return ' '.join([*sentences, f"Its licence: {self.corpus.about.get('licence', 'not stated')}."])

@@ -51,15 +51,20 @@ def _size_of(archives, about):
     return known_size(about) if None in sizes else sum(sizes)
 
 # %% ../../nbs/data/43_get.ipynb #b231638b
+def _bytes_here(job, archives, about):
+    "Bytes that are here of archives and of what was in them"
+    places = [path.with_name(path.name + end) for archive in archives for path in job.paths(archive)
+              for end in ('', '.part')]
+    held = (job.out/about['folder']).rglob('*') if archives and 'folder' in about else ()
+    return sum(place.stat().st_size for place in (*places, *held) if place.is_file())
+
+# %% ../../nbs/data/43_get.ipynb #45d6c4dc
 def _check_room(job, archives, about, name):
     "InputError if a disk has no room for what is not here yet, archives and sound"
     coming = [archive for archive in archives if job.files(archive) is None]
     need = (_size_of(coming, about) or 0)*(1 if 'hub' in about['archives'] else 2)
     free = shutil.disk_usage(next(place for place in (job.out, *job.out.parents) if place.exists())).free
-    places = [path.with_name(path.name + end) for archive in coming for path in job.paths(archive)
-              for end in ('', '.part')]
-    held = (job.out/about['folder']).rglob('*') if coming and 'folder' in about else ()
-    have = sum(place.stat().st_size for place in (*places, *held) if place.is_file())
+    have = _bytes_here(job, coming, about)
     if free + have < need:
         raise InputError(f'{job.out} has {free/1e9:.0f} GB free; {name} needs about {need/1e9:.0f} GB '
                          'for archives and sound')
@@ -81,6 +86,14 @@ def _names_of_share(folder, subset, lists_url):
     return {f'{folder.name}/{name}' for name in rows}
 
 # %% ../../nbs/data/43_get.ipynb #1ad1f5f2
+def _check_came(job, names, lists):
+    "InputError if clips of lists have not come"
+    lost = [name for name in names if not (job.out/name).is_file()]
+    if not lost: return
+    raise InputError(f'{len(lost)} of {len(names)} clips of {lists} are in no archive of the corpus, such as '
+                     f'{lost[0]}: lists and archives do not belong together; fetch both again')
+
+# %% ../../nbs/data/43_get.ipynb #160e3740
 def _get_share(job, archives, about, subset, lists_url):
     "Fetch what a training list and the test list need"
     small = [archive for archive in archives if archive.size <= SMALL]
@@ -89,10 +102,7 @@ def _get_share(job, archives, about, subset, lists_url):
     large = [(archive, job.directory(archive)) for archive in archives if archive not in small]
     _check_plan(job, [directory for _, directory in large if directory], names)
     for archive, directory in large: _get_wanted(job, archive, directory, names)
-    lost = [name for name in names if not (job.out/name).is_file()]
-    if not lost: return
-    raise InputError(f'{len(lost)} of {len(names)} clips of split{subset} and the test list are in no archive of the '
-                     f'corpus, such as {lost[0]}: lists and archives do not belong together; fetch both again')
+    _check_came(job, names, f'split{subset} and the test list')
 
 # %% ../../nbs/data/43_get.ipynb #06e31395
 def _check_plan(job, directories, names):
@@ -100,8 +110,8 @@ def _check_plan(job, directories, names):
     missing = [(directory, directory.missing(names, job.out)) for directory in directories]
     ranges = [place for directory, members in missing for place in directory.plan(members)]
     if not ranges: return
-    size = sum(end - start for start, end in ranges)
-    if job.told: say(f'{size_words(size)} in {len(ranges):,} requests to {len(directories)} archives')
+    size = size_words(sum(end - start for start, end in ranges))
+    if job.told: say(f'{size} in {len(ranges):,} requests to {len(directories)} archives')
     need = sum(member.size for _, members in missing for member in members)
     free = shutil.disk_usage(job.out).free
     if free < need: raise InputError(f'{job.out} has {free/1e9:.1f} GB free; these clips need {need/1e9:.1f} GB')

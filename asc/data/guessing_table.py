@@ -53,8 +53,8 @@ def _clip_tables(self:Guess):
     "The tables that name sounds, the best first"
     for table in self.tables:
         if table.unread: self.doubt('text of a table', table=table.name)
-    found = [table for table in self.tables if self._name_sounds(table)]
-    return sorted(found, key=lambda table: (bool(scene_columns(_rest(table))), table.matched), reverse=True)
+    def worth(table): return bool(scene_columns(_rest(table))), table.matched
+    return sorted(filter(self._name_sounds, self.tables), key=worth, reverse=True)
 
 # %% ../../nbs/data/55_guessing_table.ipynb #e91621f1
 def _rest(table):

@@ -93,12 +93,12 @@ def usual_length(seconds) -> float: # 0 where all are alike and short
 
 # %% ../../nbs/data/53_hints.ipynb #d4e64494
 def _length_rule(seconds):
-    "How files of several lengths are cut, and the doubt that is"
+    "How files are cut, and the doubt that is"
     length = usual_length(seconds)
     if not length: return {}, []
     topic = 'lengths' if seconds.nunique() > 1 else 'long files'
-    return dict(length=int(length) if length == int(length) else length), [
-        doubt_of(topic, several=_several(seconds, 's'), length=length)]
+    doubt = doubt_of(topic, several=_several(seconds, 's'), length=length)
+    return dict(length=int(length) if length % 1 == 0 else length), [doubt]
 
 # %% ../../nbs/data/53_hints.ipynb #f41fde28
 def sound_rules(facts, # of `FolderLook.facts`

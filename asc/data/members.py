@@ -39,7 +39,7 @@ def container_of(path) -> str:
 
 # %% ../../nbs/data/04_members.ipynb #1bf6de8b
 def status_of(path) -> tuple: # size, time of change as the file says and as the system saw it (ns)
-    "What the disk says of the file that a sound lies in; -1, 0 and 0 when it is missing"
+    "What the disk says of the file that a sound lies in; -1, 0, 0 when it is missing"
     try: status = os.stat(container_of(path))
     except (OSError, ValueError): return -1, 0, 0
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -28,12 +28,12 @@ def _by_lot(names, seed):
 
 # %% ../../nbs/data/18_shares.ipynb #9ea22ae0
 class _Drawing:
-    "Locations to hold out of training; `count` is clips, locations × scenes in drawing order"
+    "Locations to hold out; `count` is clips, locations × scenes in drawing order"
     def __init__(self, count, frac):
         self.count, self.frac = count, frac
-        self.size = count.sum(axis=1)              # clips of each location
-        self.remaining = (count > 0).sum()         # locations each scene has in training
-        self.out = []                              # locations held out
+        self.size = count.sum(axis=1)      # clips of each location
+        self.remaining = (count > 0).sum() # locations that a scene keeps
+        self.out = []                      # locations held out
 
 # %% ../../nbs/data/18_shares.ipynb #b9a12a1e
 @patch
@@ -55,7 +55,7 @@ def is_too_large(self:_Drawing, place):
 # %% ../../nbs/data/18_shares.ipynb #a39b1a04
 @patch
 def take_for(self:_Drawing, scene):
-    "Take locations of a scene until its share is as near as it gets"
+    "Take locations of a scene until its share is near"
     clips = self.count[scene]
     wanted = self.frac*clips.sum() - clips[self.out].sum()
     free = clips[(clips > 0) & ~clips.index.isin(self.out)]
@@ -78,7 +78,7 @@ def fill_up(self:_Drawing):
 # %% ../../nbs/data/18_shares.ipynb #4792cb68
 @patch
 def take_one_each(self:_Drawing):
-    "Take the smallest location that is allowed of each scene that has none so far"
+    "Take the smallest location that is allowed of each scene without one"
     for scene in self.count:
         if (self.count.loc[self.out, scene] > 0).any(): continue
         free = self.size[self.count[scene] > 0].sort_values(kind='stable')

@@ -10,6 +10,7 @@ import os
 import re
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import requests
 
@@ -80,21 +81,32 @@ def record_url(record, base_url=None):
     return f"{base_url or os.environ.get('ASC_ZENODO') or ZENODO}/{record}"
 
 # %% ../../nbs/data/11_sources.ipynb #f2b6cdfe
-def record_files(record,        # number of a Zenodo record
-                 base_url=None, # where records are described; default: ASC_ZENODO, or Zenodo
-                 ) -> list:     # `Source`s
-    "The files of a Zenodo record"
-    url = record_url(record, base_url)
-    entries = _entries(url)
+def _check_entries(url, entries):
+    "InputError for an entry that cannot be"
     names = set()
     for file in entries:
         fault = _fault_of(file, names)
         if fault: raise InputError(f"{url} has the file {file.get('key')!r:.200}, which {fault}: check the number, or "
                                    'download by hand and unpack into one folder')
         names.add(file['key'].casefold())
+
+# %% ../../nbs/data/11_sources.ipynb #8c99f121
+def record_files(record,        # number of a Zenodo record
+                 base_url=None, # where records are described; default: ASC_ZENODO, or Zenodo
+                 ) -> list:     # `Source`s
+    "The files of a Zenodo record"
+    url = record_url(record, base_url)
+    entries = _entries(url)
+    _check_entries(url, entries)
     return [Source(f['key'], f['links']['self'], f['size'], f['checksum'][4:]) for f in entries]
 
 # %% ../../nbs/data/11_sources.ipynb #bd9f7f3b
+def _check_fact(what, known, found):
+    "InputError for a size or a sum that is not the known one"
+    if known is None or known == found: return
+    raise InputError(f'{what} is {found}, and {known} is known (nbs/corpora/archives.csv); {_TAKE_IT}')
+
+# %% ../../nbs/data/11_sources.ipynb #e1a96f49
 def check_version(files, # `Source`s of a record
                   facts, # file -> (bytes or None, MD5 or None), see `asc.data.known.known_archives`
                   what,  # the record, for messages
@@ -102,12 +114,9 @@ def check_version(files, # `Source`s of a record
     "InputError for a record that is not the one that is known"
     there = {file.name: file for file in files}
     for name, (size, md5) in facts.items():
-        file = there.get(name)
-        if file is None: raise InputError(f'{what} has no {name} any more; {_TAKE_IT}')
-        for word, known, found in (('size', size, file.size), ('MD5', md5, file.md5)):
-            if known is None or known == found: continue
-            raise InputError(f'{what} has another version of {name}: its {word} is {found}, and {known} is known '
-                             f'(nbs/corpora/archives.csv); {_TAKE_IT}')
+        if name not in there: raise InputError(f'{what} has no {name} any more; {_TAKE_IT}')
+        _check_fact(f'{what} has another version of {name}: its size', size, there[name].size)
+        _check_fact(f'{what} has another version of {name}: its MD5', md5, there[name].md5)
 
 # %% ../../nbs/data/11_sources.ipynb #eec0dce5
 _TAKE_IT = 'update asc, or take what is there now by the number of the record instead of the name'
@@ -125,9 +134,8 @@ def hub_files(repository,    # owner/name of a data set
         raise InputError(f'could not ask the hub for {repository} ({type(e).__name__}): check the connection, and the '
                          'name and revision') from e
     _check_revision(repository, revision, info.sha)
-    named = [file for file in info.siblings if file.rfilename != '.gitattributes']
-    return [_hub_file(file, hf_hub_url(repository, file.rfilename, repo_type='dataset', revision=info.sha,
-                                       endpoint=endpoint)) for file in named]
+    url_of = partial(hf_hub_url, repository, repo_type='dataset', revision=info.sha, endpoint=endpoint)
+    return [_hub_file(file, url_of(file.rfilename)) for file in info.siblings if file.rfilename != '.gitattributes']
 
 # %% ../../nbs/data/11_sources.ipynb #97462377
 def _ask_hub(api, repository, revision, waits=20):

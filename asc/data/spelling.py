@@ -38,8 +38,8 @@ def alike(texts, # distinct
     "The groups of texts that only seem to be one"
     texts = pd.Series(list(texts), dtype=object)
     form = texts.map(seen)
-    twice = form.duplicated(keep=False)
-    return [group.tolist() for _, group in texts[twice].groupby(form[twice], sort=False)]
+    twice = texts[form.duplicated(keep=False)]
+    return [group.tolist() for _, group in twice.groupby(form, sort=False)]
 
 # %% ../../nbs/data/13_spelling.ipynb #510baf17
 SYNONYMS = [('scene', 'scene_label', 'scene_name', 'label', 'label_name', 'class_label'),
@@ -56,9 +56,9 @@ def table_rows(path) -> list: # of lists of str, the header first; ragged as the
 
 # %% ../../nbs/data/13_spelling.ipynb #53641b2e
 def _header(path):
-    "The first row of a table that may be long"
+    "The first row of a table"
     with open(path, encoding='utf-8-sig', errors='replace') as file:
-        line = next((line for line in file if line.strip()), '')
+        line = next(filter(str.strip, file), '')
     delimiter = next((sign for sign in '\t;,' if sign in line), '\t')
     return [cell.strip() for row in csv.reader([line], delimiter=delimiter) for cell in row]
 
@@ -81,7 +81,7 @@ def _rivals(path, header):
 def doubtful_columns(path, # of a table with a header row
                      synonyms=True, # whether columns for one notion are compared too
                      ) -> list: # of lists of names
-    "Columns of which a table does not say which one is meant"
+    "Columns of a table that stand for one thing"
     header = _header(path)
     groups = alike(filter(None, header))
     return groups or (_rivals(path, header) if synonyms else [])

@@ -228,8 +228,9 @@ def describe_lists(corpus,
         division = divide(corpus.whole, fold)
         facts, said = division.facts, division.said
     if not _is_drawn(corpus, subset): return facts, said
-    return dict(facts, subset='ours'), [*said, f'The training list is ours, too: {subset} % of each scene, drawn by '
-                                               'whole recordings (seed 0).']
+    drawn, whole = (len(read_split(corpus, share, fold=fold)) for share in (subset, 100))
+    return dict(facts, subset='ours'), [*said, f'The share of {subset} % is ours, not official: whole recordings of '
+                                               f'each scene, {drawn:,} of {whole:,} training clips (seed 0).']
 
 # %% ../../nbs/data/20_splits.ipynb #c6e0599b
 def check_disjoint(**parts): # name=rows of `Corpus.meta`: train=…, valid=…, test=…

@@ -235,7 +235,7 @@ def _own_rate(corpus):
 # %% ../../nbs/data/30_store.ipynb #f09b78a3
 def _is_of(store, corpus):
     "Whether a store was made of the clips of a corpus"
-    home = store.manifest.get('dir', str(corpus.dir))      # unknown in stores of earlier versions
+    home = store.manifest.get('dir', str(corpus.dir))      # unknown in earlier stores
     if home != str(corpus.dir) or store.manifest.get('sound', {}).get('rules') != corpus.rules: return False
     return set(store.rows.filename) == set(corpus.meta.filename)
 

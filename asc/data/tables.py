@@ -48,7 +48,7 @@ def found_names(folder, names, about) -> list:
     below = about.get('audio', '')
     if not below.endswith('**'): return names
     home = below.removesuffix('**').rstrip('/')
-    paths = [f'{home}/{path}'.lstrip('/') for path in sound_files(folder/home)]
+    paths = [f'{home}/{path}'.lstrip('/') for path in sounds_below(folder/home)]
     bases = pd.Series(paths, [path.rsplit('/', 1)[-1] for path in paths], dtype=object)
     wanted = [name.rsplit('/', 1)[-1] for name in names]
     twice = sorted(set(bases.index[bases.index.duplicated()]) & set(wanted))

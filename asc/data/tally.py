@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOTE', 'fetched_note', 'leave_note', 'is_sound', 'count_sounds', 'Tally', 'tally', 'tally_described', 'corpora_table',
-           'fetched_part', 'fetch_words', 'check_fetched']
+           'fetch_words', 'fetched_part', 'check_fetched']
 
 # %% ../../nbs/data/14_tally.ipynb #e6394999
 import os
@@ -102,9 +102,35 @@ def _files(rows, folder):
     "Path of the sound file of each row"
     return [os.path.join(folder, name) for name in (rows.file if 'file' in rows else rows.filename)]
 
+# %% ../../nbs/data/14_tally.ipynb #fe725347
+def _get_command(note, folder):
+    "The command that fetches what is not here of a corpus"
+    name = note.get('name')
+    if name not in known_descriptions(): return 'asc data get NAME'
+    default = Path(folder) == known_place(known_corpus(name))
+    return f'asc data get {name}' if default else f'asc data get {name} --out {Path(folder).parent}'
+
+# %% ../../nbs/data/14_tally.ipynb #0d1ac75e
+def fetch_words(folder) -> str: # '' for a corpus that is not here in parts, and for no folder
+    "How to fetch what is not here of a corpus"
+    note = fetched_note(folder) if folder else {}
+    if note.get('whole', True): return ''
+    return f'only parts of this corpus were fetched; `{_get_command(note, folder)}` fetches the rest'
+
+# %% ../../nbs/data/14_tally.ipynb #39cf2221
+def _check_all_here(corpus):
+    "InputError for parts of a corpus whose table is what lies in its folder"
+    note, is_folder = fetched_note(corpus.dir), corpus.about.get('reader') in ('folders', 'parquet')
+    found = tally(corpus.dir) if note and is_folder else None
+    if not found or found.state == 'whole': return
+    of = f' of {found.of:,}' if found.of else ''
+    raise InputError(f'{corpus.dir} has {found.have:,}{of} files of sound, and not all has come; '
+                     f'`{_get_command(note, corpus.dir)}` fetches the rest')
+
 # %% ../../nbs/data/14_tally.ipynb #72ae165c
 def fetched_part(corpus): # asc.data.corpus.Corpus, the same one if it is not here in parts
     "A corpus without the clips that were not fetched"
+    _check_all_here(corpus)
     if fetched_note(corpus.dir).get('whole', True): return corpus
     here = [os.path.isfile(path) for path in _files(corpus.meta, corpus.dir)]
     if all(here) or not any(here): return corpus
@@ -112,25 +138,14 @@ def fetched_part(corpus): # asc.data.corpus.Corpus, the same one if it is not he
     part.meta = corpus.meta[here].reset_index(drop=True)
     return part
 
-# %% ../../nbs/data/14_tally.ipynb #313fa323
-def fetch_words(folder) -> str: # '' for a corpus that is not here in parts, and for no folder
-    "How to fetch what is not here of a corpus"
-    note = fetched_note(folder) if folder else {}
-    if note.get('whole', True): return ''
-    name = note.get('name')
-    command = f'asc data get {name}' if name else 'asc data get NAME'
-    out = Path(folder).parent
-    if name in known_descriptions() and Path(folder) != known_place(known_corpus(name)): command += f' --out {out}'
-    return f'only parts of this corpus were fetched; `{command}` fetches the rest'
-
 # %% ../../nbs/data/14_tally.ipynb #303e544a
 def check_fetched(corpus,  # asc.data.corpus.Corpus
                   **lists, # name -> rows
                   ):
     "InputError for a list with clips that were not fetched"
+    _check_all_here(corpus)
     words = fetch_words(corpus.dir)
-    if not words: return
-    for name, rows in lists.items():
+    for name, rows in lists.items() if words else ():
         lost = [path for path in _files(rows, corpus.dir) if not os.path.isfile(path)]
         if not lost: continue
         raise InputError(f'{len(lost):,} of {len(rows):,} {name} clips are not here, such as {lost[0]}: {words}')

@@ -91,7 +91,7 @@ def fold_of(corpus,          # asc.data.corpus.Corpus that is asked about
 
 # %% ../../nbs/data/47_trained_on.ipynb #b5325fe5
 def _tested_fold(source):
-    "The fold that a run was tested on; None where it tells none"
+    "The fold that a run was tested on, or None"
     if not isinstance(source, (str, Path)) or not resolve(source).exists(): return None
     folds = [recorded(place, 'parameters', 'fold') for place in (resolve(source), resolve(source).parent)]
     return next((fold for fold in folds if type(fold) is int), None)

@@ -46,7 +46,7 @@ _TEXTS = {
     'columns of one name':
         '{table} has two columns {pair}, and neither says which is meant; remove or rename one of them',
     'texts beside sounds':
-        '{n:,} texts have the name of a sound, such as {example}: they are not read; put what they say into one table',
+        'with the name of a sound, and not read ({n:,}, such as {example}); put what they say into one table',
     'several tables':
         '{one} is taken, and {others} could be; choose by --table',
     'no header':
@@ -73,14 +73,15 @@ _NAMES = {
         '{n:,} of {of:,} rows name no file that is here, such as {example}; bring the files, or take the rows '
         'out, before you train',
     'files without labels':
-        '{n:,} sounds, such as {example}, are in no row: they are not used; add rows for them',
+        'in no row, and not used ({n:,}, such as {example}); add rows for them',
     'rows without labels':
         '{n:,} of {of:,} rows have no {one}: these clips are neither trained on nor tested; add labels',
     'spelling of names':
-        '{n:,} rows, such as {example}, have files whose names differ in case or Unicode form; rename the '
-        'files, or mend the table',
+        'rows whose files have names that differ in case or Unicode form ({n:,}, such as {example}); rename the'
+        ' files, or mend the table',
     'rows for one file':
-        '{n:,} files have several rows, such as {example}; leave one row for each, or give --start and --end',
+        'more than one row for a file ({n:,}, such as {example}); leave one row for each, or give --start and '
+        '--end',
     'paths':
         'names such as {example} are paths of another computer: {front!r} is taken off their front; mend strip '
         'if that is wrong',
@@ -89,10 +90,10 @@ _NAMES = {
     'endings':
         'names such as {example} have no ending: {ending} is added; mend suffix if that is wrong',
     'other names':
-        '{n:,} names are made in another way than most of them, and their files are not found; write all alike',
+        'made in another way than most of the names ({n:,}), so that their files are not found; write all alike',
     'disagreement':
-        '{n:,} clips lie in the folder of another scene, such as {example}, which the table calls {label}: the '
-        'table rules; choose --reader folders if the folders are right',
+        'in the folder of another scene ({n:,}, such as {example}, which the table calls {label}): the table '
+        'rules; choose --reader folders if the folders are right',
 }
 
 # %% ../../nbs/data/51_unclear.ipynb #1053bc9a
@@ -101,8 +102,8 @@ _FOLDERS = {
         'sounds lie {depths} folders deep, such as {example}: the {which} folder is taken for the scene; mend '
         'pattern if another one is',
     'same names':
-        '{n:,} names are in two folders, such as {example}: they are taken for two sounds; asc data check '
-        '--deep says which are one',
+        'in two folders ({n:,}, such as {example}), and taken for two sounds; asc data check --deep says which '
+        'are one',
     'label in names':
         'no table and no folder tells the scene; the names seem to, such as {example}: {label}; mend pattern if'
         ' that is wrong',
@@ -143,15 +144,15 @@ _SOUNDS = {
         '{n:,} of {of:,} sounds looked at cannot be used, such as {example} ({fault}); fetch them again, or '
         'take them out',
     'archives':
-        '{n:,} archives, such as {example}, are not unpacked; unpack them if they hold sounds',
+        'not unpacked ({n:,}, such as {example}); unpack them if they hold sounds',
     'other formats':
-        '{n:,} files, such as {example}, are in no format that is read; convert them to wav or flac',
+        'in no format that is read ({n:,}, such as {example}); convert them to wav or flac',
     'hidden files':
-        '{n:,} hidden files, such as {example}, are left out; nothing to do',
+        'left out ({n:,}, such as {example}); nothing to do',
     'other tables':
-        '{n:,} tables or notes of another kind, such as {example}, are not read; save what they say of sounds as CSV',
+        'of a kind that is not read ({n:,}, such as {example}); save what they say of sounds as CSV',
     'other files':
-        '{n:,} files, such as {example}, are neither sounds nor tables; nothing to do',
+        'neither sounds nor tables ({n:,}, such as {example}); nothing to do',
 }
 
 # %% ../../nbs/data/51_unclear.ipynb #0898c803

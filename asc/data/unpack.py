@@ -90,7 +90,7 @@ def _check_links(members, archive):
 RATIO = 100                 # how much more than the archive its members may hold
 
 def _check_sizes(members, archive, packed):
-    "InputError for members that hold too much for sounds and tables"
+    "InputError for members that hold too much for sounds"
     held = sum(m.size for m in members)
     if held > RATIO*packed + 2**26:
         raise InputError(f'{archive} has {packed:,} bytes and would unpack to {held:,}, too much for sounds; '
@@ -138,6 +138,12 @@ def is_there(path, member):
     except OSError: return False
 
 # %% ../../nbs/data/09_unpack.ipynb #6c97e656
+def _not_written(member, archive, e):
+    "What to say of a member that cannot be unpacked"
+    reason = getattr(e, 'strerror', None) or e
+    return InputError(f'{member.name} of {archive} cannot be unpacked: {reason}. Remove the archive and fetch it again')
+
+# %% ../../nbs/data/09_unpack.ipynb #39e3d349
 def _write_member(open_member, member, out, archive):
     "Write one file of an archive, unless it is there"
     path = Path(out, member.name)
@@ -150,9 +156,7 @@ def _write_member(open_member, member, out, archive):
         os.replace(part, path)
     except Exception as e:                                # also a cipher or a method that is not known here
         if part.is_file(): part.unlink()
-        reason = getattr(e, 'strerror', None) or e
-        raise InputError(f'{member.name} of {archive} cannot be unpacked: {reason}. '
-                         'Remove the archive and fetch it again') from e
+        raise _not_written(member, archive, e) from e
 
 # %% ../../nbs/data/09_unpack.ipynb #a9765bcf
 def write_members(open_member, # takes the `item` of a member
@@ -172,6 +176,11 @@ TAR = '.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz'
 def is_archive(name): return name.endswith(('.zip', *TAR))
 
 # %% ../../nbs/data/09_unpack.ipynb #db9fd3c8
+def _no_archive(archive, e):
+    "What to say of an archive that cannot be read"
+    return InputError(f'{archive} cannot be unpacked: {e}. Remove it and fetch it again')
+
+# %% ../../nbs/data/09_unpack.ipynb #7561a882
 @contextmanager
 def open_archive(archive):
     "The members of a zip or tar file, and a function that opens one; InputError for a damaged one"
@@ -179,15 +188,19 @@ def open_archive(archive):
     is_tar = path.name.endswith(TAR)
     try: file = tarfile.open(path) if is_tar else open_zip(path)
     except InputError: raise
-    except Exception as e:                                # a damaged directory ends in any error
-        raise InputError(f'{archive} cannot be unpacked: {e}. Remove it and fetch it again') from e
+    except Exception as e: raise _no_archive(archive, e) from e  # a damaged directory ends in any error
     with file:
         try: members = _tar_members(file) if is_tar else zip_members(file)
-        except Exception as e:                            # half a tar file
-            raise InputError(f'{archive} cannot be unpacked: {e}. Remove it and fetch it again') from e
+        except Exception as e: raise _no_archive(archive, e) from e      # half a tar file
         yield members, file.extractfile if is_tar else file.open
 
 # %% ../../nbs/data/09_unpack.ipynb #63b4ffad
+def _packed_size(archive):
+    "Bytes of an archive, with all its volumes"
+    is_tar = str(archive).endswith(TAR)
+    return sum(path.stat().st_size for path in ([Path(archive)] if is_tar else volume_paths(archive)))
+
+# %% ../../nbs/data/09_unpack.ipynb #9c062267
 def unpack(archive,       # zip file (the .zip of one in volumes) or tar file
            out,           # folder to unpack into
            progress=True, # show a bar
@@ -195,9 +208,7 @@ def unpack(archive,       # zip file (the .zip of one in volumes) or tar file
            ) -> list:     # names of the files, with their folders
     "Unpack an archive; members that are there as they were packed are kept"
     with open_archive(archive) as (members, open_member):
-        is_tar = str(archive).endswith(TAR)
-        packed = sum(path.stat().st_size for path in ([Path(archive)] if is_tar else volume_paths(archive)))
-        check_members(members, archive, packed)
+        check_members(members, archive, _packed_size(archive))
         members = [m for m in members if wanted is None or wanted(m.name)]
         write_members(open_member, members, out, archive, progress)
     return [m.name for m in members]

@@ -108,13 +108,19 @@ def volume_count(path) -> int:
     return locator[3] if number == 0xffff and locator else number + 1
 
 # %% ../../nbs/data/07_volumes.ipynb #ba2b9d0f
+def _check_volumes(archive, paths):
+    "InputError for a volume that is not beside the last one"
+    lost = next((path.name for path in paths if not path.exists()), None)
+    if not lost: return
+    raise InputError(f'{archive} is the last of {len(paths) + 1} volumes, and {lost} is not beside it; fetch that, too')
+
+# %% ../../nbs/data/07_volumes.ipynb #5f5b9bee
 def volume_paths(archive):
     "The volumes of a zip file in their order; InputError where one is missing"
     archive, count = Path(archive), volume_count(archive)
-    names = [archive.with_suffix(f'.z{number:02}') for number in range(1, count)]
-    lost = next((path.name for path in names if not path.exists()), None)
-    if lost: raise InputError(f'{archive} is the last of {count} volumes, and {lost} is not beside it; fetch that, too')
-    return [*(regular_file(path, 'volume of a zip file') for path in names), archive]
+    paths = [archive.with_suffix(f'.z{number:02}') for number in range(1, count)]
+    _check_volumes(archive, paths)
+    return [*(regular_file(path, 'volume of a zip file') for path in paths), archive]
 
 # %% ../../nbs/data/07_volumes.ipynb #1aeb38b0
 _ENTRY = struct.Struct('<4s6H3L5H2L')
@@ -129,6 +135,11 @@ def _extras(extra):
     return fields
 
 # %% ../../nbs/data/07_volumes.ipynb #6589e881
+def _extra_of(fields):
+    "Extra fields of an entry, as bytes"
+    return b''.join(struct.pack('<2H', key, len(value)) + value for key, value in fields.items())
+
+# %% ../../nbs/data/07_volumes.ipynb #0d6c7cca
 def _wide(size, packed, offset, volume, extra):
     "The four numbers, taken from the extra field where they do not fit"
     at, numbers = 0, []
@@ -148,8 +159,7 @@ def _entry_in_whole(raw, at, starts):
     begin = at + _ENTRY.size
     others = _extras(raw[begin + name:begin + name + extra])
     size, packed, offset, volume = _wide(fields[8], fields[7], fields[15], fields[12], others.pop(1, b''))
-    new = struct.pack('<2H3Q', 1, 24, size, packed, starts[volume] + offset)
-    new += b''.join(struct.pack('<2H', key, len(value)) + value for key, value in others.items())
+    new = _extra_of({1: struct.pack('<3Q', size, packed, starts[volume] + offset)} | others)
     fields[7:9], fields[10], fields[12], fields[15] = (2**32 - 1,)*2, len(new), 0, 2**32 - 1
     end = begin + name + extra + comment
     return _ENTRY.pack(mark, *fields) + raw[begin:begin + name] + new + raw[begin + name + extra:end], end

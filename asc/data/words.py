@@ -27,7 +27,8 @@ def _done_words(done, store): # what the manifest of a store says
     "What was done to the sounds, in a sentence; nothing where all were taken as they are"
     rules, seconds = done['rules'], store.clip_len/store.rate
     every = f", one every {rules['hop']:g} s" if 'hop' in rules else ''
-    words = dict(mixed=f"mixed to one channel ({rules.get('mix', 'mean')})", resampled=f'resampled to {store.rate:,} Hz',
+    words = dict(mixed=f"mixed to one channel ({rules.get('mix', 'mean')})",
+                 resampled=f'resampled to {store.rate:,} Hz',
                  cut=f'cut into clips of {seconds:g} s{every}')
     told = [f'{done[name]:,} {said}' for name, said in words.items() if done.get(name)]
     if told: yield f"Of {done['files']:,} files {', '.join(told)}."

@@ -23,7 +23,7 @@ def list_name(filename) -> str: # as the lists of the challenge name it
 
 # %% ../../nbs/entry/04_answers.ipynb #98598ce7
 def plain_text(path, what) -> str:
-    "A text in UTF-8, without the byte order mark that the organisers would read as a character"
+    "A text in UTF-8, without the byte order mark that organisers would read as a character"
     with open(regular_file(path, what), 'rb') as file: start = file.read(3)
     if start != codecs.BOM_UTF8: return read_text(path, what)
     raise InputError(f'{path}: begins with a byte order mark; save it without one')

@@ -25,7 +25,6 @@ from ..data.join import check_recordings, join_snippets, join_store
 from ..data.own_lists import own_list
 from ..data.heard import heard
 from ..data.same_sound import same_sound
-from ..data.shares import plural
 from ..data.splits import carve_valid, check_disjoint, describe_lists, read_split, read_test, read_valid
 from ..data.store import pack
 from ..data.tally import check_fetched
@@ -70,6 +69,7 @@ def read_training_data(options,        # TrainingOptions
                        ) -> TrainingData:
     "The corpus, the lists and the packed sound that a run's options name"
     corpus = find_corpus(options.data, options.data_dir, options.classes)
+    check_fetched(corpus)
     names = output_names(corpus, options.target)
     known = _known_tables(corpus, options, options.train_list, options.test_list)
     if remark := class_remark(corpus): say(remark)
@@ -239,7 +239,7 @@ def remarks(self:TrainingData, valid:float, # share that was to be held out
     unlearnt = self._unlearnt()
     if unlearnt: sentences.append(f"No training clip of {', '.join(unlearnt)}, which the test list has.")
     if valid and not len(self.valid):
-        sentences.append(f'Nothing is held out for validation: no scene has two {plural(self.unit)} to spare.')
+        sentences.append(f'Nothing is held out for validation: no scene has two {self.unit}s to spare.')
     return sentences
 
 # %% ../../nbs/experiment/05_recipe.ipynb #cc7ac5c6

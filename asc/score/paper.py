@@ -152,7 +152,7 @@ _PUBLISHED_MARK = '(published, not measured here)'
 
 # %% ../../nbs/score/20_paper.ipynb #69b6bbf2
 def _published_2020(kind):
-    "Published rows of `sp4asc`: (split, label, cells, standard deviations, runs)"
+    "Published rows of `sp4asc`: (split, label, cells, deviations, runs)"
     if kind != 'summary': return []
     return [(100, f'split 100, {label} {_PUBLISHED_MARK}',
              {'macro accuracy': scores['accuracy'], 'log loss': scores['log_loss']}, {}, 1)

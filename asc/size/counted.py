@@ -26,7 +26,7 @@ class PublishedCount(NamedTuple):
     "What the original code of a network counts for one input"
     network: str          # name in `list_backbones()`
     shape: tuple          # (F, T) of the input
-    params: int           # number of parameters
+    params: int           # parameters
     macs: int = None      # multiply–accumulates; None where they are not known
     folded: bool = False  # norms are part of the weights
 

@@ -154,7 +154,7 @@ def begins(self:ClipData, idx): # numpy int64 (B,)
 
 # %% ../../nbs/train/37_clips.ipynb #b46063ea
 @patch
-def _draw_begins(self:ClipData, frames, start): # int64 (B,): lengths of the recordings, where the clips begin as listed
+def _draw_begins(self:ClipData, frames, start): # int64 (B,): lengths of recordings, where clips begin as listed
     if self.crop == 'windows': return random_windows(frames, self.store.clip_len)
     if self.crop == 'clips': return start
     return shifted_starts(start, frames, 1, draw_shifts(len(frames), self.store.rate, device=frames.device))

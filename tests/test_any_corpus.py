@@ -53,7 +53,8 @@ KINDS = {
     'valid-list': (1, ['class_wise', 'device_wise'], 'official validation list watches training',
                    'Intervals are over users.',
                    dict(seen=('phone', 'zoom'))),
-    'fifty-scenes': (4, ['class_wise'], 'Official fold 4 of 4 is tested', 'No intervals: the test list has one recording a',
+    'fifty-scenes': (4, ['class_wise'], 'Official fold 4 of 4 is tested',
+                     'No intervals: the test list has one recording a',
                      {}),
     'unlabelled': (1, ['class_wise'], '40 clips without a scene are in no list', 'Intervals are over users.', {}),
 }
@@ -91,7 +92,8 @@ def test_every_kind_trains_to_a_table(name, sounds, tmp_path):
     ('folds', dict(fold=9), 'unknown fold 9: choose one of 1, 2, 3, 4, 5'),
     ('nothing', dict(fold=2), 'fold=2: nothing is not divided into folds'),
     ('valid-list', dict(fold=3), 'fold=3: valid-list is not divided into folds'),
-    ('nothing', dict(steps=['resample', 'mel', 'log', {'freq_mixstyle': {'cross': True}}]), 'cross=True goes by the devices'),
+    ('nothing', dict(steps=['resample', 'mel', 'log', {'freq_mixstyle': {'cross': True}}]),
+     'cross=True goes by the devices'),
     ('nothing', dict(steps=[{'dir': {'devices': [0]}}, 'resample', 'mel', 'log']), 'goes by the devices'),
     ('nothing', dict(join=10), 'join=10 needs the recordings'),
     ('nothing', dict(crop='windows'), "crop='windows' needs"),
@@ -214,7 +216,8 @@ def test_older_tables_are_read_and_compared_with_newer(sounds):
 
 def test_train_on_real_recordings_in_folds(shared, papermill, tmp_path):
     "ESC-50 as far as it is here: five classes, their official folds, and 16 kHz as it came"
-    files = [path for folder in ('other', 'ambience') for path in sorted((shared/f'data/{folder}/source').glob('*.flac'))]
+    folders = [shared/f'data/{name}/source' for name in ('other', 'ambience')]
+    files = [path for folder in folders for path in sorted(folder.glob('*.flac'))]
     rows = pd.DataFrame([path.stem.split('-') for path in files], columns=['fold', 'source', 'take', 'target'])
     rows = rows.assign(filename=[str(path.relative_to(shared/'data')) for path in files])
     rows = rows[rows.target.isin(['34', '36', '37', '40', '42'])].groupby(['fold', 'target']).head(3)

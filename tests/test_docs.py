@@ -17,6 +17,7 @@ from asc.data.choose import WORLD
 from asc.data.synthetic import make_synthetic
 from asc.run.command import read_options, split_argv
 from conftest import ROOT
+from miniatures import miniature
 
 TUTORIALS = sorted((ROOT/'nbs/tutorials').glob('*.md'))
 PAGES = [ROOT/'README.md', *TUTORIALS]
@@ -33,6 +34,8 @@ LEFT_OUT = {
     'asc demo runs/a runs/q/ptq.onnx': ('serves until Ctrl-C', 'test_demo.py::test_page'),
     'asc demo runs/first runs/small/qat.onnx': ('serves until Ctrl-C', 'test_demo.py::test_page'),
     'asc data get tau2022': ('needs a network', 'test_get.py::test_each_name_by_command'),
+    'asc data get esc50': ('needs a network', 'test_get.py::test_each_name_from_the_archive_to_the_table'),
+    'asc data get tau2022 --subset 5': ('needs a network', 'test_get.py::test_share'),
     'podman build -t asc -f nbs/tutorials/Containerfile .': ('needs podman', CONTAINER),
     PODMAN: ('needs podman', CONTAINER),
 }
@@ -42,6 +45,7 @@ LEFT = {
     'README': [
         'runs/a/metrics.json', 'runs/b/model.safetensors', 'runs/mine/metrics.json', 'runs/sweep', 'runs/distill',
         'runs/q/ptq.onnx', 'runs/entry/Curie_UP_task1_1',
+        'runs/esc50/metrics.json', 'my-corpus.yaml',
     ],
     '1': ['runs/first/model.safetensors', 'runs/baseline', 'runs/baseline-report/metrics.json'],
     '2': ['my-corpus/test.csv', 'runs/field/metrics.json', 'runs/own-corpus/metrics.json', 'runs/two/metrics.json'],
@@ -102,6 +106,7 @@ def desk(synthetic, short_test, tmp_path_factory):
     copy_corpus(short_test, desk/'data'/TAU, snippets='0123', seconds=.5)
     (desk/TAU).symlink_to(desk/'data'/TAU)
     make_default_corpus(short_test, desk/'data')
+    miniature('esc50', desk/'data')
     for folder, clips in RECORDINGS.items():
         (desk/folder).mkdir(parents=True)
         for path in (synthetic/'audio').iterdir():

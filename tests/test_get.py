@@ -24,7 +24,9 @@ from asc.data.store import pack
 from asc.data.tally import check_fetched, leave_note, tally
 from asc.data.unpack import unpack
 from asc.data.volumes import open_zip
-from asc.experiment.recipe import read_training_data
+from asc.experiment.recipe import create_training, read_training_data
+from asc.score.tables import result_tables
+from asc.train.learner import predictions
 from asc.train.options import TrainingOptions
 from miniatures import NAMES, in_volumes, zipped
 from mirror import mirror, publish
@@ -79,6 +81,35 @@ def test_each_name_by_command(name, web, tmp_path, capsys):
     assert asc(capsys, 'data', 'get', name, '--out', tmp_path)[1] == 0
     assert len(web.log) == before + (name != 'esc50')      # what is published, to see whether it is still the same
     assert load_corpus(folder).about['title'] in text
+
+
+DEVELOPMENT = [name for name in NAMES if not name.endswith('-evaluation')]
+
+
+@pytest.fixture(scope='module')
+def seconds_served(tmp_path_factory):
+    "Miniatures with sounds of a second on a server of their own, and its settings"
+    with mirror() as web: yield publish(web, DEVELOPMENT, tmp_path_factory.mktemp('seconds'), 1)
+
+
+@pytest.mark.usefixtures('one_thread')
+@pytest.mark.parametrize('name', DEVELOPMENT)
+def test_each_name_from_the_archive_to_the_table(name, seconds_served, tmp_path, monkeypatch, capsys):
+    "Fetched, checked, trained for an epoch, and a row of the table for each scene that was tested"
+    for setting, value in seconds_served.items(): monkeypatch.setenv(setting, value)
+    assert asc(capsys, 'data', 'get', name, '--out', tmp_path)[1] == 0
+    folder, = (path for path in tmp_path.iterdir() if path.name != 'archives')
+    text, code = asc(capsys, 'data', 'check', folder)
+    assert code == 0, text
+    options = TrainingOptions(data_dir=str(folder), backbone='cnn3', frontend='cnn3', pipeline='none', epochs=1, bs=64,
+                              device='cpu')
+    data = read_training_data(options)
+    learn, train = create_training(data, options)
+    train()
+    preds = predictions(learn.model, data.clips(data.test), 8)
+    tables = result_tables(preds, data.names, data.groups)
+    assert set(preds.scene_label) <= set(tables['class_wise'].index)
+    assert ('device_wise' in tables) == bool(data.devices) and ('city_wise' in tables) == bool(data.corpus.cities)
 
 
 WORST = dict(drop=100_000, times=2, busy=3)

@@ -1,4 +1,4 @@
-"""`asc data import`: every way a stranger's folder can be unclear, what is said of it, and a description that can be used."""
+"""`asc data import`: every way a stranger's folder can be unclear, what is said of it, and a usable description."""
 import io
 import zipfile
 from pathlib import Path
@@ -39,7 +39,8 @@ def clips(folder, below='wavs/', n=12, **sound): put(folder, *(f'{below}c{k:02}.
 
 def rows(*more, n=12, name='c{:02}.wav', head='file,label,place', sep=','):
     "Rows of a table: two scenes, six places; `more` are functions of the number, for further columns"
-    table = [[name.format(k), ('rain', 'wind')[k % 2], f'p{k//2}', *(str(column(k)) for column in more)] for k in range(n)]
+    table = [[name.format(k), ('rain', 'wind')[k % 2], f'p{k//2}', *(str(column(k)) for column in more)]
+             for k in range(n)]
     return [sep.join(head.split(',')), *(sep.join(row) for row in table)]
 
 
@@ -96,7 +97,8 @@ def with_folders(folder, wrong=()):
 def tau_without_lists(folder):
     names = [f'audio/{s}-oulu-{p}-{p}-a.wav' for s, places in (('rain', (1, 2)), ('wind', (3, 4))) for p in places]
     put(folder, *names)
-    write(folder, 'meta.csv', '\t'.join(META), *('\t'.join([n, n[6:10], '-'.join(n.split('-')[1:3]), 'a']) for n in names))
+    rows = ('\t'.join([n, n[6:10], '-'.join(n.split('-')[1:3]), 'a']) for n in names)
+    write(folder, 'meta.csv', '\t'.join(META), *rows)
 
 
 def zipped(folder, name):
@@ -114,8 +116,10 @@ WAYS = {
     'file column': (two_file_columns, '--file original'),
     'scene column': (two_scene_columns, '--scene category'),
     'no scene column': (lambda d: (put(d, *(f'w/{s}/{s[0]}{k}.wav' for s in ('rain', 'wind') for k in range(3))), write(
-        d, 'files.csv', 'file,mood', *(f'{s[0]}{k}.wav,m{s}{k}' for s in ('rain', 'wind') for k in range(3)))), '--scene'),
-    'no labels in the table': (lambda d: (clips(d), write(d, 'clips.csv', 'file', *(f'c{k:02}.wav' for k in range(12)))),
+        d, 'files.csv', 'file,mood', *(f'{s[0]}{k}.wav,m{s}{k}' for s in ('rain', 'wind') for k in range(3)))),
+        '--scene'),
+    'no labels in the table': (lambda d: (
+        clips(d), write(d, 'clips.csv', 'file', *(f'c{k:02}.wav' for k in range(12)))),
                                'an evaluation set'),
     'numbers': (named_numbers, 'classes.txt'),
     'numbers without names': (names_of_classes, '(0, 1)'),
@@ -130,8 +134,10 @@ WAYS = {
         d, 'notes.csv', 'file|mood', *(f'rain_{k}x.wav|good' for k in range(4)))), 'parted by bars'),
     'ragged rows': (both(lambda d: classes(d, 'rain', 'wind'), lambda d: write(
         d, 'notes.csv', 'file,mood', *(f'rain_{k}x.wav,good, or not' for k in range(4)))), 'notes.csv'),
-    'two delimiters': (lambda d: table(d, lambda k: f'a;{k}', lambda k: 'b', head='file,label,place,note;x,more'), 'tabs'),
-    'text of a table': (both(table, lambda d: write(d, 'old.csv', 'file,café', 'c00.wav,ü', encoding='latin-1')), 'old.csv'),
+    'two delimiters': (lambda d: table(
+        d, lambda k: f'a;{k}', lambda k: 'b', head='file,label,place,note;x,more'), 'tabs'),
+    'text of a table': (both(
+        table, lambda d: write(d, 'old.csv', 'file,café', 'c00.wav,ü', encoding='latin-1')), 'old.csv'),
     'overlap': (overlapping, 'wavs/c08.wav'),
     'labels without files': (both(table, lambda d: Path(d, 'wavs/c03.wav').unlink()), '1 of 12 rows'),
     'files without labels': (both(table, lambda d: put(d, 'wavs/more.wav')), 'wavs/more.wav'),
@@ -145,10 +151,12 @@ WAYS = {
     'other names': (lambda d: (clips(d), put(d, 'wavs/x.flac'), write(d, 'clips.csv', *rows(name='c{:02}'),
                                                                      'x,rain,p1')), '(1)'),
     'disagreement': (lambda d: with_folders(d, (4,)), 'wavs/wind/c04.wav'),
-    'depth': (lambda d: put(d, *(f'{s}/day{k % 2 if k else ""}/x{k}{s}.wav' for s in ('rain', 'wind') for k in range(4)),
+    'depth': (lambda d: put(
+        d, *(f'{s}/day{k % 2 if k else ""}/x{k}{s}.wav' for s in ('rain', 'wind') for k in range(4)),
                             'rain/y.wav'), 'last folder'),
     'same names': (lambda d: put(d, *(f'{s}/{k}.wav' for s in ('rain', 'wind') for k in range(4))), '(4, such as'),
-    'label in names': (lambda d: put(d, *(f'{s}{k}.wav' for s in ('rain', 'wind') for k in range(4))), 'rain0.wav: rain'),
+    'label in names': (lambda d: put(
+        d, *(f'{s}{k}.wav' for s in ('rain', 'wind') for k in range(4))), 'rain0.wav: rain'),
     'no labels': (lambda d: put(d, *(f'{k}.wav' for k in range(4))), 'bring a table'),
     'no labels beside wav.scp': (kaldi, 'utt2label'),
     'segments': (lambda d: kaldi(d, 'text', 'segments'), 'each of its lines'),
@@ -169,9 +177,11 @@ WAYS = {
     'columns of one name': (lambda d: table(d, lambda k: k, lambda k: k, head='file,label,place,note,Note '), "'note'"),
     'texts beside sounds': (both(lambda d: classes(d, 'rain', 'wind'), lambda d: write(d, 'rain/rain_0x.txt', 'rain')),
                             'rain/rain_0x.txt'),
-    'other tables': (both(lambda d: classes(d, 'rain', 'wind'), lambda d: Path(d, 'labels.xlsx').touch()), 'labels.xlsx'),
+    'other tables': (both(
+        lambda d: classes(d, 'rain', 'wind'), lambda d: Path(d, 'labels.xlsx').touch()), 'labels.xlsx'),
     'archives': (both(lambda d: classes(d, 'rain', 'wind'), lambda d: zipped(d, 'more.zip')), 'more.zip'),
-    'other formats': (both(lambda d: classes(d, 'rain', 'wind'), lambda d: Path(d, 'wind/z.m4a').touch()), 'wind/z.m4a'),
+    'other formats': (both(
+        lambda d: classes(d, 'rain', 'wind'), lambda d: Path(d, 'wind/z.m4a').touch()), 'wind/z.m4a'),
     'hidden files': (both(lambda d: classes(d, 'rain', 'wind'), lambda d: Path(d, 'wind/._z.wav').touch()), '._z.wav'),
     'other files': (both(lambda d: classes(d, 'rain', 'wind'), lambda d: Path(d, 'LICENSE').touch()), 'LICENSE'),
 }
@@ -237,8 +247,10 @@ def test_nothing_can_be_written(wrong, words, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('options,names', [
-    (dict(scene='lable'), ['--scene', 'lable', 'label']), (dict(file='name'), ['--file']), (dict(group='palce'), ['place']),
-    (dict(table='clip.csv'), ['clips.csv']), (dict(reader='parquet'), ['--reader parquet']), (dict(columns='x'), ['option']),
+    (dict(scene='lable'), ['--scene', 'lable', 'label']), (dict(file='name'), ['--file']),
+    (dict(group='palce'), ['place']),
+    (dict(table='clip.csv'), ['clips.csv']), (dict(reader='parquet'), ['--reader parquet']),
+    (dict(columns='x'), ['option']),
     (dict(out='x.csv'), ['.yaml']), (dict(start='c', end='d'), ['--start'])])
 def test_wrong_option(options, names, damage, tmp_path):
     table(tmp_path/'x')
@@ -253,7 +265,8 @@ def test_nothing_is_overwritten(damage, tmp_path):
 
 
 def test_lists_are_folders_and_scenes_begin_the_names(tmp_path):
-    put(tmp_path/'x', *(f'{part}/{scene}{k}.wav' for part in ('train', 'test') for scene in ('rain', 'wind') for k in range(3)))
+    names = (f'{part}/{scene}{k}.wav' for part in ('train', 'test') for scene in ('rain', 'wind') for k in range(3))
+    put(tmp_path/'x', *names)
     corpus = load_corpus(import_corpus(tmp_path/'x', tmp_path/'x.yaml').path)
     assert corpus.scenes == ['rain', 'wind'] and [len(read_split(corpus, 100)), len(read_test(corpus))] == [6, 6]
 
@@ -279,7 +292,8 @@ def test_parquet(tmp_path):
     made = import_corpus(tmp_path/'x', tmp_path/'x.yaml')
     assert made.about['columns'] == dict(location='user', scene='label')
     corpus = load_corpus(made.path)
-    assert corpus.scenes == ['rain', 'wind'] and not set(read_split(corpus, 100).location) & set(read_test(corpus).location)
+    assert corpus.scenes == ['rain', 'wind']
+    assert not set(read_split(corpus, 100).location) & set(read_test(corpus).location)
 
 
 @pytest.mark.parametrize('name', ['no and yes', '[x]: y', '#1', "l'été", '12:30', '0x1', '~', 'null', '007', '1_000'])
@@ -292,7 +306,7 @@ def test_words_that_yaml_reads_otherwise(name, tmp_path):
 
 
 def test_real_recordings(shared, tmp_path):
-    "Real recordings of ESC-50: names of a known form, labels that are numbers; a table with names is made beside copies"
+    "Real recordings of ESC-50: known names, numbers for labels; a table with names is made beside copies"
     made = import_corpus(shared/'data/ambience/source', tmp_path/'x.yaml')
     assert made.about['lists'] == 'folds' and made.about['group'] == 'source' and len(set(load_corpus(
         made.path).meta.scene)) == 10

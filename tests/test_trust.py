@@ -1,4 +1,4 @@
-"""Training trusts nothing that check_corpus would find: each finding is refused in a sentence, and accepted by its name."""
+"""Training trusts nothing that check_corpus would find: each finding is refused, and accepted by its name."""
 import numpy as np
 import pytest
 import soundfile as sf
@@ -72,14 +72,17 @@ FAULTS = {
                                                                       for k, (n, s, p, r) in enumerate(own_names())])),
     'a device in Cyrillic': ('labels', lambda d: corpus(d, [[*r[:3], '\u0430' if k == 2 else r[3]]
                                                            for k, r in enumerate(own_names())])),
-    'a file name in two cases': ('names', lambda d: corpus(d, [*own_names(), ['audio/TAKE 3.wav', 'park', 'x-9', 'a']])),
-    'a file name with a byte order mark': ('names', lambda d: corpus(d, [*own_names(), ['audio/\ufefftake 3.wav', 'park',
-                                                                                       'x-9', 'a']])),
+    'a file name in two cases': ('names', lambda d: corpus(
+        d, [*own_names(), ['audio/TAKE 3.wav', 'park', 'x-9', 'a']])),
+    'a file name with a byte order mark': ('names', lambda d: corpus(
+        d, [*own_names(), ['audio/\ufefftake 3.wav', 'park', 'x-9', 'a']])),
     'a file name in two Unicode forms': ('names', lambda d: corpus(d, [
-        ['audio/cafe\u0301.wav', *rows_of(NAMES)[0][1:]], *own_names()[1:], ['audio/caf\u00e9.wav', 'bus', 'x-8', 'a']])),
-    'a name with a hard blank': ('names', lambda d: corpus(d, [*own_names(), ['audio/take\u00a03.wav', 'park', 'x-9', 'a']])),
-    'two files for one piece': ('pieces', lambda d: corpus(d, [*rows_of(NAMES), [NAMES[-1][:-3] + 'Wav', 'park', 'oulu-5',
-                                                                                'b']])),
+        ['audio/cafe\u0301.wav', *rows_of(NAMES)[0][1:]], *own_names()[1:],
+        ['audio/caf\u00e9.wav', 'bus', 'x-8', 'a']])),
+    'a name with a hard blank': ('names', lambda d: corpus(
+        d, [*own_names(), ['audio/take\u00a03.wav', 'park', 'x-9', 'a']])),
+    'two files for one piece': ('pieces', lambda d: corpus(
+        d, [*rows_of(NAMES), [NAMES[-1][:-3] + 'Wav', 'park', 'oulu-5', 'b']])),
     'a column twice': ('columns', lambda d: corpus(d, DOUBLE, [*META, 'Scene_Label '])),
     'a column with a sign of no width': ('columns', lambda d: corpus(d, DOUBLE, [*META, 'scene_label\u200b'])),
     'a note twice': ('columns', lambda d: corpus(d, [[*r, 'y'] for r in DOUBLE], [*META, 'note', 'note'])),
@@ -202,7 +205,8 @@ def test_accepted_words(): assert accepted_names(' scene, audio,') == {'scene', 
 def test_every_error_is_told_at_once(data, tmp_path):
     "A sentence for each, and each with its own name"
     rows = with_row(0, c1='park', c3='b')
-    with pytest.raises(InputError) as refused: train(corpus(tmp_path/'c', rows), accept='' if data == 'all' else 'scene')
+    accepted = '' if data == 'all' else 'scene'
+    with pytest.raises(InputError) as refused: train(corpus(tmp_path/'c', rows), accept=accepted)
     assert str(refused.value).count('\n') == (1 if data == 'all' else 0)
 
 
@@ -214,7 +218,8 @@ def test_tau_itself_is_trusted(shared, tmp_path):
 
 
 @pytest.mark.parametrize('column,words', [(1, dict(bus='vehicle', park='park')), (1, dict(bus='b', park='p')),
-                                          (3, dict(a='phone', b='b')), (2, {f'oulu-{k}': f'street {k}' for k in range(6)})])
+                                          (3, dict(a='phone', b='b')),
+                                          (2, {f'oulu-{k}': f'street {k}' for k in range(6)})])
 def test_renamed_throughout_is_no_mistake(column, words, tmp_path):
     "A label that is another one wherever it occurs was meant; a remark says so"
     rows = rows_of(NAMES)

@@ -137,13 +137,14 @@ def test_last_lines_and_first_cell(papermill, short_test, tmp_path):
     recipe.write_text('{backbone: cnn3, frontend: cnn3, pipeline: none, bs: 32, epochs: 3}')
     result = launch.check(papermill('train', '-f', recipe, data_dir=short_test, epochs=1, out=out))
     lines = result.stderr.strip().splitlines()
-    assert re.match(r'Macro accuracy \d+\.\d\d % .*, log loss \d\.\d{3}, 90 clips\.', lines[-5])
-    assert lines[-4].startswith('Accuracy by device group: ')
+    assert re.match(r'Macro accuracy \d+\.\d\d % .*, log loss \d\.\d{3}, 90 clips\.', lines[-6])
+    assert lines[-5].startswith('Accuracy by device group: ')
+    assert lines[-3] == 'Lists that lie with the corpus: split100 and test.'
     assert lines[-2:] == [f'Everything is in {out}.', f'Open {out}/train.ipynb to read it.']
     assert 'IPKernelApp' not in result.stderr
     nb = json.loads((out/'train.ipynb').read_text(encoding='utf-8'))
     text = ''.join(nb['cells'][1]['source'])
-    assert text.startswith('## Result') and lines[-5] in text and '| clips |' in text
+    assert text.startswith('## Result') and lines[-6] in text and '| clips |' in text
     code = [cell for cell in nb['cells'] if cell['cell_type'] == 'code']
     assert all(cell['metadata']['jupyter']['source_hidden'] for cell in code)
     record = read_json(out/'params.json')

@@ -34,8 +34,8 @@ def option(default,      # of the parameter
 @dataclass
 class DataOptions:
     "What is learnt from"
-    data: str = option('synthetic', 'corpus by name: synthetic (made on the spot) or tau2022 (under data/)')
-    data_dir: str = option('', 'folder of any corpus in the DCASE layout; overrides data')
+    data: str = option('synthetic', 'corpus by name: synthetic (made on the spot), or see asc data list')
+    data_dir: str = option('', 'folder of a corpus, or its description (a YAML file); overrides data')
     classes: 'str or dict' = option({}, "names of classes: those of the run (YAML), or tau; others are left out")
     extra: list = option([], 'further corpora to train on: names, folders, tables (YAML), see asc.data.extra')
     subset: int = option(100, 'per cent of the training list: 5, 10, 25, 50, 100', choices=SUBSETS)

@@ -159,8 +159,9 @@ def _described(path, folder, kind, sound):
     if kind and about.setdefault('kind', kind) != kind:
         raise InputError(f"{path}: describes a corpus for {about['kind']}, and one for {kind} is wanted; give another")
     about.setdefault('kind', 'development')
-    folder = folder or resolve(project_root()/'data'/Path(about.get('folder', path.stem)).expanduser())
     known = path.parent == corpora_folder()
+    home = project_root()/'data' if known else path.parent
+    folder = folder or resolve(home/Path(about.get('folder', path.stem)).expanduser())
     if known and not os.path.isdir(folder): raise InputError(how_to_get(path.stem))
     if not os.path.isdir(folder): raise InputError(f'no folder {folder}: {path} describes it; mend its field folder')
     meta = _table_of(folder, about, path)

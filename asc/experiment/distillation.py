@@ -145,23 +145,24 @@ def _live_teacher(self:Distillation, model, devices):
 @patch
 def check(self:Distillation, train, # rows of the training list
           scenes,                   # names of the outputs
+          silent=None,              # as of `Teacher.check`
           ) -> dict:                # what taught, for params.json
     "InputError unless the teacher has learnt these classes and answers for these clips"
     facts = dict(kind=self.kind, **self.options)
-    if self.kind == 'files': facts['teachers'] = _file_facts(self, train, scenes)
+    if self.kind == 'files': facts['teachers'] = _file_facts(self, train, scenes, silent)
     if self.kind == 'run': facts['teachers'] = [_live_facts(self.model, scenes)]
     return facts
 
 # %% ../../nbs/experiment/03_distillation.ipynb #615e826f
-def _file_facts(distillation, train, scenes):
+def _file_facts(distillation, train, scenes, silent):
     "What is known of each file of logits, and how it fits the labels"
     pairs = zip(distillation.paths, distillation.files.teachers)
-    return [_facts_of_file(path, teacher, train, scenes) for path, teacher in pairs]
+    return [_facts_of_file(path, teacher, train, scenes, silent) for path, teacher in pairs]
 
 # %% ../../nbs/experiment/03_distillation.ipynb #4eb4fc60
-def _facts_of_file(path, teacher, train, scenes):
+def _facts_of_file(path, teacher, train, scenes, silent):
     teacher.columns(scenes)                                # refuses other classes
-    return dict(teacher.facts, file=path, check=teacher.check(train))
+    return dict(teacher.facts, file=path, check=teacher.check(train, silent))
 
 # %% ../../nbs/experiment/03_distillation.ipynb #72e7b935
 def _live_facts(model, scenes):

@@ -23,7 +23,7 @@ from ..data.extra import add_extra, open_extras, rows_of
 from ..data.findings import say, table_findings
 from ..data.join import check_recordings, join_snippets, join_store
 from ..data.own_lists import own_list
-from ..data.heard import heard
+from ..data.heard import heard, silent_clips
 from ..data.same_sound import same_sound
 from ..data.splits import carve_valid, check_disjoint, describe_lists, read_split, read_test, read_valid
 from ..data.store import pack
@@ -81,7 +81,7 @@ def read_training_data(options,        # TrainingOptions
     _check_classes(lists, options, corpus)
     check_training(options, len(valid), len(train))
     check_device_numbers(options.steps or options.pipeline, corpus.devices)
-    taught = Distillation(options.teacher, options.distill).check(train, names)
+    taught = Distillation(options.teacher, options.distill).check(train, names, lambda: silent_clips(pack(corpus)))
     extras = open_extras(options.extra, names)
     for extra in extras: known += _known_tables(extra.corpus, options)
     packed = pack(corpus)

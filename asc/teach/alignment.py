@@ -211,6 +211,7 @@ def check_alignment(logits,          # (N, K), in the order they were written
                     what='teacher',  # name of the file, for the message
                     device=None, city=None, # of the clips (N,), if known
                     names=None,      # of the clips (N,), if known
+                    silent=None,     # as of `check_rows`
                     ) -> dict:       # the figures it rests on
     "The evidence that rows and clips belong together, or an InputError that says what is wrong"
     x, truth = log_ratios(logits), np.asarray(truth)
@@ -219,7 +220,7 @@ def check_alignment(logits,          # (N, K), in the order they were written
     attributes = _attributes(truth, device, city)
     figures = _figures(logits, x, truth, scenes)
     summary = _summary(what, figures)
-    check_rows(logits, truth, recording, what, names)
+    check_rows(logits, truth, recording, what, names, silent)
     _check_labels(figures, x, truth, recording, scenes, summary)
     more, shifts = _structure(x, truth, recording, _levels(x, truth, recording, location), attributes)
     figures.update(more)

@@ -8,6 +8,7 @@ __all__ = ['LOGITS_FORMAT', 'save_teacher', 'read_teacher']
 # %% ../../nbs/teach/10_logits.ipynb #d2c5b052
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -176,10 +177,16 @@ def _rows_of_windows(self:Teacher, rows) -> tuple: # rows of the file, the row o
     listed = np.flatnonzero(position >= 0)
     return listed, rows.iloc[which.index].iloc[position[listed]]
 
+# %% ../../nbs/teach/10_logits.ipynb #2c38c2bf
+def _among(rows, clips, key):
+    "Which rows have a key that is one of those of `clips()`"
+    return rows[key].isin(clips()[key]).to_numpy()
+
 # %% ../../nbs/teach/10_logits.ipynb #1096afb2
 @patch
 def check(self:Teacher,
           rows,      # of `Corpus.meta`: filename, scene; recording and location if known
+          silent=None, # () -> filename and recording of clips without sound, whose rows may be alike
           ) -> dict: # the figures, see `check_alignment`
     "Refuse a teacher whose rows do not belong to these clips"
     self._labelled(rows)
@@ -190,5 +197,6 @@ def check(self:Teacher,
     logits = self.logits[torch.from_numpy(positions[order])].float().numpy()
     truth = pd.Categorical(rows.scene, categories=self.scenes).codes.astype(int)
     where = dict(device=rows.get('device'), city=rows.get('city'), names=rows.filename)
+    if silent: where['silent'] = partial(_among, rows, silent, 'filename' if self.starts is None else 'recording')
     return check_alignment(logits, truth, self.scenes, rows.get('recording'), rows.get('location'), self.origin,
                            **where)

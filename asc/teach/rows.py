@@ -54,6 +54,11 @@ def _is_copy(logits, truth, recording, most=3):
     several = same.recording.transform('nunique') > 2
     return ((counts > most) & several & (same.truth.transform('nunique') > 1)).to_numpy()
 
+# %% ../../nbs/teach/01_rows.ipynb #c46157cc
+def _unlike_silence(copies, silent): # see `check_rows`
+    "Copies that are not of clips without sound, which all get one answer"
+    return copies & ~silent() if silent and copies.any() else copies
+
 # %% ../../nbs/teach/01_rows.ipynb #0f1d5990
 def _scaled_block(logits, recording, least=8, far=5.):
     "(first, last) of a block of rows whose spread is of another size than that of all others, or None"
@@ -70,6 +75,7 @@ def check_rows(logits,     # (N, K), as stored
                recording,  # codes (N,)
                what,       # name of the file, for messages
                names=None, # of the rows
+               silent=None, # () -> bool (N,), which clips are silence; asked for where rows repeat
                ):
     "InputError for rows that are no answers of a network to their clips"
     logits = np.asarray(logits)
@@ -77,6 +83,7 @@ def check_rows(logits,     # (N, K), as stored
         raise InputError(f'{what}: every number is an integer, as of votes or ranks, not of logits: {_WRITE_ANEW}')
     _refuse_rows(np.ptp(logits, 1) == 0, 'have the same number for every class and say nothing', what, names)
     _refuse_rows(_probabilities(logits), 'are probabilities, not logits', what, names)
-    _refuse_rows(_is_copy(logits, truth, recording), 'repeat the row of another clip', what, names)
+    _refuse_rows(_unlike_silence(_is_copy(logits, truth, recording), silent), 'repeat the row of another clip', what,
+                 names)
     if block := _scaled_block(logits, recording):
         raise InputError(f'{what}: {span(names, *block)}, are on another scale than the rest: {_WRITE_ANEW}')

@@ -104,15 +104,15 @@ def _unseen(teacher, rows):
     return rows[~rows.filename.isin(seen)]
 
 # %% ../../nbs/use/13_teachers.ipynb #63c6dfd7
-def alignment_table(teachers, rows) -> pd.DataFrame: # agreement, likeness, remark; one row a teacher
+def alignment_table(teachers, rows, silent=None) -> pd.DataFrame: # agreement, likeness, remark; one row a teacher
     "The test that every training with these files begins with"
-    return pd.DataFrame({teacher.label: _alignment(teacher, rows) for teacher in teachers}).T
+    return pd.DataFrame({teacher.label: _alignment(teacher, rows, silent) for teacher in teachers}).T
 
 # %% ../../nbs/use/13_teachers.ipynb #51d92cbd
-def _alignment(teacher, rows):
+def _alignment(teacher, rows, silent):
     "How a teacher fits the labels, or the remark that it does not"
     try:
-        facts = teacher.check(rows)
+        facts = teacher.check(rows, silent)
     except InputError as e:
         return dict(remark=str(e))
     return dict(agreement=facts['agreement'], likeness=facts['likeness'], remark='')

@@ -117,13 +117,14 @@ def desk(synthetic, short_test, tmp_path_factory):
 
 
 def copy_by_scene(audio, folder):
-    "A folder for each scene, names that tell the place; two snippets of recordings of device b"
+    "A folder for each scene, names that tell the place; two snippets of recordings that `my-corpus` does not have"
+    calls = dict(metro='bus', airport='park', metro_station='tram')
     for path in audio.iterdir():
-        name = re.fullmatch(r'(bus|park|tram)-(\w+)-(\d+)-(\d+)-([01])-b\.wav', path.name)
+        name = re.fullmatch(r'(metro|airport|metro_station)-(\w+)-(\d+)-(\d+)-([01])-([ab])\.wav', path.name)
         if not name: continue
-        scene, city, location, segment, snippet = name.groups()
-        (folder/scene).mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, folder/scene/f'{city}{location}_{segment}{snippet}.wav')
+        scene, city, location, *rest = name.groups()
+        (folder/calls[scene]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder/calls[scene]/f"{city}{location}_{''.join(rest)}.wav")
 
 
 def copy_lists(corpus, folder, clips):

@@ -16,7 +16,7 @@ from torch import nn
 
 from .backbone.weights import weights_fingerprint
 from .backbone.zoo import backbones
-from .core import DEVICES, SCENES, InputError, resolve
+from .core import DEVICES, SCENES, InputError, read_json, resolve
 from .frontend.logmel import create_frontend
 from .model.adapter import Adapter, check_answer, check_waves, place_of, rate_of, sample_range, seconds_of
 from .model.body import DeviceWise, body_of, device_number
@@ -172,9 +172,17 @@ def open_model(source,    # run folder, exported .onnx, published checkpoint or 
     "A model by what it was saved as"
     if not isinstance(source, (str, Path)): return opened(source, rate=rate)
     path = _model_path(source)
-    if path.is_dir(): return opened(_read_folder(path), source)
+    if path.is_dir(): return _with_seen_devices(opened(_read_folder(path), source), path)
     if path.suffix == '.onnx': return _open_export(path, source)
     return opened(load_published(path if path.is_file() else source), source, rate)
+
+# %% ../nbs/50_load.ipynb #f4b70f5e
+def _with_seen_devices(model, folder):
+    "A model of a run, its devices those of the corpus it was trained on, where that has any"
+    data = read_json(folder/'model.json').get('data')
+    devices = data.get('devices') if isinstance(data, dict) else None
+    if isinstance(devices, list) and devices and model.kind != 'device-wise': model.devices = list(map(str, devices))
+    return model
 
 # %% ../nbs/50_load.ipynb #7b553280
 def _model_path(source):

@@ -209,6 +209,15 @@ def test_github_makes_another_archive(web, tmp_path, damage):
     assert tally(tmp_path/'b/ESC-50-master').state == 'parts'
 
 
+def test_what_came_to_nothing_is_not_here(web, tmp_path, monkeypatch):
+    "A fetching that left no more than its note"
+    monkeypatch.setattr('asc.data.corpus.project_root', lambda: tmp_path)
+    folder = tmp_path/'data'/'ESC-50-master'
+    folder.mkdir(parents=True)
+    leave_note(folder, 'esc50', 0)
+    with pytest.raises(InputError, match='`asc data get esc50` fetches it'): find_corpus('esc50')
+
+
 def test_corpus_not_here(web):
     "What it is, how large, and the command"
     words = 'UrbanSound8K, sounds of the street .60 clips, .* kB; licence: .* is not here.*`asc data get urbansound8k`'

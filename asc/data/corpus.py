@@ -22,6 +22,7 @@ from .layouts import read_tau, read_tut
 from .official import edition_of
 from .tables import read_folders, read_kaldi, read_rows
 from .tables_parquet import read_parquet
+from .tally import NOTE
 
 # %% ../../nbs/data/15_corpus.ipynb #764f9ed9
 @dataclass(eq=False, repr=False)
@@ -46,6 +47,7 @@ class Corpus:
 def _vocabulary(self:Corpus, column, fixed):
     "The labels of a column in index order; none where a description tells of none"
     names = column.dropna()
+    if self.about.get('reader', 'tau') != 'tau': return sorted(set(names))
     return [] if self.about and not len(names) else vocab_of(names, fixed)
 
 # %% ../../nbs/data/15_corpus.ipynb #93b76573
@@ -151,6 +153,11 @@ def _other_rules(about, sound):
     "The rules of a description of which only that for channels stays"
     return {word: value for word, value in about.get('sound', {}).items() if word == 'mix'} | sound
 
+# %% ../../nbs/data/15_corpus.ipynb #4daa1258
+def _has_come(folder):
+    "Whether there is more in a folder than the notes of a fetching that came to nothing"
+    return os.path.isdir(folder) and not set(os.listdir(folder)) <= {NOTE, 'corpus.yaml'}
+
 # %% ../../nbs/data/15_corpus.ipynb #0dac4cc7
 def _described(path, folder, kind, sound):
     "The corpus that a description tells of"
@@ -162,7 +169,7 @@ def _described(path, folder, kind, sound):
     known = path.parent == corpora_folder()
     home = project_root()/'data' if known else path.parent
     folder = folder or resolve(home/Path(about.get('folder', path.stem)).expanduser())
-    if known and not os.path.isdir(folder): raise InputError(how_to_get(path.stem))
+    if known and not _has_come(folder): raise InputError(how_to_get(path.stem))
     if not os.path.isdir(folder): raise InputError(f'no folder {folder}: {path} describes it; mend its field folder')
     meta = _table_of(folder, about, path)
     if path.name != 'corpus.yaml' and not known: about['name'] = path.stem

@@ -19,15 +19,22 @@ from ..score.runs import read_run, system_name
 from ..train.clips import ClipData
 from ..train.learner import predictions
 
+# %% ../../nbs/experiment/32_evaluation.ipynb #ee0a4748
+def _some(names, most=5):
+    "The first of some names, for a message"
+    return ', '.join(names[:most]) + (' …' if len(names) > most else '') or 'none'
+
+
 # %% ../../nbs/experiment/32_evaluation.ipynb #4b446b26
 def check_same_classes(classes, # of a model, in the order of its outputs
                        corpus,  # asc.data.corpus.Corpus
                        model):  # what it was opened from, for the message
     "InputError unless a model tells the classes of a corpus apart, in whatever order"
     if sorted(classes) == sorted(corpus.scenes): return
-    strange = sorted(set(classes) ^ set(corpus.scenes))
-    raise InputError(f"model={model}: its classes are not those of {corpus.name} ({', '.join(strange[:5])}); "
-                     'give a corpus with the same classes, by data_dir, or name them as the model does, by classes')
+    own, others = (sorted(set(a) - set(b)) for a, b in ((classes, corpus.scenes), (corpus.scenes, classes)))
+    raise InputError(f"model={model}: its classes are not those of {corpus.name} (only it knows {_some(own)}, only the "
+                     f'corpus {_some(others)}); give a corpus with the same classes, by data_dir, or name them as the '
+                     'model does, by classes')
 
 # %% ../../nbs/experiment/32_evaluation.ipynb #c0441a83
 def model_digest(source) -> str: # '' for a model that is known by its public name

@@ -538,8 +538,10 @@ def test_list_of_ones_own(web, tmp_path, monkeypatch, capsys):
     shutil.copytree(web.original/'CochlScene', tmp_path/'data/seoul')
     (tmp_path/'data/seoul.yaml').write_text('title: Seoul\nreader: folders\n', encoding='utf-8')
     (tmp_path/'data/busan.yaml').write_text('reader: 5', encoding='utf-8')
+    (tmp_path/'data/jeju.yaml').write_text('reader: folders', encoding='utf-8')
     text, code = asc(capsys, 'data', 'list')
     lines = text.splitlines()
     seoul = next(k for k, line in enumerate(lines) if line.startswith('seoul'))
     assert code == 0 and lines[seoul].endswith(' here') and 'Seoul; your own' in lines[seoul + 1]
-    assert 'busan.yaml: ' in text and len(lines) == 2*(len(NAMES) + 2)
+    assert 'busan.yaml: ' in text and len(lines) == 2*(len(NAMES) + 3)
+    assert text.count('busan.yaml') == 1 and text.count('cannot be read') == text.count('its folder is not there') == 1

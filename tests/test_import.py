@@ -111,7 +111,7 @@ def both(*makers):
     return make
 
 
-# topic -> how a folder comes to be so, and what of the sentence must be there
+# topic -> how a folder comes to be so, what of the sentence must be there, and perhaps what a person chooses
 WAYS = {
     'file column': (two_file_columns, '--file original'),
     'scene column': (two_scene_columns, '--scene category'),
@@ -124,6 +124,8 @@ WAYS = {
     'numbers': (named_numbers, 'classes.txt'),
     'numbers without names': (names_of_classes, '(0, 1)'),
     'group column': (table, 'place is taken'),
+    'words of lists': (lambda d: table(d, lambda k: 'ab'[k % 2], head='file,label,place,part'), '(a, b)',
+                       dict(list='part')),
     'start and end': (lambda d: several_rows(d, 'file,label,start,end', lambda k: k % 2*.05, lambda k: k % 2*.05 + .05),
                       'columns start and end'),
     'start and end elsewhere': (lambda d: table(d, lambda k: k, lambda k: k + 4, head='file,label,place,start,end'),
@@ -168,6 +170,8 @@ WAYS = {
     'no split': (lambda d: classes(d, 'rain', 'wind'), 'ours'),
     'two rates': (both(lambda d: classes(d, 'rain', 'wind'), lambda d: put(d, 'wind/z.wav', rate=1600)), '800 Hz'),
     'lengths': (both(lambda d: classes(d, 'rain', 'wind'), lambda d: put(d, 'wind/z.wav', seconds=.25)), '0.1 s (8)'),
+    'lengths of rows': (lambda d: several_rows(d, 'file,label,start,end', lambda k: k*.001,
+                                               lambda k: k*.001 + (.05 if k else .04)), 'of 0.05 s are cut'),
     'long files': (lambda d: classes(d, 'rain', 'wind', n=2, seconds=70, rate=400), '10 s'),
     'channels': (both(lambda d: classes(d, 'rain', 'wind'), lambda d: put(d, 'wind/z.wav', channels=2)), 'mean'),
     'broken files': (both(lambda d: classes(d, 'rain', 'wind'), lambda d: Path(d, 'wind/z.wav').write_bytes(b'RIFF')),
@@ -194,9 +198,9 @@ def test_every_way_has_its_test(): assert set(WAYS) == set(UNCLEAR)
 @pytest.mark.parametrize('topic', WAYS)
 def test_unclear(topic, tmp_path):
     "It is said in one sentence, with what to do; and a description is written that can be read and split"
-    make, words = WAYS[topic]
+    make, words, *chosen = WAYS[topic]
     make(tmp_path/'x')
-    made = import_corpus(tmp_path/'x', tmp_path/'x.yaml')
+    made = import_corpus(tmp_path/'x', tmp_path/'x.yaml', **dict(*chosen))
     said, = [doubt.sentence for doubt in made.doubts if doubt.topic == topic]
     assert words in said and '; ' in said and '{' not in said.replace('{number: name}', '')
     assert f'# - {topic}: ' in made.path.read_text(encoding='utf-8')
@@ -236,6 +240,34 @@ def test_official_lists_in_a_column(tmp_path):
     assert [len(read_split(corpus, 100)), len(read_test(corpus))] == [8, 4]
 
 
+def test_development_and_evaluation_are_lists(tmp_path):
+    "In a column of lists they are what is trained on and what is tested"
+    table(tmp_path/'x', lambda k: 'development' if k < 8 else 'evaluation', head='file,label,place,part')
+    corpus = load_corpus(import_corpus(tmp_path/'x', tmp_path/'x.yaml', list='part').path)
+    assert [len(read_split(corpus, 100)), len(read_test(corpus))] == [8, 4]
+
+
+def test_rows_are_counted_and_tell_the_length(tmp_path):
+    "Not the files that they are parts of"
+    put(tmp_path/'x', 'a.wav', seconds=4)
+    put(tmp_path/'x', 'b.wav', seconds=3)
+    write(tmp_path/'x', 't.csv', 'file,label,start,end', *(f'{"ab"[k//4]}.wav,{"xyz"[k % 3]},{k % 4*.5},{k % 4*.5 + .5}'
+                                                           for k in range(8)))
+    made = import_corpus(tmp_path/'x', tmp_path/'x.yaml')
+    assert '3 classes: x 3, y 3, z 2.' in made.counts and 'sound' not in made.about
+    assert set(load_corpus(made.path).meta.length) == {.5}
+
+
+@pytest.mark.parametrize('name', ['{fold}-{source}-A-16.wav', '{source}-3-{fold}-2.wav',
+                                  'rain-lyon-{source}-1-{fold}-a.wav'])
+def test_sources_of_known_names_in_folders_of_classes(name, tmp_path):
+    "Names of ESC-50, UrbanSound8K and TAU tell the group, whoever put them into folders"
+    put(tmp_path/'x', *(f'{scene}/{name.format(source=170 + k//2, fold=1 + k % 2)}' for scene in ('rain', 'wind')
+                        for k in range(6)))
+    made = import_corpus(tmp_path/'x', tmp_path/'x.yaml')
+    assert made.about['group'] in ('source', 'place') and load_corpus(made.path).meta.location.nunique() == 3
+
+
 @pytest.mark.parametrize('wrong,words', [
     (lambda d: d.mkdir(), 'holds no sound file'), (lambda d: write(d, 'notes.txt', 'hello'), 'holds no sound file'),
     (lambda d: (d.mkdir(), zipped(d, 'x.zip')), 'unpack it first'), (lambda d: write(d, 'x.m4a', ''), 'convert them')])
@@ -248,6 +280,7 @@ def test_nothing_can_be_written(wrong, words, tmp_path, capsys):
 
 @pytest.mark.parametrize('options,names', [
     (dict(scene='lable'), ['--scene', 'lable', 'label']), (dict(file='name'), ['--file']),
+    (dict(file='place'), ['--file place', 'p0', 'such as file']),
     (dict(group='palce'), ['place']),
     (dict(table='clip.csv'), ['clips.csv']), (dict(reader='parquet'), ['--reader parquet']),
     (dict(columns='x'), ['option']),

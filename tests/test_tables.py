@@ -138,6 +138,48 @@ def test_rules_of_cutting(tides, rule, names):
     assert meta.filename[meta.file == 'ebb/a.wav'].tolist() == names
 
 
+@pytest.mark.parametrize('rules, words', [
+    ('', ['write sound: {mix: mean} into', 'write sound: {rate: 8000} into']),
+    ('sound: {length: 1}', ['add mix: mean to sound in', 'add rate: 8000 to sound in'])])
+def test_remedies_name_the_description(tides, tmp_path, rules, words):
+    "Where two channels or rates are, the rule that takes them belongs into it; there is no meta.csv"
+    sf.write(tides/'flow/d.wav', noise(1, 16000), 16000)
+    corpus = described(tides, 'reader: folders\n' + rules)
+    with pytest.raises(InputError) as refused: pack(corpus, tmp_path/'store', progress=False)
+    told = '\n'.join(check_corpus(tides, progress=False).remedy)
+    for text in str(refused.value), told:
+        assert all(word in text.replace('Write', 'write').replace('Add', 'add') for word in words), text
+        assert str(tides/'corpus.yaml') in text and 'meta.csv' not in text and 'archive' not in text
+
+
+def test_remedies_of_a_bare_folder(tmp_path):
+    "A description may take two channels there too"
+    head = 'filename\tscene_label\tidentifier\tsource_label\n'
+    names = [f'audio/{scene}-lyon-{k}-{k}-0-a.wav' for k, scene in enumerate(('bus', 'park'))]
+    (tmp_path/'audio').mkdir()
+    for name in names: sf.write(tmp_path/name, noise(1, channels=2), 8000)
+    rows = (f'{name}\t{name[6:].split("-")[0]}\tlyon-{k}\ta\n' for k, name in enumerate(names))
+    (tmp_path/'meta.csv').write_text(head + ''.join(rows), encoding='utf-8')
+    remedy = check_corpus(tmp_path, progress=False).remedy[0]
+    assert 'sound: {mix: mean}' in remedy and f'asc data import {tmp_path}' in remedy
+
+
+@pytest.mark.parametrize('text, words', [
+    ('file,label\nebb/a,x\nebb/a,y\n', ['ebb/a.wav has several rows', '--start']),
+    ('file,label\ngalaxy,x\ngalaxy,y\n', ['galaxy.wav is no sound that is here', 'column file'])])
+def test_several_rows_of_a_file(tides, text, words):
+    "Without start and end nothing says which part each is; a column of other words names no sound"
+    (tides/'t.csv').write_text(text, encoding='utf-8')
+    with pytest.raises(InputError) as refused:
+        described(tides, 'reader: table\ntable: t.csv\nsuffix: .wav\ncolumns: {filename: file, scene: label}')
+    assert all(word in str(refused.value) for word in words)
+
+
+@pytest.mark.parametrize('kind', ['development', 'evaluation'])
+def test_a_folder_that_is_no_corpus_can_be_imported(tides, kind):
+    with pytest.raises(InputError, match=f'asc data import {tides}'): load_corpus(tides, kind)
+
+
 def test_rules_make_other_stores(tides, tmp_path):
     "A store of other rules is another store; a store is found again; one without its sounds, too"
     text = 'reader: folders\nsound: {length: 1, mix: mean, rate: 8000}'

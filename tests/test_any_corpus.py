@@ -49,11 +49,11 @@ KINDS = {
     'no-locations': (1, ['class_wise', 'device_wise'], 'cut by recording', 'Intervals are over recordings',
                      dict(seen=('phone', 'zoom'))),
     'nothing': (1, ['class_wise'], 'cut by recording', 'Intervals take every clip as independent', {}),
-    'folds': (2, ['class_wise'], 'Official fold 2 of 5 is tested', 'Intervals are over users.', {}),
-    'valid-list': (1, ['class_wise', 'device_wise'], 'official validation list watches training',
+    'folds': (2, ['class_wise'], 'Fold 2 of 5 of the corpus is tested', 'Intervals are over users.', {}),
+    'valid-list': (1, ['class_wise', 'device_wise'], 'validation list of the corpus watches training',
                    'Intervals are over users.',
                    dict(seen=('phone', 'zoom'))),
-    'fifty-scenes': (4, ['class_wise'], 'Official fold 4 of 4 is tested',
+    'fifty-scenes': (4, ['class_wise'], 'Fold 4 of 4 of the corpus is tested',
                      'No intervals: the test list has one recording a',
                      {}),
     'unlabelled': (1, ['class_wise'], '40 clips without a scene are in no list', 'Intervals are over users.', {}),
@@ -141,7 +141,24 @@ def test_a_cut_of_ours_is_recorded_and_stays(sounds):
     corpus.about['lists'] = dict(by='user', seed=1)
     assert set(divide(corpus).test.filename) != set(first.test.filename)
     facts = read_training_data(options(sounds, 'no-devices')).facts['split']
-    assert facts == dict(whose='ours', by='user', test=.2, seed=0, group='user', unlabelled=0)
+    assert facts == dict(whose='ours', by='user', test=.2, tested=.2, seed=0, group='user', unlabelled=0)
+
+
+def test_what_came_out_of_a_cut_is_said(sounds):
+    "Seven users of eight are left of each scene, and 30 % of them are two; users that share a recording stay together"
+    corpus = load_corpus(sounds/'no-devices.yaml')
+    corpus.meta = corpus.meta[corpus.meta.index % 50 < 35].reset_index(drop=True)
+    corpus.about['lists'] = dict(test=.3)
+    division = divide(corpus)
+    assert division.facts['tested'] == .286
+    assert "29 % of the clips are tested, asked for 30 % of each scene's" in division.said[0]
+    corpus.meta['recording'] = [f'walk {i // 10}' for i in range(len(corpus.meta))]
+    for by in ('user', 'filename', 'city'):
+        corpus.about['lists'] = dict(by=by)
+        tied = divide(corpus)
+        assert not set(tied.test.recording) & set(tied.train.recording)
+        assert not set(tied.test.location) & set(tied.train.location)
+    assert 'Clips that share a recording or a user are in one list.' in tied.said
 
 
 @pytest.mark.parametrize('places, message', [
@@ -231,9 +248,9 @@ def test_train_on_real_recordings_in_folds(shared, papermill, tmp_path):
     preds = read_predictions(tmp_path/'run/predictions.csv')
     assert set(preds.filename) == set(rows.filename[rows.fold == '4'])
     params = read_json(tmp_path/'run/params.json')
-    assert params['data']['split'] == dict(whose='official', fold=4, folds=[1, 2, 3, 4, 5], unused=0, group='source',
+    assert params['data']['split'] == dict(whose='corpus', fold=4, folds=[1, 2, 3, 4, 5], unused=0, group='source',
                                            unlabelled=0)
-    assert any(line.startswith('Official fold 4 of 5 is tested') for line in params['result'])
+    assert any(line.startswith('Fold 4 of 5 of the corpus is tested') for line in params['result'])
     text = (tmp_path/'run/train.ipynb').read_text()
     assert 'Licence: CC BY\\\\-NC 3.0.' in text or 'Licence: CC BY-NC 3.0.' in text
     assert not [*(tmp_path/'run').glob('*device*'), *(tmp_path/'run').glob('city*')]

@@ -153,12 +153,14 @@ def test_what_came_out_of_a_cut_is_said(sounds):
     assert division.facts['tested'] == .286
     assert "29 % of the clips are tested, asked for 30 % of each scene's" in division.said[0]
     corpus.meta['recording'] = [f'walk {i // 10}' for i in range(len(corpus.meta))]
-    for by in ('user', 'filename', 'city'):
+    for by in ('user', 'filename'):
         corpus.about['lists'] = dict(by=by)
         tied = divide(corpus)
         assert not set(tied.test.recording) & set(tied.train.recording)
         assert not set(tied.test.location) & set(tied.train.location)
     assert 'Clips that share a recording or a user are in one list.' in tied.said
+    corpus.about['lists'] = dict(by='city')
+    with pytest.raises(InputError, match='no scene has two cities that share nothing'): divide(corpus)
 
 
 @pytest.mark.parametrize('places, message', [

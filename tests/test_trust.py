@@ -158,7 +158,7 @@ def test_one_sound_under_two_labels_in_one_list(tmp_path):
 
 def test_promises_that_no_clip_keeps(tmp_path):
     folder = corpus(tmp_path/'c')
-    lines = ['title: none', 'licence: CC0', 'reader: table', 'table: meta.csv', 'group: user', 'audio: ""',
+    lines = ['title: none', 'licence: CC0', 'reader: table', 'table: meta.csv', 'group: user', 'audio: .',
              'columns: {filename: filename, scene: scene_label}', 'lists: {by: user}']
     (folder/'corpus.yaml').write_text('\n'.join(lines), encoding='utf-8')
     what = set(check_corpus(folder, progress=False).what)

@@ -9,7 +9,7 @@ import launch
 from asc.core import InputError, read_json
 from asc.data.corpus import load_corpus
 from asc.data.division import divide
-from asc.data.splits import read_split, read_test, read_valid
+from asc.data.splits import check_disjoint, read_split, read_test, read_valid
 from asc.experiment.recipe import create_training, read_training_data
 from asc.run.folder import Run
 from asc.score.differences import drawn_over, intervals_table, pair_table
@@ -142,6 +142,31 @@ def test_a_cut_of_ours_is_recorded_and_stays(sounds):
     assert set(divide(corpus).test.filename) != set(first.test.filename)
     facts = read_training_data(options(sounds, 'no-devices')).facts['split']
     assert facts == dict(whose='ours', by='user', test=.2, tested=.2, seed=0, group='user', unlabelled=0)
+
+
+def test_only_lists_of_known_corpora_are_official(sounds, monkeypatch):
+    "The same description is one's own, or one of those that come with a name"
+    own = {name: divide(load_corpus(sounds/f'{name}.yaml')) for name in ('folds', 'valid-list')}
+    assert own['folds'].said[0].startswith('Fold 1 of 5 of the corpus is tested') and 'official' not in str(own)
+    assert own['valid-list'].said == ['Lists that lie with the corpus: train, valid, test.']
+    monkeypatch.setenv('ASC_CORPORA', str(sounds))
+    known = {name: divide(load_corpus(sounds/f'{name}.yaml')) for name in own}
+    assert known['folds'].said[0].startswith('Official fold 1 of 5 is tested')
+    assert known['valid-list'].said == ['The lists are the official ones: train, valid, test.']
+    assert {division.facts['whose'] for division in known.values()} == {'official'}
+
+
+def test_a_validation_list_that_lacks_classes_is_told(sounds):
+    data = read_training_data(options(sounds, 'valid-list'))
+    assert not any('validation clip' in sentence for sentence in data.remarks(.1))
+    data.valid = data.valid[data.valid.scene == 'bus']
+    assert data.remarks(.1)[-1] == 'No validation clip of park, pub, tram, which training has.'
+
+
+def test_leaks_are_told_in_the_word_of_the_corpus(sounds):
+    part = load_corpus(sounds/'folds.yaml').meta
+    with pytest.raises(InputError, match='train and test share users'):
+        check_disjoint('users', train=part[:1], test=part[1:2])
 
 
 def test_what_came_out_of_a_cut_is_said(sounds):

@@ -159,10 +159,11 @@ def test_one_sound_under_two_labels_in_one_list(tmp_path):
 def test_promises_that_no_clip_keeps(tmp_path):
     folder = corpus(tmp_path/'c')
     lines = ['title: none', 'licence: CC0', 'reader: table', 'table: meta.csv', 'group: user', 'audio: .',
-             'columns: {filename: filename, scene: scene_label}', 'lists: {by: user}']
+             'columns: {filename: filename, scene: scene_label}', 'lists: {by: user}', 'sound: {mix: 3, rate: 800}']
     (folder/'corpus.yaml').write_text('\n'.join(lines), encoding='utf-8')
     what = set(check_corpus(folder, progress=False).what)
-    assert {'group is user, and no clip has one', 'lists are to be cut by user, and no clip has one'} <= what
+    assert {'group is user, and no clip has one', 'lists are to be cut by user, and no clip has one',
+            'mono sound files, where channel 3 is to be taken'} <= what
 
 
 def test_silence_and_copies_in_one_list_are_no_findings(tmp_path):

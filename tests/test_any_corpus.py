@@ -9,7 +9,7 @@ import launch
 from asc.core import InputError, read_json
 from asc.data.corpus import load_corpus
 from asc.data.division import divide
-from asc.data.splits import read_split, read_test, read_valid
+from asc.data.splits import check_disjoint, read_split, read_test, read_valid
 from asc.experiment.recipe import create_training, read_training_data
 from asc.run.folder import Run
 from asc.score.differences import drawn_over, intervals_table, pair_table
@@ -49,11 +49,11 @@ KINDS = {
     'no-locations': (1, ['class_wise', 'device_wise'], 'cut by recording', 'Intervals are over recordings',
                      dict(seen=('phone', 'zoom'))),
     'nothing': (1, ['class_wise'], 'cut by recording', 'Intervals take every clip as independent', {}),
-    'folds': (2, ['class_wise'], 'Official fold 2 of 5 is tested', 'Intervals are over users.', {}),
-    'valid-list': (1, ['class_wise', 'device_wise'], 'official validation list watches training',
+    'folds': (2, ['class_wise'], 'Fold 2 of 5 of the corpus is tested', 'Intervals are over users.', {}),
+    'valid-list': (1, ['class_wise', 'device_wise'], 'validation list of the corpus watches training',
                    'Intervals are over users.',
                    dict(seen=('phone', 'zoom'))),
-    'fifty-scenes': (4, ['class_wise'], 'Official fold 4 of 4 is tested',
+    'fifty-scenes': (4, ['class_wise'], 'Fold 4 of 4 of the corpus is tested',
                      'No intervals: the test list has one recording a',
                      {}),
     'unlabelled': (1, ['class_wise'], '40 clips without a scene are in no list', 'Intervals are over users.', {}),
@@ -141,7 +141,51 @@ def test_a_cut_of_ours_is_recorded_and_stays(sounds):
     corpus.about['lists'] = dict(by='user', seed=1)
     assert set(divide(corpus).test.filename) != set(first.test.filename)
     facts = read_training_data(options(sounds, 'no-devices')).facts['split']
-    assert facts == dict(whose='ours', by='user', test=.2, seed=0, group='user', unlabelled=0)
+    assert facts == dict(whose='ours', by='user', test=.2, tested=.2, seed=0, group='user', unlabelled=0)
+
+
+def test_only_lists_of_known_corpora_are_official(sounds, monkeypatch):
+    "The same description is one's own, or one of those that come with a name"
+    own = {name: divide(load_corpus(sounds/f'{name}.yaml')) for name in ('folds', 'valid-list')}
+    assert own['folds'].said[0].startswith('Fold 1 of 5 of the corpus is tested') and 'official' not in str(own)
+    assert own['valid-list'].said == ['Lists that lie with the corpus: train, valid, test.']
+    monkeypatch.setenv('ASC_CORPORA', str(sounds))
+    known = {name: divide(load_corpus(sounds/f'{name}.yaml')) for name in own}
+    assert known['folds'].said[0].startswith('Official fold 1 of 5 is tested')
+    assert known['valid-list'].said == ['The lists are the official ones: train, valid, test.']
+    assert {division.facts['whose'] for division in known.values()} == {'official'}
+
+
+def test_a_validation_list_that_lacks_classes_is_told(sounds):
+    data = read_training_data(options(sounds, 'valid-list'))
+    assert not any('validation clip' in sentence for sentence in data.remarks(.1))
+    data.valid = data.valid[data.valid.scene == 'bus']
+    assert data.remarks(.1)[-1] == 'No validation clip of park, pub, tram, which training has.'
+
+
+def test_leaks_are_told_in_the_word_of_the_corpus(sounds):
+    part = load_corpus(sounds/'folds.yaml').meta
+    with pytest.raises(InputError, match='train and test share users'):
+        check_disjoint('users', train=part[:1], test=part[1:2])
+
+
+def test_what_came_out_of_a_cut_is_said(sounds):
+    "Seven users of eight are left of each scene, and 30 % of them are two; users that share a recording stay together"
+    corpus = load_corpus(sounds/'no-devices.yaml')
+    corpus.meta = corpus.meta[corpus.meta.index % 50 < 35].reset_index(drop=True)
+    corpus.about['lists'] = dict(test=.3)
+    division = divide(corpus)
+    assert division.facts['tested'] == .286
+    assert "29 % of the clips are tested, asked for 30 % of each scene's" in division.said[0]
+    corpus.meta['recording'] = [f'walk {i // 10}' for i in range(len(corpus.meta))]
+    for by in ('user', 'filename'):
+        corpus.about['lists'] = dict(by=by)
+        tied = divide(corpus)
+        assert not set(tied.test.recording) & set(tied.train.recording)
+        assert not set(tied.test.location) & set(tied.train.location)
+    assert 'Clips that share a recording or a user are in one list.' in tied.said
+    corpus.about['lists'] = dict(by='city')
+    with pytest.raises(InputError, match='no scene has two cities that share nothing'): divide(corpus)
 
 
 @pytest.mark.parametrize('places, message', [
@@ -231,9 +275,9 @@ def test_train_on_real_recordings_in_folds(shared, papermill, tmp_path):
     preds = read_predictions(tmp_path/'run/predictions.csv')
     assert set(preds.filename) == set(rows.filename[rows.fold == '4'])
     params = read_json(tmp_path/'run/params.json')
-    assert params['data']['split'] == dict(whose='official', fold=4, folds=[1, 2, 3, 4, 5], unused=0, group='source',
+    assert params['data']['split'] == dict(whose='corpus', fold=4, folds=[1, 2, 3, 4, 5], unused=0, group='source',
                                            unlabelled=0)
-    assert any(line.startswith('Official fold 4 of 5 is tested') for line in params['result'])
+    assert any(line.startswith('Fold 4 of 5 of the corpus is tested') for line in params['result'])
     text = (tmp_path/'run/train.ipynb').read_text()
     assert 'Licence: CC BY\\\\-NC 3.0.' in text or 'Licence: CC BY-NC 3.0.' in text
     assert not [*(tmp_path/'run').glob('*device*'), *(tmp_path/'run').glob('city*')]

@@ -19,7 +19,7 @@ from asc.data.corpus import counts
 from asc.data.layouts import META
 from asc.data.names import ClipName
 from asc.data.official import FINGERPRINTS, OFFICIAL
-from asc.data.check import check_corpus
+from asc.data.checking import check_corpus
 from asc.data.corpus import load_corpus, recordings
 from asc.data.lists import read_list
 from asc.data.fetch import fetch

@@ -11,7 +11,7 @@ import pytest
 import soundfile as sf
 
 from asc.augment.impulse import DIR, load_bank
-from asc.data.check import check_corpus
+from asc.data.checking import check_corpus
 from asc.data.corpus import load_corpus
 from asc.data.layouts import META
 from asc.data.names import check_grammar

@@ -13,7 +13,7 @@ from asc.data.layouts import META
 SCRIPT = '''
     import json, locale, sys, warnings
     from asc.core import read_text
-    from asc.data.check import check_corpus
+    from asc.data.checking import check_corpus
     from asc.data.corpus import load_corpus
     from asc.data.findings import corpus_remarks, say
     from asc.data.splits import read_split, read_test

@@ -141,7 +141,7 @@ def test_definitions_are_documented(built):
     losses = (site/'train/25_losses.html').read_text(encoding='utf-8')
     assert '<math' in losses and '\\gamma' not in losses and 'MathJax' not in losses
     lesson = (site/'tutorials/1-train-on-tau.html').read_text(encoding='utf-8')
-    assert re.search(r'href="../data/17_check.html#asc.data.check.check_corpus"', lesson)
+    assert re.search(r'href="../data/23_checking.html#asc.data.checking.check_corpus"', lesson)
 
 
 def test_the_parameters_of_a_run_are_a_table(built):

@@ -15,6 +15,7 @@ from asc.data.layouts import META
 from asc.data.lists import read_list
 from asc.data.names import ClipName
 from asc.data.official import FINGERPRINTS
+from asc.data.shares import hold_out, tied_groups
 from asc.data.splits import carve_valid, check_disjoint, describe, expand_2020, fetch_split
 from asc.data.splits import read_split, read_test, subsets_of
 
@@ -350,6 +351,21 @@ def test_a_location_of_several_scenes_stays_whole(tmp_path):
     train, valid = carve_valid(rows, .3)
     assert not set(train.location) & set(valid.location)
     assert set(train.scene) == set(valid.scene) == {'scene0', 'scene1'}
+
+
+def test_one_recording_at_several_places_is_on_one_side(tmp_path):
+    "A walk told piece by piece: places that share a recording are cut together; where none does, nothing changes"
+    df = plan(scenes=2, places=8)
+    rows = meta_of(df, tmp_path)
+    place = rows.location.str.split('-').str[-1].astype(int)
+    walk = rows.assign(recording=[f'walk {k // 2}' for k in place], segment=None)
+    train, valid = carve_valid(walk, .3)
+    assert len(valid)
+    check_disjoint(train=train, valid=valid)
+    assert carve_valid(walk.assign(recording='all one'), .3)[1].empty
+    alone = hold_out(rows, .3, by=rows.location)
+    assert tied_groups(rows.location, rows.recording).equals(rows.location)
+    assert all(a.equals(b) for a, b in zip(alone, carve_valid(rows, .3)))
 
 
 @pytest.mark.parametrize('what', ['clips', 'recordings', 'segments', 'locations'])

@@ -22,7 +22,7 @@ import asc.data.pcm
 import asc.data.proof
 import asc.data.store
 from asc.core import InputError, project_root
-from asc.data.check import check_corpus
+from asc.data.checking import check_corpus
 from asc.data.corpus import load_corpus
 from asc.data.layouts import META
 from asc.data.names import ClipName

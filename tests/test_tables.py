@@ -9,7 +9,7 @@ import torch
 from torchaudio.transforms import Resample
 
 from asc.core import InputError
-from asc.data.check import check_corpus
+from asc.data.checking import check_corpus
 from asc.data.choose import data_facts, find_corpus
 from asc.data.corpus import load_corpus, recordings
 from asc.data.join import join_snippets, join_store

@@ -5,8 +5,10 @@ import soundfile as sf
 
 from asc.core import InputError
 from asc.data.accept import ACCEPTABLE, accepted_names
-from asc.data.check import check_corpus, tables_of
+from asc.data.check import tables_of
+from asc.data.checking import check_corpus
 from asc.data.corpus import load_corpus
+from asc.data.division import divide
 from asc.data.findings import corpus_remarks
 from asc.data.heard import heard
 from asc.data.layouts import META
@@ -129,6 +131,39 @@ def test_deep_check_finds_one_sound_in_two_lists(tmp_path):
     assert check_corpus(folder, progress=False).empty
     found = check_corpus(folder, deep=True, progress=False)
     assert (found.accept[0], found['count'][0], found.example[0]) == ('audio', 1, f'{NAMES[0]} and {NAMES[-1]}')
+
+
+def test_deep_check_looks_at_the_lists_that_are_ours(tmp_path):
+    "Two copies under two labels, and on two sides of our cut; the same refuses a training"
+    folder = corpus(tmp_path/'c')
+    for name in ('split100.csv', 'test.csv'): (folder/name).unlink()
+    lines = ['title: ours', 'licence: CC0', 'reader: tau', 'lists: {by: location, test: 0.3}']
+    (folder/'corpus.yaml').write_text('\n'.join(lines), encoding='utf-8')
+    c = load_corpus(folder)
+    trained, tested = divide(c).train.filename, divide(c).test.filename
+    other = next(name for name in tested if name[:9] != trained[0][:9])
+    (folder/other).write_bytes((folder/trained[0]).read_bytes())
+    assert check_corpus(folder, progress=False).empty
+    found = check_corpus(folder, deep=True, progress=False)
+    assert [*found.what] == ['train and test share sounds under two names', 'one sound under two labels']
+    assert {*found.accept} == {'audio'}
+    with pytest.raises(InputError, match='one sound under two labels.*accept=audio'): train(folder)
+
+
+def test_one_sound_under_two_labels_in_one_list(tmp_path):
+    tone = np.sin(np.arange(RATE)/3)
+    with pytest.raises(InputError, match='one sound under two labels'):
+        train(corpus(tmp_path/'c', sounds={NAMES[0]: tone, NAMES[2]: tone}))
+
+
+def test_promises_that_no_clip_keeps(tmp_path):
+    folder = corpus(tmp_path/'c')
+    lines = ['title: none', 'licence: CC0', 'reader: table', 'table: meta.csv', 'group: user', 'audio: .',
+             'columns: {filename: filename, scene: scene_label}', 'lists: {by: user}', 'sound: {mix: 3, rate: 800}']
+    (folder/'corpus.yaml').write_text('\n'.join(lines), encoding='utf-8')
+    what = set(check_corpus(folder, progress=False).what)
+    assert {'group is user, and no clip has one', 'lists are to be cut by user, and no clip has one',
+            'mono sound files, where channel 3 is to be taken'} <= what
 
 
 def test_silence_and_copies_in_one_list_are_no_findings(tmp_path):

@@ -20,7 +20,7 @@ _API = {
     'data.synthetic': 'make_synthetic',
     'data.names': 'ClipName',
     'data.corpus': 'Corpus counts load_corpus recordings',
-    'data.check': 'check_corpus',
+    'data.checking': 'check_corpus',
     'data.tally': 'corpora_table',
     'data.get': 'download_corpus',
     'data.splits': 'carve_valid check_disjoint describe read_split read_test subsets_of',

@@ -147,13 +147,13 @@ def test_deep_check_looks_at_the_lists_that_are_ours(tmp_path):
     found = check_corpus(folder, deep=True, progress=False)
     assert [*found.what] == ['train and test share sounds under two names', 'one sound under two labels']
     assert {*found.accept} == {'audio'}
-    with pytest.raises(InputError, match='one sound under two labels.*accept=audio'): train(folder)
+    with pytest.raises(InputError, match='share sounds under two names.*accept=audio'): train(folder)
 
 
 def test_one_sound_under_two_labels_in_one_list(tmp_path):
     tone = np.sin(np.arange(RATE)/3)
-    with pytest.raises(InputError, match='one sound under two labels'):
-        train(corpus(tmp_path/'c', sounds={NAMES[0]: tone, NAMES[2]: tone}))
+    said = train(corpus(tmp_path/'c', sounds={NAMES[0]: tone, NAMES[2]: tone})).facts['findings']
+    assert any('one sound under two labels' in sentence for sentence in said)
 
 
 def test_promises_that_no_clip_keeps(tmp_path):

@@ -103,11 +103,12 @@ def _check_mix(mix, source):
     raise InputError(f'{source}: sound.mix is {mix!r:.40}; write mean, first, or the number of a channel, from 0')
 
 # %% ../../nbs/data/13_description.ipynb #98670cb0
-def _check_lists(lists, source):
+def _check_lists(lists, group, source):
     "InputError for a way to split that is not known"
     if isinstance(lists, str): return _pick(('official', 'folds'), lists, 'lists', source)
     for word in lists: _pick(('by', 'test', 'seed'), word, 'word of lists', source)
-    _pick(('location', 'recording', 'filename', 'city', 'device'), lists.get('by', 'location'), 'lists.by', source)
+    groups = dict.fromkeys(('location', group, 'recording', 'filename', 'city', 'device'))
+    _pick(groups, lists.get('by', 'location'), 'lists.by', source)
     share, seed = lists.get('test', .2), lists.get('seed', 0)
     if not isinstance(share, float) or not 0 < share < 1:
         raise InputError(f'{source}: lists.test is {share!r:.40}; write the share that is tested on, such as 0.2')
@@ -135,7 +136,7 @@ def check_corpus_description(about:dict,
     _check_table(about, source)
     _check_columns(about, source)
     _check_sound(about.get('sound', {}), source)
-    if 'lists' in about: _check_lists(about['lists'], source)
+    if 'lists' in about: _check_lists(about['lists'], about.get('group', 'location'), source)
     if 'classes' not in about: return about
     return dict(about, classes={_as_text(old, 'classes', source): _as_text(new, f'classes.{old}', source)
                                 for old, new in about['classes'].items()})

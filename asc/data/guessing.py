@@ -8,25 +8,28 @@ __all__ = ['NAMES', 'Guess', 'common_folder', 'list_kind']
 # %% ../../nbs/data/54_guessing.ipynb #3eb8a2a3
 import os
 import re
+from contextlib import suppress
 
 import pandas as pd
 from fastcore.basics import patch
 
+from ..core import InputError
 from .check import find_list
 from .columns import SoundIndex, TableLook
 from .hints import both_patterns, names_of_numbers
 from .layouts import META
 from .spelling import look as seen_as
-from .tables import list_word
+from .tables import list_word, read_kaldi
 from .unclear import doubt_of, such
 
 # %% ../../nbs/data/54_guessing.ipynb #7442f55d
 class Guess:
-    "A description in the making: `about`, what it is taken for, doubts, and the scene of each sound"
+    "A description in the making: `about`, what it is taken for, doubts, the scene of each sound, lengths of rows"
     def __init__(self, look,   # FolderLook
                  chosen=None): # role -> column, reader or table, as a person chose them
         self.look, self.chosen = look, {k: v for k, v in (chosen or {}).items() if v}
         self.about, self.home, self.takes, self.doubts, self.scenes = {}, '', '', [], {}
+        self.labels, self.lengths = [], None
         self.index = SoundIndex(look.sounds)
         self.beside = [name for name in look.files['tables'] if self.index.find(os.path.splitext(name)[0])]
         self.tables = [TableLook(look.folder, name) for name in look.files['tables'] if name not in {*self.beside}]
@@ -43,8 +46,9 @@ def take(self:Guess, takes, home='', **about):
 # %% ../../nbs/data/54_guessing.ipynb #f1f17f2d
 @patch
 def keep_scenes(self:Guess, paths, labels):
-    "Note the scene of each sound that has one"
-    self.scenes = {path: label for path, label in zip(paths, labels) if path and label}
+    "Note the scene of each sound that has one, and of each row: a file may have several"
+    known = [(path, label) for path, label in zip(paths, labels) if path and label]
+    self.scenes, self.labels = dict(known), [label for _, label in known]
 
 # %% ../../nbs/data/54_guessing.ipynb #208ef681
 @patch
@@ -217,6 +221,13 @@ def take_unlabelled(self:Guess):
     return self.take('sounds without labels: an evaluation set', reader='folders', kind='evaluation',
                      audio=common_folder(self.look.sounds))
 
+# %% ../../nbs/data/54_guessing.ipynb #79b08b94
+@patch
+def _take_segments(self:Guess, home):
+    "Say that lines of `segments` are clips, and note how long they are"
+    self.doubt('segments')
+    with suppress(InputError): self.lengths = read_kaldi(self.look.folder, dict(table=home), home).length
+
 # %% ../../nbs/data/54_guessing.ipynb #90119239
 @patch
 def take_kaldi(self:Guess):
@@ -229,7 +240,7 @@ def take_kaldi(self:Guess):
     self.take(f'lists in the layout of Kaldi, in {home or "the folder itself"}', reader='kaldi', table=home,
               kind='' if labelled else 'evaluation', group='speaker' if 'utt2spk' in beside else '')
     if not labelled: self.doubt('no labels beside wav.scp')
-    if 'segments' in beside: self.doubt('segments')
+    if 'segments' in beside: self._take_segments(home)
     if len(lists) > 1: self.doubt('several tables', one=lists[0], others=', '.join(lists[1:5]))
     self.own_lists('location' if 'utt2spk' in beside else 'recording')
     return True

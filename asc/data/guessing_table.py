@@ -12,7 +12,7 @@ import re
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import pick
+from ..core import InputError, pick
 from .columns import Naming, file_columns, is_list_column, named_columns, scene_columns
 from .guessing import Guess, list_kind
 from .spelling import alike, spelling
@@ -128,8 +128,20 @@ def _read_tables(self:Guess, used, listed):
     self._doubt_folders(paths, labels)
     columns = self.about['columns']
     if listed: self.about['lists'] = 'official'
-    elif 'list' in columns: self.about['lists'] = list_kind(set(rows[columns['list']]) - {''})
+    elif 'list' in columns: self._take_lists(rows[columns['list']])
     else: self.own_lists('location' if 'location' in columns else 'recording')
+
+# %% ../../nbs/data/55_guessing_table.ipynb #6cb44681
+@patch
+def _take_lists(self:Guess, values):
+    "The lists that a column tells; where its words are none, it is left out, and ours are cut"
+    words = sorted(set(values) - {''})
+    if words and list_kind(words):
+        self.about['lists'] = list_kind(words)
+        return
+    name = self.about['columns'].pop('list')
+    self.doubt('words of lists', one=name, some=', '.join(words[:5]) + ' …'*(len(words) > 5))
+    self.own_lists('location' if 'location' in self.about['columns'] else 'recording')
 
 # %% ../../nbs/data/55_guessing_table.ipynb #c976f8fd
 @patch
@@ -138,6 +150,9 @@ def _name_files(self:Guess, rows):
     found = file_columns(rows, self.index)
     column = pick(list(rows), self.chosen['file'], '--file') if 'file' in self.chosen else next(iter(found))
     paths = found.get(column, rows[column].map(self.index.find))
+    if not paths.notna().any():
+        raise InputError(f'--file {column}: {rows[column][0]!r:.60} is no sound that is here, nor is any other of that '
+                         f'column; choose another, such as {next(iter(found))}')
     other = next((name for name, those in found.items() if name != column and not those.equals(paths)), None)
     if other and 'file' not in self.chosen: self.doubt('file column', one=column, other=other)
     naming = Naming(rows, column, paths)
@@ -189,6 +204,8 @@ def _choose_times(self:Guess, free, paths):
     if several or 'start' in self.chosen:
         self.about['columns'] |= times
         self.doubt('start and end', **times)
+        begin, end = (pd.to_numeric(free[name], errors='coerce') for name in times.values())
+        self.lengths = (end - begin).dropna()
     else: self.doubt('start and end elsewhere', **times)
     return free.drop(columns=list(times.values()))
 

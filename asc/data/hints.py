@@ -33,6 +33,11 @@ def _is_useful(groups, labels):
     return pairs.groupby('label').group.nunique().min() > 1
 
 # %% ../../nbs/data/53_hints.ipynb #e8012d0d
+_SOURCES = (                                               # names of ESC-50, UrbanSound8K, TAU
+    (r'(?:^|/)[1-5]-(?P<location>\d+)-[A-Z]-\d+\.\w+$', 'source'),
+    (r'(?:^|/)(?P<location>\d+)-\d-\d+-\d+\.\w+$', 'source'),
+    (r'(?:^|/)[^-/]+-(?P<location>[^-/]+-\d+)-\d+(?:-\d+)?-[^-/]+\.\w+$', 'place'))
+
 def group_in_names(names, # paths of sounds
                    labels, # of each
                    ) -> tuple: # pattern for a description, and what the group is; ('', '') where names tell none
@@ -40,6 +45,8 @@ def group_in_names(names, # paths of sounds
     stems = [name.rsplit('/', 1)[-1] for name in names]
     word = _numbered_word(stems)
     if word: return rf'(?i:(?P<location>{word}[-_ ]?\d+))', word
+    known = next((way for way in _SOURCES if all(re.search(way[0], stem) for stem in stems)), None)
+    if known: return known
     pattern = r'(?P<location>[^/]+)[-_ ]\d+\.\w+$'
     groups = [match and match['location'] for match in (re.search(pattern, stem) for stem in stems)]
     most = sum(group is not None for group in groups) > .9*len(stems)
@@ -92,21 +99,24 @@ def usual_length(seconds) -> float: # 0 where all are alike and short
     return next((float(n) for n in (10, 5, 4, 3, 2, 1, .5) if n <= seconds.quantile(.25)), .1)
 
 # %% ../../nbs/data/53_hints.ipynb #d4e64494
-def _length_rule(seconds):
-    "How files are cut, and the doubt that is"
+def _length_rule(seconds, topic):
+    "How files or their parts are cut, and the doubt that is"
     length = usual_length(seconds)
     if not length: return {}, []
-    topic = 'lengths' if seconds.nunique() > 1 else 'long files'
     doubt = doubt_of(topic, several=_several(seconds, 's'), length=length)
     return dict(length=int(length) if length % 1 == 0 else length), [doubt]
 
 # %% ../../nbs/data/53_hints.ipynb #f41fde28
 def sound_rules(facts, # of `FolderLook.facts`
+                lengths=None, # Series of s, where clips are parts of files that a table tells
                 ) -> tuple: # the field `sound` of a description, and doubts
     "How the sounds are cut, mixed and resampled"
     good = facts[facts.fault == '']
     if not len(good): return {}, []
-    rules, doubts = _length_rule(good.seconds.round(3))
+    files = good.seconds.round(3)
+    if lengths is None or not len(lengths):
+        rules, doubts = _length_rule(files, 'lengths' if files.nunique() > 1 else 'long files')
+    else: rules, doubts = _length_rule(lengths.round(6), 'lengths of rows')
     if good.rate.nunique() > 1:
         rules['rate'] = int(good.rate.mode()[0])
         doubts.append(doubt_of('two rates', several=_several(good.rate, 'Hz'), rate=rules['rate']))

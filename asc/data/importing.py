@@ -58,7 +58,7 @@ def fill(self:Guess, facts):
     "What does not depend on the reader"
     self._merge_classes()
     if self.about['reader'] in ('table', 'folders') and self.about.get('kind') != 'evaluation': self._group()
-    rules, doubts = sound_rules(facts)
+    rules, doubts = sound_rules(facts, self.lengths)
     if rules: self.about['sound'] = rules
     self.doubts += doubts
     self._doubt_files(facts)
@@ -67,13 +67,14 @@ def fill(self:Guess, facts):
 @patch
 def _merge_classes(self:Guess):
     "One spelling for each class, and a word on a single one"
-    merged = merged_spellings(self.scenes.values())
+    merged = merged_spellings(self.labels)
     if merged and 'classes' not in self.about:
         self.about['classes'] = merged
         pairs = ', '.join(f'{old} is read as {new}' for old, new in merged.items() if old != new)
         self.doubt('spelling of classes', pairs=pairs)
     self.scenes = {path: merged.get(label, label) for path, label in self.scenes.items()}
-    labels = set(self.scenes.values())
+    self.labels = [merged.get(label, label) for label in self.labels]
+    labels = set(self.labels)
     if len(labels) == 1: self.doubt('one class', label=labels.pop())
 
 # %% ../../nbs/data/56_importing.ipynb #7c7f6610
@@ -181,7 +182,7 @@ def _counts(guess, facts):
         length = f'{short:.3g} s' if round(short, 3) == round(long, 3) else f'{short:.3g} to {long:.3g} s'
         yield (f'{n:,} sounds, {_duration(good.seconds.mean()*n)}; {length} each, {rates}, {channels} '
                f"channel{'s' if channels != '1' else ''}.")
-    labels = pd.Series(guess.scenes.values(), dtype=object).value_counts()
+    labels = pd.Series(guess.labels, dtype=object).value_counts()
     told = ', '.join(f'{label} {count:,}' for label, count in labels.head(12).items())
     if len(labels): yield f'{len(labels):,} classes: {told}{" …" if len(labels) > 12 else ""}.'
 

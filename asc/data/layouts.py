@@ -67,7 +67,8 @@ def _nearby_corpus(folder):
     "What to say of a folder that is no corpus"
     for path in [*folder.glob('*/meta.csv'), folder.parent/'meta.csv']:
         if path.is_file(): return f'did you mean {path.parent}?'
-    return 'a corpus has audio/ and meta.csv; the latter comes in the *.meta.zip of the download'
+    return ('a corpus of TAU has audio/ and meta.csv, the latter in the *.meta.zip of the download; '
+            f'`asc data import {folder}` describes any other folder')
 
 # %% ../../nbs/data/14_layouts.ipynb #0daaf6ac
 _LISTS = dict(development=['meta.csv'], evaluation=['evaluation_setup/fold1_test.csv', 'meta.csv'])

@@ -29,6 +29,7 @@ from .pcm import Samples
 from .proof import is_up_to_date, unsound, verified
 from .rates import check_rate
 from .reading import SoundFile
+from .remedies import remedy_of
 from .tally import fetch_words, fetched_part
 
 # %% ../../nbs/data/30_store.ipynb #50c9e641
@@ -141,16 +142,17 @@ def _first_ten(faults):
 # %% ../../nbs/data/30_store.ipynb #8f754ac3
 def refuse_faults(faults,    # {file name: what is wrong with it}
                   n:int,     # files looked at
-                  folder,    # folder of the corpus
+                  corpus,    # asc.data.corpus.Corpus
                   path,      # text file for the whole list
                   ):
     "Raise `InputError` when there are faults"
     path.unlink(missing_ok=True)
     if not faults: return
     write_text(path, ''.join(f'{name}\t{fault}\n' for name, fault in faults.items()))
-    raise InputError(f'{len(faults)} of {n} sound files of {folder} cannot be used:{_first_ten(faults)}\n'
-                     'Unpack or fetch them again, or take them out of meta.csv and the lists '
-                     f'(whole list: {path})')
+    kinds = {fault.partition(' (')[0]: (name, fault) for name, fault in faults.items()}
+    words = '; '.join(dict.fromkeys(remedy_of(corpus, *kind) for kind in kinds.values()))
+    raise InputError(f'{len(faults)} of {n} sound files of {corpus.dir} cannot be used:{_first_ten(faults)}\n'
+                     f'{words[0].upper()}{words[1:]} (whole list: {path})')
 
 # %% ../../nbs/data/30_store.ipynb #bfa16436
 def _find_faults(corpus, workers, progress):
@@ -164,7 +166,7 @@ def _scan(corpus, path, workers, progress):
     "Headers of all files; `InputError` when something is wrong with any"
     scan = _find_faults(corpus, workers, progress)
     bad = scan[scan.fault != '']
-    refuse_faults(dict(zip(bad.filename, bad.fault)), len(scan), corpus.dir, path)
+    refuse_faults(dict(zip(bad.filename, bad.fault)), len(scan), corpus, path)
     return scan
 
 # %% ../../nbs/data/30_store.ipynb #2473b221
@@ -204,7 +206,7 @@ def _make(corpus, folder, files, facts, workers, progress):
     job = packing_of(corpus.dir, folder, rows, facts)
     sums, faults = job.run(workers, progress)
     if faults: shutil.rmtree(folder)             # mended files have another key: start again
-    refuse_faults(faults, len(scan), corpus.dir, faults_path)
+    refuse_faults(faults, len(scan), corpus, faults_path)
     job.finish(sums, files, facts)
 
 # %% ../../nbs/data/30_store.ipynb #92c0daf5

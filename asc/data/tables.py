@@ -21,8 +21,8 @@ from .lists import check_names, clean_name, read_table
 from .names import clip_name, name_parts
 
 # %% ../../nbs/data/14_tables.ipynb #a227674c
-_LISTS = dict(train='train', training='train', val='valid', valid='valid', validation='valid', test='test',
-              testing='test', eval='test', evaluate='test', evaluation='test')
+_LISTS = dict(train='train', training='train', development='train', val='valid', valid='valid', validation='valid',
+              test='test', testing='test', eval='test', evaluate='test', evaluation='test')
 _FOLD = re.compile(r'(?:fold)?[ _-]?0*(\d+)(?:\.0)?', re.I)
 
 def list_word(text):
@@ -118,6 +118,19 @@ def as_clips(columns,   # our words, with a list of values each; `filename` rela
     columns['recording'] = [told or stem for told, stem in zip(columns.get('recording', [None]*len(own)), own)]
     return clip_table(**_timed(columns, source))
 
+# %% ../../nbs/data/14_tables.ipynb #515e748b
+def _check_repeated(folder, columns, about, source):
+    "InputError for names that several rows have where nothing says which part of its file each of them is"
+    names = pd.Series(columns['filename'])
+    several = names[names.duplicated()]
+    if not {'start', 'end', 'length'}.isdisjoint(columns) or not len(several): return
+    if not any(os.path.exists(folder/name) for name in names.unique()):
+        raise InputError(f"{source}: {folder/names[0]} is no sound that is here, nor is any other that the column "
+                         f"{about['columns']['filename']} names; say in columns.filename which names the sounds")
+    raise InputError(f'{source}: {several.iloc[0]} has several rows ({len(several)} rows repeat a file), and nothing '
+                     'says which part of it each is; name the columns of start and end (asc data import has --start '
+                     'and --end), or leave one row')
+
 # %% ../../nbs/data/14_tables.ipynb #f0ac0ef1
 def _seconds(values, word, source):
     "Times as numbers; InputError for what is none"
@@ -165,7 +178,9 @@ def read_rows(folder, about, source) -> pd.DataFrame:
     parts = [_read_columns(folder/path, about, name) for name, path in _tables_of(about).items()]
     columns = pd.concat(parts, ignore_index=True).to_dict('list')
     columns['filename'] = found_names(folder, sound_names(columns['filename'], about), about)
-    return as_clips(filled_up(columns, pattern_columns(columns['filename'], about, source)), source)
+    columns = filled_up(columns, pattern_columns(columns['filename'], about, source))
+    _check_repeated(folder, columns, about, source)
+    return as_clips(columns, source)
 
 # %% ../../nbs/data/14_tables.ipynb #6cbfe5a2
 def sounds_below(folder) -> list: # sorted

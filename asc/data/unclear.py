@@ -33,6 +33,9 @@ _TABLE = {
         'labels are numbers ({some}), and no table beside names them; write classes: {{number: name}}',
     'group column':
         '{one} is taken for what must not be in two lists; choose another by --group',
+    'words of lists':
+        'the words of {one} are no lists that are known ({some}): it is not used; write train, valid and test '
+        'there, or the numbers of folds',
     'start and end':
         'columns {start} and {end} are taken for seconds in the files: each row is a clip; take them out of '
         'columns if that is wrong',
@@ -136,6 +139,9 @@ _SOUNDS = {
     'lengths':
         '{several}: clips of {length:g} s are cut, and what is left of a file counts if it fills half of one; '
         'write sound.length and hop as you need',
+    'lengths of rows':
+        '{several} in the table: clips of {length:g} s are cut; a shorter row is filled up with zeros, and what '
+        'is left of a longer one counts if it fills half of one; write sound.length and hop as you need',
     'long files':
         '{several}: clips of {length:g} s are cut; write sound.length and hop as you need',
     'channels':

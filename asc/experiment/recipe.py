@@ -19,12 +19,13 @@ from ..data.accept import check_trust
 from ..data.check import tables_of
 from ..data.choose import data_facts, find_corpus
 from ..data.classes import class_remark
+from ..data.division import is_known
 from ..data.extra import add_extra, open_extras, rows_of
 from ..data.findings import say, table_findings
 from ..data.join import check_recordings, join_snippets, join_store
 from ..data.own_lists import own_list
-from ..data.heard import heard, silent_clips
-from ..data.same_sound import same_sound
+from ..data.heard import heard_findings, silent_clips
+from ..data.shares import plural
 from ..data.splits import carve_valid, check_disjoint, describe_lists, read_split, read_test, read_valid
 from ..data.store import pack
 from ..data.tally import check_fetched
@@ -74,7 +75,7 @@ def read_training_data(options,        # TrainingOptions
     known = _known_tables(corpus, options, options.train_list, options.test_list)
     if remark := class_remark(corpus): say(remark)
     lists = read_lists(corpus, options, test)
-    check_disjoint(**lists)
+    check_disjoint(plural(corpus.about.get('group', 'location')), **lists)
     check_fetched(corpus, **lists)
     if options.crop == 'windows': check_recordings(lists['train'], "crop='windows'")
     train, valid = lists['train'], lists['valid']
@@ -85,7 +86,7 @@ def read_training_data(options,        # TrainingOptions
     extras = open_extras(options.extra, names)
     for extra in extras: known += _known_tables(extra.corpus, options)
     packed = pack(corpus)
-    known += _known(corpus, same_sound(**{name: heard(packed, rows) for name, rows in lists.items()}), options)
+    known += _known(corpus, heard_findings(packed, corpus, lists), options)
     store = join_store(packed, options.join)
     split, said = _whose_lists(corpus, options)
     facts = dict(data_facts(corpus, store, **lists), split=split) | (dict(findings=known) if known else {})
@@ -142,18 +143,18 @@ def read_lists(corpus,         # asc.data.corpus.Corpus
                options,        # TrainingOptions: subset, fold, join, valid
                test:bool=True, # whether the test list is read
                ) -> dict:      # train, valid and test: rows of `Corpus.meta`
-    "The lists of a training, snippets joined; `valid` is the official one, or cut out of the training list by location"
+    "The lists of a training, snippets joined; `valid` is that of the corpus, or cut out of the training list"
     joined = partial(_joined, corpus, options.join)
     train = joined(_training_rows(corpus, options), 'training')
-    official = _official_valid(corpus, options)
-    if not len(official): lists = dict(zip(('train', 'valid'), carve_valid(train, options.valid)))
-    else: lists = dict(train=train, valid=joined(official if options.valid else official[:0], 'validation'))
+    listed = _listed_valid(corpus, options)
+    if not len(listed): lists = dict(zip(('train', 'valid'), carve_valid(train, options.valid)))
+    else: lists = dict(train=train, valid=joined(listed if options.valid else listed[:0], 'validation'))
     if test: lists['test'] = joined_clips(corpus, options.join, options.test_list, options.fold)
     return lists
 
 # %% ../../nbs/experiment/05_recipe.ipynb #ead75eb0
-def _official_valid(corpus, options):
-    "The official validation list, which does not go with a training list of one's own; may be empty"
+def _listed_valid(corpus, options):
+    "The validation list of the corpus, which does not go with a training list of one's own; may be empty"
     return corpus.meta[:0] if options.train_list else read_valid(corpus, options.fold)
 
 # %% ../../nbs/experiment/05_recipe.ipynb #b9d49f68
@@ -180,9 +181,9 @@ def _whose_lists(corpus, options):
     own = {name: path for name, path in dict(training=options.train_list, test=options.test_list).items() if path}
     facts, said = {}, []
     if len(own) < 2: facts, said = describe_lists(corpus, 100 if options.train_list else options.subset, options.fold)
-    if len(_official_valid(corpus, options)):
-        said = [*said, 'The official validation list '
-                       f"{'watches training' if options.valid else 'is left out: valid is 0'}."]
+    if len(_listed_valid(corpus, options)):
+        whose = 'official validation list' if is_known(corpus) else 'validation list of the corpus'
+        said = [*said, f"The {whose} {'watches training' if options.valid else 'is left out: valid is 0'}."]
     said = [*said, *(f'The {name} list is your own: {Path(path).name}.' for name, path in own.items())]
     return dict(facts, own=sorted(own)) if own else facts, said
 
@@ -239,8 +240,16 @@ def remarks(self:TrainingData, valid:float, # share that was to be held out
     unlearnt = self._unlearnt()
     if unlearnt: sentences.append(f"No training clip of {', '.join(unlearnt)}, which the test list has.")
     if valid and not len(self.valid):
-        sentences.append(f'Nothing is held out for validation: no scene has two {self.unit}s to spare.')
-    return sentences
+        sentences.append(f'Nothing is held out for validation: no scene has two {plural(self.unit)} to spare.')
+    return [*sentences, *self._unwatched()]
+
+# %% ../../nbs/experiment/05_recipe.ipynb #45a4a2c6
+@patch
+def _unwatched(self:TrainingData):
+    "What is said of a validation list that lacks scenes of the training list"
+    lost = sorted(set(self.train.scene) - set(self.valid.scene))
+    if self.names != self.corpus.scenes or not len(self.valid) or not lost: return []
+    return [f"No validation clip of {', '.join(lost)}, which training has."]
 
 # %% ../../nbs/experiment/05_recipe.ipynb #cc7ac5c6
 @patch

@@ -6,6 +6,8 @@
 __all__ = ['data_list_command', 'data_get_command']
 
 # %% ../../nbs/use/28_corpora.ipynb #c79126f1
+import os
+
 from fastcore.script import Param
 
 from ..core import InputError, pick
@@ -30,7 +32,7 @@ def _facts_of(name, about):
     length = f"{holds['length']} s" if 'length' in holds else ''
     classes = f"{holds['classes']} classes" if 'classes' in holds else ''
     size = size_words(known_size(about)) if 'archives' in about else ''
-    return name, size, clips, length, classes, _here(tally_described(about))
+    return name, size, clips, length, classes, about.get('fault') or _here(tally_described(about))
 
 # %% ../../nbs/use/28_corpora.ipynb #591aaad9
 def _words_of(about):
@@ -38,16 +40,24 @@ def _words_of(about):
     group = f"one {about['group']} on one side" if 'group' in about else ''
     return '; '.join(filter(None, [about.get('title'), about.get('licence'), group]))
 
+# %% ../../nbs/use/28_corpora.ipynb #a7f8964a
+def _own_words(about, path):
+    "A description of one's own, with its path, and with what is wrong with its folder"
+    about = dict(licence=f'your own, {path}') | about
+    return about if os.path.isdir(known_place(about)) else dict(about, fault='its folder is not there')
+
 # %% ../../nbs/use/28_corpora.ipynb #d4bbdc61
+def _described(name, path, own):
+    "What a description says; what is wrong with one in place of it"
+    try: about = dict(folder=name) | read_corpus_description(path)
+    except InputError as e: return dict(title=str(e), fault='cannot be read')
+    return _own_words(about, path) if own else about
+
+# %% ../../nbs/use/28_corpora.ipynb #1f568697
 def _descriptions():
-    "Descriptions of the corpora that have a name, one's own among them; what is wrong with one in place of it"
-    own, found = own_descriptions(), {}
-    for name, path in (known_descriptions() | own).items():
-        try: found[name] = read_corpus_description(path)
-        except InputError as e: found[name] = dict(title=str(e))
-        found[name].setdefault('folder', name)
-        if name in own: found[name].setdefault('licence', f'your own, {path}')
-    return found
+    "Descriptions of the corpora that have a name, one's own among them"
+    own = own_descriptions()
+    return {name: _described(name, path, name in own) for name, path in (known_descriptions() | own).items()}
 
 # %% ../../nbs/use/28_corpora.ipynb #7fea909c
 def data_list_command(

@@ -13,7 +13,7 @@ import textwrap
 from fastcore.script import Param, store_true
 
 from ..core import pick, project_root, resolve
-from ..data.check import check_corpus
+from ..data.checking import check_corpus
 from ..data.corpus import load_corpus
 from ..data.description import known_descriptions, own_descriptions
 from ..data.findings import say
@@ -55,7 +55,8 @@ def data_check_command(
 def data_import_command(
     folder:Param('of recordings, in any layout', str, opt=False),
     out:Param('path of the description; default: data/NAME.yaml of the project', str)='',
-    reader:Param('what the folder is taken for; default: the surest', str, choices=['', *TAKEN])='',
+    reader:Param('what the folder is taken for; names (file names tell the scene) and unlabelled (nothing does) are '
+                 'written as the reader folders; default: the surest', str, choices=['', *TAKEN])='',
     table:Param('which table names the sounds, below the folder', str)='',
     file:Param('column of file names', str)='',
     scene:Param('column of labels', str)='',

@@ -264,7 +264,7 @@ def test_runs_go_on_where_each_was(synthetic, tmp_path, monkeypatch):
     monkeypatch.setattr(
         'asc.experiment.recipe.pack', partial(pack, store_dir=tmp_path/'store', progress=False)
     )
-    monkeypatch.setattr('asc.experiment.recipe.read_split', lambda *args: read_split(*args)[::6])
+    monkeypatch.setattr('asc.experiment.recipe.read_split', lambda *args, **kw: read_split(*args, **kw)[::6])
     light = dict(
         data_dir=str(synthetic), subset=5, epochs=3, bs=9, backbone='cnn3', frontend='cnn3',
         pipeline='none',

@@ -202,6 +202,9 @@ def _vote(table):
     "Mean probabilities of the windows of each file"
     return table.drop(columns='start').groupby('file', sort=False, as_index=False).mean()
 
+# %% ../../nbs/use/05_predict.ipynb #8c883c31
+pd.set_option('mode.string_storage', 'python')
+
 # %% ../../nbs/use/05_predict.ipynb #126f79d6
 def _answers(model, reader, device, answer, columns):
     "file, start and what `answer` gives, one row a window"

@@ -143,7 +143,7 @@ def sidebar(srcdir, config):
     notebooks.sort(key=lambda name: (rank.get(name, len(rank)), name))
     parts = {
         'Tutorials': tutorials,
-        'Run notebooks': ['recipes/README', *map(page_name, notebooks)],
+        'Run notebooks': ['recipes/README', 'corpora/README', *map(page_name, notebooks)],
         'Components': components(srcdir, config.rooms),
     }
     return '\n'.join(toctree(pages, f':caption: {caption}\n') for caption, pages in parts.items())

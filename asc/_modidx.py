@@ -885,6 +885,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/asc', 'doc_host': '', 'git
                                  'asc.data.corpus.Corpus.whole': ('data/corpus.html#corpus.whole', 'asc/data/corpus.py'),
                                  'asc.data.corpus.MappedCorpus': ('data/corpus.html#mappedcorpus', 'asc/data/corpus.py'),
                                  'asc.data.corpus.MappedCorpus.__init__': ('data/corpus.html#mappedcorpus.__init__', 'asc/data/corpus.py'),
+                                 'asc.data.corpus.MappedCorpus._vocabulary': ( 'data/corpus.html#mappedcorpus._vocabulary',
+                                                                               'asc/data/corpus.py'),
                                  'asc.data.corpus.MappedCorpus.edition': ('data/corpus.html#mappedcorpus.edition', 'asc/data/corpus.py'),
                                  'asc.data.corpus.MappedCorpus.named': ('data/corpus.html#mappedcorpus.named', 'asc/data/corpus.py'),
                                  'asc.data.corpus._check_label': ('data/corpus.html#_check_label', 'asc/data/corpus.py'),

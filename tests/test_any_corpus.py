@@ -6,7 +6,8 @@ import yaml
 
 import corpora
 import launch
-from asc.core import InputError, read_json
+from asc.core import SCENES, InputError, read_json
+from asc.data.classes import with_classes
 from asc.data.corpus import load_corpus
 from asc.data.division import divide
 from asc.data.splits import check_disjoint, read_split, read_test, read_valid
@@ -281,3 +282,11 @@ def test_train_on_real_recordings_in_folds(shared, papermill, tmp_path):
     text = (tmp_path/'run/train.ipynb').read_text()
     assert 'Licence: CC BY\\\\-NC 3.0.' in text or 'Licence: CC BY-NC 3.0.' in text
     assert not [*(tmp_path/'run').glob('*device*'), *(tmp_path/'run').glob('city*')]
+
+
+def test_classes_called_as_tau_does_are_those_of_tau(sounds):
+    "A described corpus has the classes that occur in it; one whose classes a run names after TAU's has all ten"
+    corpus = load_corpus(f'{sounds}/nothing.yaml')
+    assert corpus.scenes == sorted(corpus.meta.scene.dropna().unique())
+    named = with_classes(corpus, dict(zip(corpus.scenes, ('bus', 'tram'))))
+    assert named.scenes == list(SCENES)

@@ -108,7 +108,8 @@ def test_each_name_from_the_archive_to_the_table(name, seconds_served, tmp_path,
     train()
     preds = predictions(learn.model, data.clips(data.test), 8)
     tables = result_tables(preds, data.names, data.groups)
-    assert set(preds.scene_label) <= set(tables['class_wise'].index)
+    assert len(preds) == len(data.test) and preds[data.names].sum(axis=1).sub(1).abs().max() < 1e-4
+    assert set(data.test.scene) <= set(tables['class_wise'].index)
     assert ('device_wise' in tables) == bool(data.devices) and ('city_wise' in tables) == bool(data.corpus.cities)
 
 

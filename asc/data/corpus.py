@@ -116,6 +116,12 @@ def named(self:MappedCorpus, rows) -> pd.DataFrame: # of the whole corpus
 @patch(as_prop=True)
 def edition(self:MappedCorpus): return self.of.edition
 
+# %% ../../nbs/data/15_corpus.ipynb #f967962d
+@patch
+def _vocabulary(self:MappedCorpus, column, fixed):
+    "The same; who calls classes as TAU does means TAU's, all ten of them"
+    return vocab_of(column.dropna(), fixed) if column.notna().any() else []
+
 # %% ../../nbs/data/15_corpus.ipynb #f48aef78
 def check_classes(classes, # name in the corpus -> our name
                   corpus,  # Corpus

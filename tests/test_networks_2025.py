@@ -1,0 +1,132 @@
+"""Golden values of the networks since 2024, with weights that follow from shapes and names alone."""
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import asc
+from asc.backbone.branches import RepConv, fuse_branches
+from asc.backbone.zoo import create_backbone
+from asc.frontend.logmel import create_frontend
+
+PUBLISHED = Path(os.environ.get('ASC_SHARED', ''))/'data'/'weights'/'sntl_ntu_2025_v1_fp16.pt'
+
+
+def spread(n):
+    "n numbers from −1 to 1 that any language can compute"
+    i = np.arange(1, n + 1, dtype=np.float64)
+    return 2*((i*i*0.6180339887498949) % 1) - 1
+
+
+def filled(name, tensor):
+    "The weights of a tensor, by its name and shape"
+    u, own = spread(tensor.numel()), name.rsplit('.', 1)[-1]
+    if own == 'running_mean': return .1*u
+    if own in ('running_var', 'gamma'): return 1 + .5*u
+    if tensor.ndim >= 2: return math.sqrt(6/(tensor.numel()/len(tensor)))*u
+    if tensor.ndim == 0: return np.array([.4])
+    return 1 + .5*u if own == 'weight' else .2*u
+
+
+def with_weights(net):
+    "A network with the weights of the rule, in eval mode"
+    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+        if name.endswith('num_batches_tracked'): continue
+        values = filled(name, tensor).astype(np.float32)
+        tensor.data.copy_(torch.from_numpy(values).reshape(tensor.shape))
+    return net.eval()
+
+
+def zeros(bands, frames): return torch.zeros(1, 1, bands, frames)
+
+
+def grid(bands, frames):
+    f, t = torch.arange(bands)[:, None], torch.arange(frames)
+    return (torch.sin(.05*f)*torch.cos(.11*t))[None, None]
+
+
+def ramp(bands, frames): return torch.linspace(-11, 5, bands*frames).reshape(1, 1, bands, frames)
+
+
+GOLDEN = {
+    ('cnn_gru', zeros, 256, 33): '0.085144 0.009429 −0.029353 0.199812 −0.033465 '
+                                 '−0.127988 −0.052024 0.007647 −0.206228 0.177284',
+    ('cnn_gru', grid, 256, 33): '0.362177 −0.093132 −0.039522 0.414443 0.139475 '
+                                '−0.595578 −0.005595 −0.239791 0.267340 0.582727',
+    ('cnn_gru', ramp, 256, 33): '2.517943 −2.131035 5.179433 −0.730903 2.062888 '
+                                '−7.053279 −0.511177 −6.076207 6.558885 5.789197',
+    ('cnn_gru_2', grid, 256, 33): '0.152587 −0.062847 0.312636 0.179901 −0.294063 '
+                                  '−0.660312 −0.212547 −0.309995 0.065409 0.302923',
+    ('cnn_gru_2', ramp, 256, 33): '−0.263688 −4.280970 10.825408 0.530259 0.093203 '
+                                  '−10.876989 −5.396558 −9.223367 13.391962 3.935583',
+    ('rep_ctfa', grid, 256, 65): '−153.055 −283.703 108.706 −72.419 93.561 255.446 52.779 10.269 304.989 129.567',
+    ('mn04', grid, 128, 100): '−9.40265 4.05504 −7.37245 −1.52984 −9.04446 5.18785 5.43319 4.97292 0.11468 −9.14598',
+    ('mn04', zeros, 128, 100): '1.13772 0.57356 −0.45421 0.21333 −0.71239 0.57849 0.27049 0.67164 0.30554 −0.69575',
+    ('mn10', grid, 128, 100): '−31.04397 −91.86753 48.29354 −77.08506 −175.02408 '
+                              '−89.04883 −79.62499 −154.82364 30.70182 69.79088',
+}
+
+
+def numbers(text): return torch.tensor([float(word.replace('−', '-')) for word in text.split()])
+
+
+def assert_close(logits, expected): assert (logits - expected).abs().max() <= 1e-4*expected.abs().max()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name, make, bands, frames', GOLDEN, ids=lambda v: getattr(v, '__name__', v))
+def test_golden_logits(name, make, bands, frames):
+    net = with_weights(create_backbone(name))
+    assert_close(net(make(bands, frames))[0], numbers(GOLDEN[name, make, bands, frames]))
+
+
+@torch.no_grad()
+def test_fused_branches_answer_alike():
+    net, x = with_weights(create_backbone('rep_ctfa')), grid(256, 65)
+    expected = net(x)
+    assert (fuse_branches(net)(x) - expected).abs().max() <= 1e-5*expected.abs().max()
+    assert not any('conv1x1' in name for name in net.state_dict())
+
+
+@torch.no_grad()
+def test_one_convolution_of_four():
+    f, t = torch.arange(6.)[:, None], torch.arange(7.)
+    x = torch.stack([torch.sin(.5*f*(c + 1))*torch.cos(.3*t) for c in range(4)])[None]
+    unit = with_weights(RepConv(4, (2, 1)))
+    row = numbers('−0.040057 −0.083006 −0.063799 −0.035313 0.001312 0.043791 0.016299')
+    assert torch.allclose(unit(x)[0, 0, 0], row, atol=1e-6)
+    unit.fuse()
+    kernel = numbers('0.146136 0.238681 0.077140 0.730157 0.236258 −0.178986 −0.267840 0.211275 −0.543823')
+    assert torch.allclose(unit.fused_conv[0].weight[0].flatten(), kernel, atol=1e-6)
+    assert torch.allclose(unit.fused_conv[0].bias, numbers('0.064180 −0.016299 0.034838 0.184151'), atol=1e-6)
+    assert torch.allclose(unit(x)[0, 0, 0], row, atol=1e-6)
+
+
+def chirp():
+    "A second at 44.1 kHz: a rising tone and a steady one"
+    t = np.arange(44100)/44100
+    x = .2*np.sin(2*np.pi*(50*t + 3975*t*t)) + .05*np.sin(2*np.pi*440*t)
+    return torch.from_numpy(x.astype(np.float32))[None]
+
+
+@pytest.mark.parametrize('kw, expected', [
+    ({}, '−7.54425 6.72450 11.41029 8.27721 3.09311 −1.82168'),
+    (dict(n_fft=8912, fmin=1.), '−7.52416 6.75851 11.50176 8.38249 3.29533 −1.73783'),
+], ids=['as published', 'as trained'])
+def test_frontend(kw, expected):
+    mel = create_frontend('sntl', **kw).eval()(chirp())[0, 0]
+    found = torch.stack([mel.mean(), mel.std(), mel.max(), mel[0, 0], mel[128, 16], mel[-1, -1]])
+    assert torch.allclose(found, numbers(expected), atol=2e-4)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not PUBLISHED.is_file(), reason='the published weights are not here')
+def test_published_weights():
+    network = asc.open_model(PUBLISHED).network
+    assert_close(network(chirp())[0], numbers('−3.03361 −4.10345 −6.89613 −7.76580 14.77491 '
+                                              '−2.69169 −11.07481 −5.28770 −2.63425 −5.52182'))
+    assert_close(network.backbone(grid(256, 33))[0], numbers('−0.81168 −1.02849 −0.76618 −0.97202 −5.51593 '
+                                                             '−4.68491 −6.08589 −4.28169 0.06160 −1.06702'))

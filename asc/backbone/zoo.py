@@ -16,10 +16,13 @@ from .bc_resnet import BCResNet
 from .beats import BEATs, beats_state, load_beats
 from .cnn3 import CNN3
 from .cnn6 import Cnn6, fold_cnn6
+from .cnn_gru import CNNGRU
 from .cp_mobile import CPMobile
 from .cp_resnet import CPResNet
 from .images import image_backbone
+from .mobilenet import MobileNet
 from .passt import PaSST, load_passt
+from .rep_ctfa import RepCTFA
 from .tf_sepnet import DragonTFSepNet, TFSepNet
 from .weights import load_weights, read_weights, state_of
 from ..core import InputError, pick
@@ -40,12 +43,15 @@ class Backbone(NamedTuple):
     frontend_args: dict = {}  # settings of the frontend that differ from the named one
 
 # %% ../../nbs/backbone/90_zoo.ipynb #6c3b6fdb
-_cp23 = dict(mult=2.3, expansion=3., strides=dict(b2=(2, 2), b4=(2, 1)), grn=True)
+_strides23 = dict(b2=(2, 2), b4=(2, 1))
+_cp23 = dict(mult=2.3, expansion=3., strides=_strides23, grn=True)
 backbones = {
     'cp_mobile_24': Backbone(
         CPMobile, {}, 'dcase24', (256, 65), 'dcase24-baseline', 61_148, 29_419_156),
     'cp_mobile_23': Backbone(
         CPMobile, _cp23, 'cp', (256, 64), 'cpjku23', 126_952, 28_893_268),
+    'cp_mobile_li': Backbone(
+        CPMobile, dict(strides=_strides23, grn=True), 'cp', (256, 64), 'li-ntu-2025', 61_160, 17_050_260),
     'cp_resnet': Backbone(
         CPResNet, {}, 'cp_resnet', (256, 43), 'cpjku23', 127_684, 28_840_396),
     'passt_s': Backbone(
@@ -68,6 +74,22 @@ backbones = {
         Cnn6, {}, 'sp4asc', (256, 431), 'sp4asc', 62_922, 442_575_626),
     'beats': Backbone(
         BEATs, {}, 'beats', (128, 98), 'easy-dcase', 90_319_482, 4_380_000_000),
+    'cnn_gru': Backbone(
+        CNNGRU, {}, 'sntl', (256, 33), 'sntl-ntu-2025', 58_171, 10_902_300),
+    'cnn_gru_2': Backbone(
+        CNNGRU, dict(version=2), 'sntl', (256, 33), 'sntl-ntu-2025', 58_605, 10_902_300),
+    'rep_ctfa': Backbone(
+        RepCTFA, {}, 'dcase24', (256, 65), 'hyu-2025', 69_522, 19_663_684),
+    'mn01': Backbone(
+        MobileNet, dict(width=.1), 'passt', (128, 100), 'efficientat', 57_090, 1_941_546),
+    'mn02': Backbone(
+        MobileNet, dict(width=.2), 'passt', (128, 100), 'efficientat', 191_826, 4_424_330),
+    'mn04': Backbone(
+        MobileNet, dict(width=.4), 'passt', (128, 100), 'efficientat', 718_378, 12_495_874),
+    'mn05': Backbone(
+        MobileNet, dict(width=.5), 'passt', (128, 100), 'efficientat', 1_099_842, 18_179_666),
+    'mn10': Backbone(
+        MobileNet, dict(width=1.), 'passt', (128, 100), 'efficientat', 4_214_554, 62_366_962),
 }
 
 # %% ../../nbs/backbone/90_zoo.ipynb #6055098e

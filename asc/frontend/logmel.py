@@ -241,6 +241,7 @@ frontends = dict(
     dragonsearch=dict(sample_rate=32000, n_fft=2048, win=2048, hop=744, n_mels=128, log=None),
     sp4asc=dict(sample_rate=44100, n_fft=2048, win=2048, hop=1024, n_mels=256,
                 scale='slaney', norm='slaney', log='db', eps=1e-10),
+    sntl=dict(sample_rate=44100, n_fft=8192, win=8192, hop=1364, n_mels=256, eps=1e-5),
     logmel={})
 
 # %% ../../nbs/frontend/10_logmel.ipynb #0fd474de

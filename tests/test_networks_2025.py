@@ -9,8 +9,11 @@ import torch
 
 import asc
 from asc.backbone.branches import RepConv, fuse_branches
-from asc.backbone.zoo import create_backbone
+from asc.backbone.zoo import backbones, create_backbone
 from asc.core import InputError
+from asc.export.onnx import session
+from asc.export.onnx_graph import network_graph
+from asc.export.plan import read_steps
 from asc.frontend.logmel import create_frontend
 from asc.model.classifier import create_classifier
 from asc.model.published import recognise
@@ -241,3 +244,45 @@ def test_gru_saved_as_integers(tmp_path):
     save_quantised(small, tmp_path)
     again = load_quantised(tmp_path)
     assert torch.equal(again.backbone(x), small.backbone(x))
+
+
+@torch.no_grad()
+def test_branches_reach_c():
+    "CP-Mobile with branches is written in C step for step as without"
+    small = dict(base=8, blocks=(1, 1, 1), strides={})
+    steps = []
+    for kw in ({}, dict(branches=ALL_FOUR)):
+        net, x = with_weights(create_backbone('cp_mobile_24', **small, **kw)), grid(64, 33)
+        found = read_steps(calibrate(prepare(net, x), x))
+        steps.append([(s.op, s.ins, s.shape, s.window) for s in found])
+    assert steps[0] == steps[1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name, operation', [('cnn_gru', 'transpose'), ('rep_ctfa', 'silu'), ('mn01', 'hardswish'),
+                                             ('cp_mobile_li', 'linalg_vector_norm')])
+def test_c_refuses_by_name(name, operation):
+    x = grid(*backbones[name].shape)
+    net = calibrate(prepare(with_weights(create_backbone(name)), x), x)
+    with pytest.raises(InputError, match=f'needs {operation}, for which there is no C kernel'): read_steps(net)
+
+
+@torch.no_grad()
+def test_gru_in_onnx():
+    "The GRU with its classifier, in float and in eight bits, answers in ONNX Runtime as here, for any batch"
+    pytest.importorskip('onnxruntime')
+    head = with_weights(Read())
+    x = torch.randn(5, 1, 4, 16)
+    for net, precision in ((head, 'float32'), (calibrate(prepare(head, x, skip=()), x), 'int8')):
+        file = network_graph(net, x[:1], precision).SerializeToString()
+        found = session(file).run(['logits'], {'logmel': x.numpy()})[0]
+        assert np.abs(found - net(x).numpy()).max() < 1e-2*net(x).abs().max()
+
+
+class Read(torch.nn.Module):
+    "A GRU and a classifier of its last state"
+    def __init__(self):
+        super().__init__()
+        self.gru, self.out = torch.nn.GRU(16, 8, batch_first=True), torch.nn.Linear(8, 3)
+
+    def forward(self, x): return self.out(self.gru(x[:, 0])[0][:, -1])

@@ -7,6 +7,7 @@ __all__ = ['SpectrumModulation']
 
 # %% ../../nbs/augment/17_modulation.ipynb #84524af4
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from .wave import batch_coin, check_p, check_step
@@ -27,16 +28,18 @@ class SpectrumModulation(nn.Module):
         self.p, self.source, self.floor = check_p(p, 'spectrum_modulation'), source, floor
         self.register_buffer('ratios', None, persistent=False)
 
-    def take(self, differences): # (K,F), log10: of the pairs of recordings that were found
-        "The δ to draw from"
-        self.ratios = 10**differences.float()
-
     def forward(self, x, device=None): # x (B,F,T) linear, int64 (B,) -> same
         if not (self.training and self.p): return x
         _check_ready(self, device)
         if not batch_coin(self.p): return x
         drawn = self.ratios[torch.randint(len(self.ratios), (len(x),), device=x.device)]
         return x*torch.where((device == self.source)[:, None], drawn, 1.)[..., None]
+
+# %% ../../nbs/augment/17_modulation.ipynb #b8c8e666
+@patch
+def take(self:SpectrumModulation, differences): # (K,F), log10: of the pairs of recordings that were found
+    "The δ to draw from"
+    self.ratios = 10**differences.float()
 
 # %% ../../nbs/augment/17_modulation.ipynb #874f406a
 def _check_ready(step, device):

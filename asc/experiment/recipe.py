@@ -29,7 +29,7 @@ from ..data.shares import plural
 from ..data.splits import carve_valid, check_disjoint, describe_lists, read_split, read_test, read_valid
 from ..data.store import pack
 from ..data.tally import check_fetched
-from .guides import create_curriculum
+from .guides import admit_slowly
 from .checks import check_device_numbers, check_start_file, check_training, output_names
 from .distillation import Distillation
 from ..load import open_model
@@ -37,6 +37,8 @@ from ..model.classifier import create_classifier, save_model
 from ..run.accelerator import device_facts, find_device, use_device
 from ..run.folder import Run
 from ..score.metrics import device_groups
+
+# %% ../../nbs/experiment/05_recipe.ipynb #f3dfe4ed
 from ..train.callbacks import create_callbacks
 from ..train.compiled import Compiled
 from ..train.finetune import layer_groups, start_from
@@ -92,11 +94,10 @@ def read_training_data(options,        # TrainingOptions
     known += _known(corpus, heard_findings(packed, corpus, lists), options)
     store = join_store(packed, options.join)
     split, said = _whose_lists(corpus, options)
-    facts = dict(data_facts(corpus, store, **lists), split=split) | (dict(findings=known) if known else {})
-    if parallel: facts['parallel'] = parallel
+    facts = dict(data_facts(corpus, store, **lists), split=split, **parallel) | (dict(findings=known) if known else {})
     data = TrainingData(store, train, valid, names, corpus.devices, lists.get('test'), corpus, facts, taught, said)
     if extras: data.take_in(extras, options)
-    data.learn_by(options.curriculum)
+    admit_slowly(data, options.curriculum)
     return data
 
 # %% ../../nbs/experiment/05_recipe.ipynb #48e36f8b
@@ -112,14 +113,6 @@ def take_in(self:TrainingData, extras, options):
     self.epoch = Epoch((len(self.train), 1), *((len(extra), extra.entry['weight']) for extra in extras))
     self.store, self.extra = add_extra(extras, self.store)
     self.facts['extra'] = [extra.facts for extra in extras]
-
-# %% ../../nbs/experiment/05_recipe.ipynb #060f0b15
-@patch
-def learn_by(self:TrainingData, curriculum): # of a run
-    "Have the clips admitted little by little, if a curriculum is asked for"
-    admission, facts = create_curriculum(curriculum, self.corpus, self.store, self.train)
-    if not facts: return
-    self.epoch, self.facts['curriculum'] = admission, facts
 
 # %% ../../nbs/experiment/05_recipe.ipynb #8a627e01
 @patch(as_prop=True)

@@ -61,6 +61,7 @@ def _check_alike(first, other):
         raise InputError(f"runs: {other['given']} cannot be averaged with {first['given']}: its {name} is "
                          f'{_short(value)}, there it is {_short(ours[name])}; give runs of one network and one corpus')
 
+# %% ../../nbs/experiment/37_soups.ipynb #1f129a6c
 def _short(value): return f'{value!s:.60}'
 
 # %% ../../nbs/experiment/37_soups.ipynb #1c90862b
@@ -76,6 +77,7 @@ def _are_related(a, b):
     began = [(member.get('start') or {}).get('fingerprint') or beginning(member) for member in (a, b)]
     return began[0] == began[1] or _continues(a, b) or _continues(b, a)
 
+# %% ../../nbs/experiment/37_soups.ipynb #776e011d
 def _continues(member, other):
     source = (member.get('start') or {}).get('source')
     return bool(source) and 'dir' in other and Path(resolve(source)).resolve() == Path(other['dir']).resolve()

@@ -9,21 +9,20 @@ __all__ = ['CURRICULUM', 'read_curriculum', 'device_entropy', 'Curriculum', 'Adm
 import math
 
 import numpy as np
-import torch
 from fastai.callback.core import Callback
 from fastcore.basics import patch
 
 from ..core import InputError, check_range
 from .epoch import Epoch
 from .learner import fitting
-from .technique import fill_table, read_table
+from .technique import fill_table, typed_table
 
 # %% ../../nbs/train/42_curriculum.ipynb #d1f46d24
 CURRICULUM = dict(devices='', until=.4, least=.1)          # key: its default
 
 def read_curriculum(spec) -> dict: # of a run: '', a run or a file of logits, or a table
     "Who tells devices apart, and how fast clips are admitted; {} for none"
-    spec = read_table(spec, 'curriculum')
+    spec = typed_table(spec, 'curriculum')
     if not spec: return {}
     options = fill_table(dict(devices=spec) if isinstance(spec, str) else spec, CURRICULUM, 'curriculum')
     if not options['devices']:
@@ -50,11 +49,13 @@ class Curriculum(Epoch):
 
     def __len__(self): return len(self.entropy)
 
-    def draw(self, rng) -> list: # random.Random
-        "The positions of one epoch, in the order of the list"
-        clips = self.admitted(self.done)
-        whole, part = divmod(len(self), len(clips))
-        return clips * whole + (sorted(rng.sample(clips, part)) if part else [])
+# %% ../../nbs/train/42_curriculum.ipynb #83f4da49
+@patch
+def draw(self:Curriculum, rng) -> list: # random.Random
+    "The positions of one epoch, in the order of the list"
+    clips = self.admitted(self.done)
+    whole, part = divmod(len(self), len(clips))
+    return clips * whole + (sorted(rng.sample(clips, part)) if part else [])
 
 # %% ../../nbs/train/42_curriculum.ipynb #a891fa43
 @patch

@@ -51,9 +51,9 @@ def modulations(steps) -> list: # of dicts
 def check_parallel(steps,   # of a pipeline, or the name of one
                    rows,    # of the training list
                    devices, # of the corpus
-                   ) -> dict: # device -> recordings; {} without spectrum modulation
+                   ) -> dict: # parallel: device -> recordings; {} without spectrum modulation
     "How many recordings of each device can be compared; InputError where there is none"
-    counts = {}
+    facts = {}
     for keywords in modulations(steps):
         source = keywords.get('source', 0)
         if source >= len(devices):
@@ -63,8 +63,8 @@ def check_parallel(steps,   # of a pipeline, or the name of one
         if not len(pairs):
             raise InputError(f'spectrum_modulation: no recording of device {devices[source]} in the training list was '
                              'made by another device at the same time; leave the step out')
-        counts = pairs.device.value_counts().sort_index().to_dict()
-    return counts
+        facts['parallel'] = pairs.device.value_counts().sort_index().to_dict()
+    return facts
 
 # %% ../../nbs/train/41_parallel.ipynb #df98a87f
 @torch.no_grad()

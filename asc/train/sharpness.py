@@ -55,20 +55,26 @@ class Sharpness(Callback):
         names = [name for name, _ in self.learn.model.named_buffers() if name in saved]
         self.stored = [self.learn.model.get_buffer(name) for name in names]
 
-    def before_batch(self): self.drawn = self.generators()
+# %% ../../nbs/train/62_sharpness.ipynb #3388c49e
+@patch
+def before_batch(self:Sharpness): self.drawn = self.generators()
 
-    def after_pred(self):
-        self.targets = self.learn.yb
-        self.earlier = [(p, p.grad) for p in self.learn.model.parameters()]
-        for p, _ in self.earlier: p.grad = None
+# %% ../../nbs/train/62_sharpness.ipynb #a023a3a9
+@patch
+def after_pred(self:Sharpness):
+    self.targets = self.learn.yb
+    self.earlier = [(p, p.grad) for p in self.learn.model.parameters()]
+    for p, _ in self.earlier: p.grad = None
 
-    def after_backward(self):
-        moved = [p for p, _ in self.earlier if p.grad is not None]
-        steps = uphill(moved, self.rho, self.eta)
-        if steps is not None: self.again(moved, steps)
-        for p, before in self.earlier:
-            if before is not None: p.grad = before if p.grad is None else p.grad.add_(before)
-        self.earlier = self.targets = None
+# %% ../../nbs/train/62_sharpness.ipynb #88628ec0
+@patch
+def after_backward(self:Sharpness):
+    moved = [p for p, _ in self.earlier if p.grad is not None]
+    steps = uphill(moved, self.rho, self.eta)
+    if steps is not None: self.again(moved, steps)
+    for p, before in self.earlier:
+        if before is not None: p.grad = before if p.grad is None else p.grad.add_(before)
+    self.earlier = self.targets = None
 
 # %% ../../nbs/train/62_sharpness.ipynb #a79525a7
 @patch

@@ -113,8 +113,13 @@ class Mixer:
         if len(members) > 1 and self.norms == 'reestimate': self.reestimate()
         return self
 
-    def figures(self, members): return validation_figures(self.pour(members).learn)
-    def goodness(self, monitor, members): return goodness(self.figures(members)[monitor], monitor)
+# %% ../../nbs/train/52_soup.ipynb #ef3a819f
+@patch
+def figures(self:Mixer, members): return validation_figures(self.pour(members).learn)
+
+# %% ../../nbs/train/52_soup.ipynb #c1dcfe7d
+@patch
+def judge(self:Mixer, monitor, members): return goodness(self.figures(members)[monitor], monitor)
 
 # %% ../../nbs/train/52_soup.ipynb #550b3a73
 @patch
@@ -135,22 +140,30 @@ class Soup(Callback):
         self.options = read_soup(dict(kind=kind, **options))
         self.monitor = monitor
 
-    def before_fit(self):
-        self.run = fitting(self.learn)
-        if not self.run: return
-        check_monitor(self.learn, self.monitor, 'soup')
-        self.epochs = candidate_epochs(self.options, self.n_epoch)
-        self.candidates, self.modes, self.made = [], [], None
+# %% ../../nbs/train/52_soup.ipynb #cc819631
+@patch
+def before_fit(self:Soup):
+    self.run = fitting(self.learn)
+    if not self.run: return
+    check_monitor(self.learn, self.monitor, 'soup')
+    self.epochs = candidate_epochs(self.options, self.n_epoch)
+    self.candidates, self.modes, self.made = [], [], None
 
-    def after_train(self):
-        self.modes = [name for name, part in self.learn.model.named_modules() if part.training]
+# %% ../../nbs/train/52_soup.ipynb #36dfd155
+@patch
+def after_train(self:Soup):
+    self.modes = [name for name, part in self.learn.model.named_modules() if part.training]
 
-    def after_epoch(self):
-        if self.epoch + 1 in self.epochs: self.take_in()
+# %% ../../nbs/train/52_soup.ipynb #869b3ab8
+@patch
+def after_epoch(self:Soup):
+    if self.epoch + 1 in self.epochs: self.take_in()
 
-    def after_fit(self):
-        if self.candidates: self.make()
-        self.candidates = []
+# %% ../../nbs/train/52_soup.ipynb #7c863baa
+@patch
+def after_fit(self:Soup):
+    if self.candidates: self.make()
+    self.candidates = []
 
 # %% ../../nbs/train/52_soup.ipynb #6fe234d3
 @patch
@@ -168,7 +181,7 @@ def make(self:Soup):
     "The soup into the model, and what is known of it into `made`"
     mixer = Mixer(self.learn, self.learn.model, [one['weights'] for one in self.candidates], self.options['norms'],
                   {*self.modes})
-    members = choose_members(self.options['kind'], len(self.candidates), partial(mixer.goodness, self.monitor))
+    members = choose_members(self.options['kind'], len(self.candidates), partial(mixer.judge, self.monitor))
     figures = mixer.figures(members)
     epochs = [self.candidates[k]['epoch'] for k in members]
     self.made = dict(self.options, monitor=self.monitor, epochs=epochs, figures=figures,

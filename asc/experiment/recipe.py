@@ -38,7 +38,7 @@ from ..run.accelerator import device_facts, find_device, use_device
 from ..run.folder import Run
 from ..score.metrics import device_groups
 
-# %% ../../nbs/experiment/05_recipe.ipynb #f3dfe4ed
+# %% ../../nbs/experiment/05_recipe.ipynb #0e719ed0
 from ..train.callbacks import create_callbacks
 from ..train.compiled import Compiled
 from ..train.finetune import layer_groups, start_from

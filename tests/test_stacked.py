@@ -30,7 +30,7 @@ from networks import SMALL, need
 pytestmark = pytest.mark.usefixtures('one_thread')
 SHAPES = dict.fromkeys(list_backbones(), (64, 32)) | dict(
     tf_sepnet_64=(128, 64), tf_sepnet_40=(128, 64), cnn3=(40, 51), passt_s=(128, 100),
-    beats=(128, 98),
+    beats=(128, 98), cnn_gru=(256, 33), cnn_gru_2=(256, 33),
 )
 SMALL = SMALL | dict(cnn6_60k=dict(bands=64))
 CNN3 = dict(

@@ -172,7 +172,7 @@ def test_on_a_gpu(training, exact):
 
 @pytest.mark.parametrize('name', list_backbones())
 def test_the_zoo(name):
-    "A step of every network: logits, gradients and statistics as alone, with dropout; transformers and GRUs are refused by name"
+    "A step of every network: logits, gradients and statistics as alone, with dropout; or refused by name"
     need(name)
     torch.manual_seed(0)
     nets, x = [], torch.randn(2, 3, 1, *SHAPES[name], dtype=torch.float64)

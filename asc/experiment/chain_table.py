@@ -72,14 +72,13 @@ def _predictions_file(folder):
 
 # %% ../../nbs/experiment/42_chain_table.ipynb #c589d9c0
 def link_gains(scores, stages, subset, groups=()) -> dict: # kind -> `gain_table` against the link before, or None
-    "Each stage beside the one before it; the first has nobody to be compared with"
+    "Each stage beside the one before it, where that is there"
     tables, before = {}, None
     for kind in stages:
         now = scores(kind, subset)
-        names = ('before', 'now')
-        tables[kind] = None if now is None else gain_table(before or now, now, (), names, scores.scenes, groups)
-        if kind == next(iter(stages)) and now is not None: tables[kind][['gain', 'from', 'to', 'p']] = float('nan')
-        before = now or before
+        tables[kind] = now and gain_table(before or now, now, (), ('before', 'now'), scores.scenes, groups)
+        if now and not before: tables[kind][['gain', 'from', 'to', 'p']] = float('nan')
+        before = now
     return tables
 
 # %% ../../nbs/experiment/42_chain_table.ipynb #a1769214

@@ -89,9 +89,9 @@ def written_logits(path) -> str: # a file; what is no folder of such a run stays
     folder = resolve(path)
     if path == 'self' or not (folder/'params.json').is_file(): return path
     if read_json(folder/'params.json').get('notebook') != 'logits': return path
-    if not (folder/'metrics.json').is_file():
-        raise InputError(f'teacher={path}: its logits are not finished; run logits.ipynb again')
-    return str(folder/read_json(folder/'metrics.json')['files'][-1])
+    files = read_json(folder/'metrics.json').get('files') if (folder/'metrics.json').is_file() else None
+    if not files: raise InputError(f'teacher={path}: its logits are not finished; run logits.ipynb again')
+    return str(folder/files[-1])
 
 # %% ../../nbs/experiment/03_distillation.ipynb #6f359ffe
 def _paths(teacher):

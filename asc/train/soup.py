@@ -94,7 +94,8 @@ def validation_figures(learn) -> dict: # valid_loss and accuracy
 
 # %% ../../nbs/train/52_soup.ipynb #3f6eac61
 def goodness(figure, monitor) -> float: # its value, 'valid_loss' or 'accuracy'
-    "A figure turned so that larger is better"
+    "A figure turned so that larger is better; one that is no number is worst"
+    if figure != figure: return float('-inf')
     return -figure if 'loss' in monitor else figure
 
 # %% ../../nbs/train/52_soup.ipynb #2ec702f7

@@ -67,7 +67,7 @@ def pooled(self:ChainScores, cells):
 # %% ../../nbs/experiment/42_chain_table.ipynb #2b6a9432
 def _predictions_file(folder):
     "Where a run has left its predictions; quantised: those of the form trained in eight bits, where there is one"
-    names = ('predictions.csv', 'predictions-qat.csv', 'predictions-int8.csv')
+    names = ('predictions.csv', 'predictions-qat.csv', 'predictions-ptq.csv')
     return next((folder/name for name in names if (folder/name).is_file()), folder/names[0])
 
 # %% ../../nbs/experiment/42_chain_table.ipynb #c589d9c0
@@ -132,7 +132,8 @@ def chain_costs(sweep) -> pd.DataFrame: # a row a kind of run
     rows = [_cost(sweep, name) for name in sweep.cells if sweep.state(name) == 'finished']
     table = pd.DataFrame(rows, columns=['link', 'run', 'hours', 'parameters', 'MACs'])
     return table.groupby(['link', 'run'], sort=False).agg(
-        runs=('hours', 'size'), hours=('hours', 'sum'), parameters=('parameters', 'first'), MACs=('MACs', 'first'))
+        runs=('hours', 'size'), hours=('hours', 'sum'), parameters=('parameters', 'first'), MACs=('MACs', 'first')
+    ).astype(dict(parameters='Int64', MACs='Int64'))
 
 # %% ../../nbs/experiment/42_chain_table.ipynb #951ad0d3
 def plot_links(gains, stages):

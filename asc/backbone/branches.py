@@ -91,7 +91,8 @@ def fuse_branches(net, # any network, changed in place
     return net
 
 # %% ../../nbs/backbone/12_branches.ipynb #fa1034e6
-def deployed_form(net): # any network
+def deployed_form(net): # any network; what is none is left to be refused by whoever counts it
     "The network as it will run: a copy with its branches fused, or itself where it has none"
-    in_training = [m for m in net.modules() if isinstance(m, RepConv) and hasattr(m, 'alpha')]
+    parts = net.modules() if isinstance(net, nn.Module) else ()
+    in_training = [m for m in parts if isinstance(m, RepConv) and hasattr(m, 'alpha')]
     return fuse_branches(deepcopy(net)) if in_training else net

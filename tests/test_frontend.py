@@ -126,7 +126,7 @@ def test_golden_through_the_resampler():
 SHAPES = dict(
     dcase24=(256, 65, 641), cp=(256, 64, 640), cp_resnet=(256, 43, 427),
     passt=(128, 100, 1000), cp512=(512, 64, 640), cnn3=(40, 51, 501), beats=(128, 98, 998),
-    dragonsearch=(128, 44, 431), sp4asc=(256, 44, 431),
+    dragonsearch=(128, 44, 431), sp4asc=(256, 44, 431), sntl=(256, 33, 324),
 )
 
 
@@ -143,6 +143,7 @@ def peer(name, wave, rate):
     mels = torchaudio.transforms.MelSpectrogram
     if name == 'dcase24':
         return (mels(32000, 4096, 3072, 500, n_mels=256)(wave) + 1e-5).log()
+    if name == 'sntl': return (mels(44100, 8192, hop_length=1364, n_mels=256)(wave) + 1e-5).log()
     if name == 'dragonsearch':
         return mels(32000, 2048, hop_length=744, n_mels=128)(wave)
     if name == 'sp4asc':

@@ -65,7 +65,7 @@ def test_keyword_is_refused_by_name(step, key, value, damage):
     damage('augmentation', lambda: create_augment(step, **{key: value}), [step, key])
 
 
-PLACE = {'roll': 0, 'gain': 0, 'pitch_shift': 0, 'dir': 0, 'filter_augment': 2, 'freq_gain': 2, 'spectrum_modulation': 2}
+PLACE = dict(roll=0, gain=0, pitch_shift=0, dir=0, filter_augment=2, freq_gain=2, spectrum_modulation=2)
 
 
 def steps_with(step, keywords):

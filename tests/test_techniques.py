@@ -1,4 +1,4 @@
-"""A curriculum by device and spectrum modulation in a whole training: resumed to the same bits, refused in a sentence."""
+"""A curriculum by device and spectrum modulation in a whole training: resumed to the same bits, refused by name."""
 import pytest
 import torch
 from fastai.callback.core import Callback

@@ -52,17 +52,22 @@ def _changed_link(link, table):
     "A link with some of its parameters changed; a list of teachers is replaced"
     return {**(link or {}), **table} if isinstance(table, dict) else table
 
+# %% ../../nbs/experiment/40_chain.ipynb #fd5e5ead
+def _change_links(recipe, leave_out, changed):
+    "The links as they are named"
+    links = dict(recipe) if isinstance(recipe, dict) else read_yaml(_find_chain(recipe), 'chain')
+    for name in (*links, *leave_out, *changed): pick(LINKS, name, 'link of the chain')
+    links |= {name: _changed_link(links.get(name), table) for name, table in changed.items()}
+    if 'student' in {*links} - {*leave_out}: return {name: links[name] for name in links if name not in leave_out}
+    raise InputError('chain: it has no student; give the recipe of one')
+
 # %% ../../nbs/experiment/40_chain.ipynb #ff1c8d80
 def read_chain(recipe,      # name of a file in nbs/chains, path of a YAML file, or a dict
                leave_out=(),# links
                changed=(),  # link -> parameters over those of the recipe; teachers: another list
                ) -> dict:   # link -> its table, in order; teachers: a list of tables and of paths of models
     "The links of a chain, checked"
-    links = dict(recipe) if isinstance(recipe, dict) else read_yaml(_find_chain(recipe), 'chain')
-    for name in (*links, *leave_out, *changed): pick(LINKS, name, 'link of the chain')
-    for name, table in dict(changed).items(): links[name] = _changed_link(links.get(name), table)
-    links = {name: links[name] for name in LINKS if name in links and name not in leave_out}
-    if 'student' not in links: raise InputError('chain: it has no student; give the recipe of one')
+    links = _change_links(recipe, leave_out, dict(changed))
     if 'average' in links and 'teachers' not in links: del links['average']
     if 'teachers' in links: links = dict(links, average=links.get('average') or {})
     return {name: _read_link(name, links[name]) for name in LINKS if name in links}
@@ -75,14 +80,18 @@ def _read_link(name, table):
     _check_keys(name, table)
     return table
 
+# %% ../../nbs/experiment/40_chain.ipynb #13cedaf8
+def _check_seeds(seeds):
+    "InputError for what is no list of seeds"
+    if not check_type('teachers: seeds', seeds, list): raise InputError('teachers: seeds is empty; give at least one')
+    for seed in seeds: check_range(seeds=(seed, 0, None))
+
 # %% ../../nbs/experiment/40_chain.ipynb #73e044d8
 def _read_teacher(entry):
     "A teacher that is there, or one that is trained with each of its seeds"
     if isinstance(entry, str): return entry
     entry = dict(seeds=[0]) | check_type('teachers', entry, dict)
-    seeds = check_type('teachers: seeds', entry['seeds'], list)
-    if not seeds: raise InputError('teachers: seeds is empty; give at least one')
-    for seed in seeds: check_range(seeds=(seed, 0, None))
+    _check_seeds(entry['seeds'])
     _check_keys('teachers', {key: value for key, value in entry.items() if key != 'seeds'})
     return entry
 
@@ -108,7 +117,8 @@ def chain_targets(data='', data_dirs=(), folds=()) -> dict: # label -> data, dat
         for fold in folds or [1]:
             targets[_target_label(place, fold, len(places) > 1, folds)] = dict(place, fold=fold)
     if len(targets) < len(places) * len(folds or [1]):
-        raise InputError(f"data_dir: {', '.join(map(str, data_dirs))}: two have the same name; give each folder its own")
+        raise InputError(f"data_dir: {', '.join(map(str, data_dirs))}: two have the same name; "
+                         'give each folder its own')
     return targets
 
 # %% ../../nbs/experiment/40_chain.ipynb #aa815ac2
@@ -203,14 +213,12 @@ def student(self:ChainPlan, place, target, logits):
     start = f"pretrain-seed{place['seed']}" if 'pretrain' in self.links else ''
     own = dict(self.common, subset=place['subset'], seed=place['seed'], **target)
     untaught = dict(own, teacher='', distill={})
-    add = partial(self.add, 'student')
-    table = self.links['student']
-    if self.compare and (start or logits): add('alone', place, table, untaught)
     begun = dict(init_from=self.out(start)) if start else {}
-    if self.compare and start and logits: add('start', place, table, untaught | begun, [start])
     taught = dict(own, teacher=self.out(logits)) if logits else untaught
-    name = add('student', place, table, taught | begun, [start, logits])
-    self.follow(place, name)
+    add = partial(self.add, 'student', place=place, table=self.links['student'])
+    if self.compare and (start or logits): add('alone', parameters=untaught)
+    if self.compare and start and logits: add('start', parameters=untaught | begun, after=[start])
+    self.follow(place, add('student', parameters=taught | begun, after=[start, logits]))
 
 # %% ../../nbs/experiment/40_chain.ipynb #e495e9a1
 @patch
@@ -223,8 +231,14 @@ def follow(self:ChainPlan, place, name): # of the student's run
     if 'quantize' in self.links:
         given = dict(common, source=self.out(name), seed=place['seed'])
         name = self.add('quantize', 'int8', place, self.links['quantize'], given, [name])
-    if 'entry' in self.links:
-        self.add('entry', 'entry', place, self.links['entry'], dict(common, runs=[self.out(name)]), [name])
+    if 'entry' in self.links: self.enter(place, name)
+
+# %% ../../nbs/experiment/40_chain.ipynb #924cb735
+@patch
+def enter(self:ChainPlan, place, name): # of the run that answers
+    "The entry of a chain"
+    given = dict(runs=[self.out(name)], device=self.common['device'])
+    self.add('entry', 'entry', place, self.links['entry'], given, [name])
 
 # %% ../../nbs/experiment/40_chain.ipynb #34582c91
 def check_chain(links, cells):
@@ -236,15 +250,19 @@ def check_chain(links, cells):
     for cell in cells:
         if cell.swept['kind'] == 'student': _check_student(links, cell.parameters, cells)
 
+# %% ../../nbs/experiment/40_chain.ipynb #7ab47902
+def _check_taught(average, student):
+    "InputError unless there are logits for what the student hears"
+    from asc.experiment.distillation import read_distill  # loads torch
+    read_distill(student['distill'], 'files')
+    if student['crop'] == ('windows' if average.get('hop', 0) else 'clips'): return
+    raise InputError(f"student: crop={student['crop']!r} cuts clips that the teachers' logits do not know; give "
+                     'crop: clips, or crop: windows with hop above 0 in average')
+
 # %% ../../nbs/experiment/40_chain.ipynb #4ed7a651
 def _check_student(links, student, cells):
     "InputError unless the student can begin with the network before it and be taught by the logits"
-    from asc.experiment.distillation import read_distill  # loads torch
-    if 'average' in links: read_distill(student['distill'], 'files')
-    hop = links.get('average', {}).get('hop', 0)
-    if 'average' in links and student['crop'] != ('windows' if hop else 'clips'):
-        raise InputError(f"student: crop={student['crop']!r} cuts clips that the teachers' logits do not know; give "
-                         "crop: clips, or crop: windows with hop above 0 in average")
+    if 'average' in links: _check_taught(links['average'], student)
     for cell in cells:
         if cell.swept['link'] == 'pretrain': _check_same_network(cell.parameters, student)
 

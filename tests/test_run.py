@@ -280,7 +280,7 @@ def test_zoo_runs(papermill, synthetic, tmp_path):
     options = dict(clips=tmp_path/'clips', out=tmp_path/'zoo')
     launch.check(papermill('zoo', executed=tmp_path/'executed.ipynb', **options))
     metrics = read_json(tmp_path/'zoo/metrics.json')
-    assert metrics['networks'] == 21
+    assert metrics['networks'] == 32
     assert metrics['differing'] == 0
     assert metrics['clips'] == 2
     assert metrics['random_weights'] is True

@@ -67,7 +67,7 @@ def _check_keywords(name, kw, allowed):
 
 # %% ../../nbs/augment/25_zoo.ipynb #a24610c3
 def create_augment(
-    name:str, # a key of `augments`, or 'file.py:Class'
+    name:str, # key of `augments` or 'file.py:Class'
     /,
     **kw,     # its keywords
 ) -> nn.Module: # `stage` says where it may stand

@@ -95,7 +95,7 @@ def frontend_and_network(self:Deployed, wave, resample=None): # of the wave, whe
 
 # %% ../../nbs/bench/26_deployed.ipynb #0bf82026
 @patch
-def needs(self:Deployed, whole=True) -> tuple: # or of the network alone
+def needs(self:Deployed, whole=True) -> tuple: # or the network alone
     "Bytes and MACs of an answer"
     network = forward_needs(self.model.backbone, self.spectrogram)
     if not whole: return network

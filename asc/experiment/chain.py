@@ -92,7 +92,7 @@ def _read_teacher(entry):
     if isinstance(entry, str): return entry
     entry = dict(seeds=[0]) | check_type('teachers', entry, dict)
     _check_seeds(entry['seeds'])
-    _check_keys('teachers', {key: value for key, value in entry.items() if key != 'seeds'})
+    _check_keys('teachers', entry)
     return entry
 
 # %% ../../nbs/experiment/40_chain.ipynb #e0fe169a
@@ -202,7 +202,7 @@ def average(self:ChainPlan, place, target) -> str: # name of the run, '' without
 # %% ../../nbs/experiment/40_chain.ipynb #2e3dffad
 @patch
 def teacher(self:ChainPlan, kind, entry, place, target) -> list: # names of the runs
-    "One teacher with each of its seeds; a subset of its own goes before that of the student"
+    "One teacher with each of its seeds; it may have a subset of its own"
     own = dict(self.common, subset=entry.get('subset', place['subset']), **target)
     return [self.add('teachers', kind, dict(place, seed=seed), entry, dict(own, seed=seed)) for seed in entry['seeds']]
 

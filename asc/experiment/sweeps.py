@@ -94,8 +94,8 @@ def _progress(self:Sweep, name, running):
 def _outcome(self:Sweep, name):
     "Minutes that a finished run took, and its macro accuracy in percent"
     record = run_record(self.out(name))
-    seconds, accuracy = record.get('seconds'), record['metrics'].get('macro_accuracy')
-    known = [value if isinstance(value, (int, float)) else np.nan for value in (seconds, accuracy)]
+    figures = record.get('seconds'), record['metrics'].get('macro_accuracy')
+    known = [value if isinstance(value, (int, float)) else np.nan for value in figures]
     return known[0]/60, 100*known[1]
 
 # %% ../../nbs/experiment/20_sweeps.ipynb #049ac439

@@ -55,7 +55,7 @@ def likeness(x, group) -> float:
 
 # %% ../../nbs/teach/03_agreement.ipynb #a9f3c328
 def _permutations_within(scene, n, seed):
-    "n random orders of the rows in which every row is replaced by one of its own scene"
+    "n random orders of the rows in which each gets one of its own scene"
     rng, rows = np.random.default_rng(seed), np.argsort(scene, kind='stable')
     for _ in range(n):
         order = np.empty_like(rows)

@@ -87,7 +87,7 @@ def spectral_differences(pipeline, clips, # ClipData of a training list, cut as 
     place = pd.Series(range(len(used)), used)
     spectra = mean_spectra(pipeline, clips, used).double()
     groups = pairs.groupby(['scene', 'recording', 'device'], sort=True)
-    means = [[spectra[place[group[side]].to_numpy()].mean(0) for side in ('other', 'ours')] for _, group in groups]
+    means = [[spectra[place[group[side]].tolist()].mean(0) for side in ('other', 'ours')] for _, group in groups]
     logs = (torch.stack([torch.stack(mean) for mean in means]) + floor).log10()
     return (logs[:, 0] - logs[:, 1]).float(), groups.size().rename('clips').reset_index()
 

@@ -195,7 +195,8 @@ def test_one_clip_one_answer(name, kind, paths, consumers):
     expected = consumers.reference(path)
     if name == 'demo' and kind.startswith('device-wise'):
         expected = consumers.reference(paths['quantised' if kind.endswith('int8') else 'float'])
-    if kind in ('quantised', 'device-wise int8'): tolerance = max(tolerance, 5e-3)   # the last bit of a float moves a code
+    if kind in ('quantised', 'device-wise int8'):
+        tolerance = max(tolerance, 5e-3)                   # the last bit of a float moves a code
     assert (consume(path) - expected).abs().max() <= tolerance
 
 

@@ -128,8 +128,8 @@ def test_alignment_needs_devices(packed, lists):
     with pytest.raises(InputError, match="'zz'"):
         read_training_data(options_of(packed, lists, alignment={'kind': 'mmd', 'against': 'zz'}))
     data = read_training_data(options_of(packed, lists))
-    with pytest.raises(InputError, match="layer of alignment 'conv9'"):
-        create_training(data, options_of(packed, lists, alignment={'kind': 'mmd', 'layer': 'conv9'}))
+    _, fit = create_training(data, options_of(packed, lists, alignment={'kind': 'mmd', 'layer': 'conv9'}))
+    with pytest.raises(InputError, match="layer of alignment 'conv9'"): fit()
 
 
 @pytest.fixture(scope='module')

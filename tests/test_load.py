@@ -16,6 +16,7 @@ from asc.entry.package import open_system
 from asc.entry.recomputed import describe_entrant, rebuild_entrant
 from asc.entry.weights import entry_state, load_entrant
 from asc.experiment.distillation import Distillation
+from asc.experiment.norms import adapted_answers
 from asc.experiment.recipe import open_start
 from asc.load import KINDS, Hearing, open_model
 from asc.model.body import body_of
@@ -27,6 +28,7 @@ from asc.size.qdq import calibrate, quantised_classifier
 from asc.train.clips import ClipData
 from asc.train.finetune import start_from
 from asc.train.learner import predictions
+from asc.train.norms import read_norms
 from asc.use.answers import predict_teacher
 from asc.use.microphones import probabilities_over_time
 
@@ -151,6 +153,11 @@ class Consumers:
     def quantize(self, path):
         return self.classifier(path, 'quantize.ipynb', ('float', 'pruned', 'device-wise', 'published'))
 
+    def norms(self, path):
+        "So much of the training that nothing of the clips is left"
+        norms = read_norms({'strength': 1e9})
+        return torch.tensor(adapted_answers(open_model(path), self.data, norms)[0][self.corpus.scenes].to_numpy())
+
     def devices(self, path): return self.classifier(path, 'devices.ipynb', ('float', 'pruned'))
 
     def submit(self, path):
@@ -175,6 +182,7 @@ CANNOT = {
     'live_teacher': (['exported'], 1e-6),
     'init_from': (['pruned', 'quantised', 'device-wise', 'device-wise int8', 'exported'], 1e-6),
     'quantize': (['quantised', 'device-wise int8', 'exported'], 1e-6),
+    'norms': (['quantised', 'device-wise int8', 'exported'], 1e-5),
     'devices': (['quantised', 'device-wise', 'device-wise int8', 'published', 'exported'], 1e-6),
     'submit': (['published', 'exported'], 5e-3),
     'package': (['published', 'exported'], 1e-6),
@@ -245,3 +253,13 @@ def test_an_entry_of_device_networks_in_eight_bits(paths, consumers):
     with torch.no_grad():
         expected = model(consumers.wave, consumers.device)
         assert torch.equal(again(consumers.wave, consumers.device), expected)
+
+
+def test_norms_are_adapted_to_the_network_of_a_device(paths, consumers):
+    "The network of the device hears its clips; the general one and the model that was given stay as they are"
+    model = open_model(paths['device-wise'])
+    before = {name: value.clone() for name, value in model.network.state_dict().items()}
+    table, counts = adapted_answers(model, consumers.data, read_norms({'strength': 1.}))
+    answers = torch.tensor(table[consumers.corpus.scenes].to_numpy())
+    assert counts == {DEVICE: 3} and (answers - consumers.reference(paths['device-wise'])).abs().max() > 1e-4
+    assert all(torch.equal(value, before[name]) for name, value in model.network.state_dict().items())

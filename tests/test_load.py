@@ -13,8 +13,10 @@ from asc.backbone.zoo import create_backbone
 from asc.core import InputError, seed_everything
 from asc.data.splits import read_split
 from asc.entry.package import open_system
-from asc.entry.weights import load_entrant
+from asc.entry.recomputed import describe_entrant, rebuild_entrant
+from asc.entry.weights import entry_state, load_entrant
 from asc.experiment.distillation import Distillation
+from asc.experiment.norms import adapted_answers
 from asc.experiment.recipe import open_start
 from asc.load import KINDS, Hearing, open_model
 from asc.model.body import body_of
@@ -26,6 +28,7 @@ from asc.size.qdq import calibrate, quantised_classifier
 from asc.train.clips import ClipData
 from asc.train.finetune import start_from
 from asc.train.learner import predictions
+from asc.train.norms import read_norms
 from asc.use.answers import predict_teacher
 from asc.use.microphones import probabilities_over_time
 
@@ -57,9 +60,18 @@ def save_kinds(folder, corpus, store):
     with torch.no_grad(): other.feed_forward[0].weight.mul_(-1)
     save_devices(DeviceAware(general, {DEVICE: other}, corpus.devices), folder/'device-wise')
 
+    save_quantised(DeviceAware(integer, {DEVICE: other_codes(integer)}, corpus.devices), folder/'device-wise int8')
+
     torch.save(create_backbone('cp_mobile_24').state_dict(), folder/'published.ckpt')
-    paths = {kind: folder/kind for kind in ('float', 'pruned', 'quantised', 'device-wise')}
+    paths = {kind: folder/kind for kind in ('float', 'pruned', 'quantised', 'device-wise', 'device-wise int8')}
     return paths | dict(published=folder/'published.ckpt') | export(general, folder)
+
+
+def other_codes(model):
+    "A quantised network like that of a model, the weights of its head negative"
+    network = deepcopy(model.backbone)
+    with torch.no_grad(): network.feed_forward[0].parametrizations.weight.original.mul_(-1)
+    return network
 
 
 def export(model, folder):
@@ -138,7 +150,14 @@ class Consumers:
         start_from(student, start, path)
         return torch.tensor(predictions(student.eval(), self.data)[self.corpus.scenes].to_numpy())
 
-    def quantize(self, path): return self.classifier(path, 'quantize.ipynb', ('float', 'pruned', 'published'))
+    def quantize(self, path):
+        return self.classifier(path, 'quantize.ipynb', ('float', 'pruned', 'device-wise', 'published'))
+
+    def norms(self, path):
+        "So much of the training that nothing of the clips is left"
+        norms = read_norms({'strength': 1e9})
+        return torch.tensor(adapted_answers(open_model(path), self.data, norms)[0][self.corpus.scenes].to_numpy())
+
     def devices(self, path): return self.classifier(path, 'devices.ipynb', ('float', 'pruned'))
 
     def submit(self, path):
@@ -161,9 +180,10 @@ CANNOT = {
     'demo': ([], 1e-6),
     'logits': ([], 2e-3),
     'live_teacher': (['exported'], 1e-6),
-    'init_from': (['pruned', 'quantised', 'device-wise', 'exported'], 1e-6),
-    'quantize': (['quantised', 'device-wise', 'exported'], 1e-6),
-    'devices': (['quantised', 'device-wise', 'published', 'exported'], 1e-6),
+    'init_from': (['pruned', 'quantised', 'device-wise', 'device-wise int8', 'exported'], 1e-6),
+    'quantize': (['quantised', 'device-wise int8', 'exported'], 1e-6),
+    'norms': (['quantised', 'device-wise int8', 'exported'], 1e-5),
+    'devices': (['quantised', 'device-wise', 'device-wise int8', 'published', 'exported'], 1e-6),
     'submit': (['published', 'exported'], 5e-3),
     'package': (['published', 'exported'], 1e-6),
 }
@@ -181,9 +201,10 @@ def test_one_clip_one_answer(name, kind, paths, consumers):
         with pytest.raises(InputError, match=kind): consume(path)
         return
     expected = consumers.reference(path)
-    if name == 'demo' and kind == 'device-wise':
-        expected = consumers.reference(paths['float'])
-    if kind == 'quantised': tolerance = max(tolerance, 5e-3)   # the last bit of a float moves a code
+    if name == 'demo' and kind.startswith('device-wise'):
+        expected = consumers.reference(paths['quantised' if kind.endswith('int8') else 'float'])
+    if kind in ('quantised', 'device-wise int8'):
+        tolerance = max(tolerance, 5e-3)                   # the last bit of a float moves a code
     assert (consume(path) - expected).abs().max() <= tolerance
 
 
@@ -195,8 +216,9 @@ def test_kinds_are_told_apart(kind, paths):
 
 def test_a_device_has_its_own_network(consumers, paths):
     "The device-wise model differs from the general one for this device, so that the table means something"
-    gap = (consumers.reference(paths['device-wise']) - consumers.reference(paths['float'])).abs().max()
-    assert gap > 1e-3
+    for wise, general in {'device-wise': 'float', 'device-wise int8': 'quantised'}.items():
+        gap = (consumers.reference(paths[wise]) - consumers.reference(paths[general])).abs().max()
+        assert gap > 1e-3
 
 
 def test_one_fingerprint(consumers, paths, packed, rows, tmp_path):
@@ -219,3 +241,25 @@ def test_a_sound_at_another_rate(packed, paths, tmp_path):
     for path in paths.values():
         table = predict(path, tmp_path/'tone.wav')
         assert table[corpus.scenes].sum(axis=1).tolist() == pytest.approx([1.])
+
+
+def test_an_entry_of_device_networks_in_eight_bits(paths, consumers):
+    "Codes of every network are handed in, of one that is the general one too, and answer as the run does"
+    folder = paths['device-wise int8']
+    model, bits = load_entrant(folder)
+    state = entry_state(model, bits)
+    assert bits == 8 and any(name.startswith(f'device_models.{DEVICE}.') for name in state)
+    again = rebuild_entrant(state, describe_entrant(model, folder), folder)
+    with torch.no_grad():
+        expected = model(consumers.wave, consumers.device)
+        assert torch.equal(again(consumers.wave, consumers.device), expected)
+
+
+def test_norms_are_adapted_to_the_network_of_a_device(paths, consumers):
+    "The network of the device hears its clips; the general one and the model that was given stay as they are"
+    model = open_model(paths['device-wise'])
+    before = {name: value.clone() for name, value in model.network.state_dict().items()}
+    table, counts = adapted_answers(model, consumers.data, read_norms({'strength': 1.}))
+    answers = torch.tensor(table[consumers.corpus.scenes].to_numpy())
+    assert counts == {DEVICE: 3} and (answers - consumers.reference(paths['device-wise'])).abs().max() > 1e-4
+    assert all(torch.equal(value, before[name]) for name, value in model.network.state_dict().items())

@@ -20,7 +20,7 @@ from asc.load import open_model
 from asc.model.adapter import rate_of
 from asc.model.classifier import save_model
 from asc.train.clips import ClipData
-from asc.train.embedding import embed
+from asc.train.embedding import clip_embeddings
 from asc.train.learner import predictions
 from asc.train.options import TrainingOptions
 from asc.use.answers import predict_teacher
@@ -159,7 +159,7 @@ def test_everybody_answers_alike(run, packed, data, tmp_path):
     assert abs(torch.as_tensor(teacher.logits).float().softmax(1).numpy() - expected).max() < 2e-3
     assert 'sha256=' in teacher.facts['frontend']
     assert Distillation(str(run)).kind == 'run'
-    assert embed(model.network, clips).shape == (5, WIDTH)
+    assert clip_embeddings(model.network, clips).shape == (5, WIDTH)
 
 
 def test_refused_by_name(run, tmp_path):
@@ -168,7 +168,7 @@ def test_refused_by_name(run, tmp_path):
     for consumer, kinds in (('submit', ('float', 'pruned')), ('quantize.ipynb', ('float', 'published'))):
         with pytest.raises(InputError, match=r'a probe on an encoder, a teacher alone \(probe\)'):
             model.classifier(consumer, kinds)
-    with pytest.raises(InputError, match='an encoder'): export_model(model.network, tmp_path/'a.onnx')
+    with pytest.raises(InputError, match='is a probe on the encoder'): export_model(model.network, tmp_path/'a.onnx')
 
 
 def test_a_cache_gives_the_same_training(onnx_file, data, tmp_path, monkeypatch):
@@ -270,7 +270,8 @@ def test_forms_of_files(tmp_path):
     assert torch.allclose(FrozenEncoder(str(path), RATE, output='b')(wave), 2 * want, atol=1e-5)
     with pytest.raises(InputError, match='has the outputs a, b; name one'): FrozenEncoder(str(path), RATE)
     with pytest.raises(InputError, match='choose one of a, b'): FrozenEncoder(str(path), RATE, output='c')
-    with pytest.raises(InputError, match='takes 8000; give window: 1'): FrozenEncoder(str(path), RATE, window=2)
+    with pytest.raises(InputError, match='takes 8000; give window: 1'):
+        FrozenEncoder(str(tmp_path/'fixed.onnx'), RATE, window=2)
 
 
 @pytest.mark.parametrize('words, change', [

@@ -140,7 +140,8 @@ def test_windows_and_tokens(code, data):
     frontend, network = learn.model.pipeline.frontend, learn.model.backbone
     assert learn.model.input_shape() == (1, 1, WIDTH, 30)
     learn.model.train()
-    assert not frontend.encoder.module.training and not any(p.requires_grad for p in frontend.encoder.module.parameters())
+    module = frontend.encoder.module
+    assert not module.training and not any(p.requires_grad for p in module.parameters())
     x = network.eval().tokens(torch.randn(2, 1, WIDTH, 30))
     assert torch.allclose(network.attention(x).sum(2), torch.ones(2, 4))
 
@@ -262,7 +263,8 @@ def test_forms_of_files(tmp_path):
     wave = torch.randn(3, SECOND) / 10
     want = FrozenEncoder(filters(), RATE)(wave)
     forms = dict(one=dict(module=Reshaped(1), wave=torch.zeros(SECOND), free=()),
-                 channel=dict(module=Reshaped(3), wave=torch.zeros(1, 1, SECOND)), fixed=dict(module=filters(), free=()))
+                 channel=dict(module=Reshaped(3), wave=torch.zeros(1, 1, SECOND)),
+                 fixed=dict(module=filters(), free=()))
     for name, form in forms.items():
         path = to_onnx(path=tmp_path/f'{name}.onnx', **form)
         assert torch.allclose(FrozenEncoder(str(path), RATE)(wave), want, atol=1e-5), name

@@ -277,7 +277,7 @@ def of_quality(qualities, places=20, seed=0):
     "Made-up members whose logits know the truth so well, and the rows they were asked about"
     rng = np.random.default_rng(seed)
     scenes = SCENES[:3]
-    rows = pd.DataFrame([dict(scene=scenes[k % 3], device='a', location=f'l{k % places}', recording=f'r{k}',
+    rows = pd.DataFrame([dict(scene=scenes[k % 3], device='a', city='x', location=f'l{k % places}', recording=f'r{k}',
                               filename=f'{k}.wav') for k in range(120)])
     truth = np.eye(3)[pd.Categorical(rows.scene, scenes).codes]
     noise = rng.normal(size=(120, 3))
@@ -307,4 +307,5 @@ def test_weights_by_evidence_are_refused_as_fitted_ones(weights):
     members, rows = of_quality([2., 0.])
     with pytest.raises(InputError, match='give its rows'): ensemble(members, weights=weights)
     members[0].seen = torch.ones(120, dtype=int)
-    with pytest.raises(InputError, match='was trained on 120 of the 120'): ensemble(members, weights=weights, valid=rows)
+    with pytest.raises(InputError, match='was trained on 120 of the 120'):
+        ensemble(members, weights=weights, valid=rows)

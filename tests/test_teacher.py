@@ -15,6 +15,7 @@ from asc.data.choose import data_facts
 from asc.data.corpus import load_corpus
 from asc.data.splits import carve_valid, read_split, read_test
 from asc.model.classifier import create_classifier, save_model
+from asc.teach.ensemble import ensemble, score_table
 from asc.teach.teacher import Teacher
 from asc.teach.published import read_published_logits
 from asc.teach.logits import read_teacher, save_teacher
@@ -270,3 +271,41 @@ def test_published_checkpoint_needs_the_same_classes(shared, packed):
     assert (teacher.seen == -1).all()
     with pytest.raises(InputError, match='does not know rain; not asked for are tram'):
         predict_teacher(model, store, rows, [*corpus.scenes[:9], 'rain'], corpus.devices)
+
+
+def of_quality(qualities, places=20, seed=0):
+    "Made-up members whose logits know the truth so well, and the rows they were asked about"
+    rng = np.random.default_rng(seed)
+    scenes = SCENES[:3]
+    rows = pd.DataFrame([dict(scene=scenes[k % 3], device='a', city='x', location=f'l{k % places}', recording=f'r{k}',
+                              filename=f'{k}.wav') for k in range(120)])
+    truth = np.eye(3)[pd.Categorical(rows.scene, scenes).codes]
+    noise = rng.normal(size=(120, 3))
+    logits = [quality * truth + noise for quality in qualities]
+    return [Teacher(rows.filename, z, scenes, dict(model=f'm{i}')) for i, z in enumerate(logits)], rows
+
+
+@pytest.mark.parametrize('how', ['logits', 'probabilities', 'log_probabilities'])
+@pytest.mark.parametrize('weights', ['likelihood', 'stacking'])
+def test_weights_by_evidence(weights, how):
+    "A dominated member fades as places are added; equals are equal; order and places of honour do not matter"
+    def fitted(qualities, places=20):
+        members, rows = of_quality(qualities, places)
+        together = ensemble(members, how, weights, rows)
+        worst = score_table(members, rows)['log loss'].max()
+        assert score_table([together], rows)['log loss'].iloc[0] <= worst + 1e-4
+        return np.array(together.facts['weights']['all']['weights'])
+    poor = [fitted([2., 0.], places)[1] for places in (1, 10, 60)]
+    assert poor[0] > poor[1] > poor[2] and poor[2] < .1
+    np.testing.assert_allclose(fitted([1., 1., 1.]), 1/3, atol=1e-3)
+    a, b = fitted([2., 1., .2]), fitted([.2, 2., 1.])
+    np.testing.assert_allclose(a, b[[1, 2, 0]], atol=1e-3)
+
+
+@pytest.mark.parametrize('weights', ['likelihood', 'stacking'])
+def test_weights_by_evidence_are_refused_as_fitted_ones(weights):
+    members, rows = of_quality([2., 0.])
+    with pytest.raises(InputError, match='give its rows'): ensemble(members, weights=weights)
+    members[0].seen = torch.ones(120, dtype=int)
+    with pytest.raises(InputError, match='was trained on 120 of the 120'):
+        ensemble(members, weights=weights, valid=rows)

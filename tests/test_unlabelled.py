@@ -1,4 +1,5 @@
 """Clips without labels: heard from anywhere but the lists that judge, labelled by a teacher, taught by consistency."""
+import shutil
 from contextlib import redirect_stdout
 from io import StringIO
 
@@ -10,14 +11,17 @@ import torch
 
 from asc.core import InputError
 from asc.data.corpus import load_corpus
+from asc.data.findings import table_findings
 from asc.data.splits import read_split, read_test
 from asc.data.unlabelled import open_unheard, unlabelled_rows
 from asc.experiment.recipe import create_training, read_training_data, train_and_save
+from asc.experiment.stacked import check_stacked
 from asc.experiment.unlabelled import PseudoTeachers
 from asc.teach.logits import save_teacher
 from asc.teach.pseudo import pseudo_labels, read_pseudo
 from asc.train.options import TrainingOptions
 from asc.train.resume import Checkpoint
+from asc.use.teachers import clip_list
 from conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -222,6 +226,49 @@ def test_pseudo_labels_help_where_there_are_blobs():
             net = fitted(torch.cat([x, more]), np.concatenate([y, made.rows.scene.astype(int)]))
         gained.append((net(seen).argmax(1).numpy() == wanted).mean() - alone)
     assert min(gained) > 0 and np.mean(gained) > .03
+
+
+@pytest.fixture
+def partly(short_test, project):
+    "blank(which) -> a corpus in TAU's layout, some of its labels empty"
+    folder = project/'partly'
+    shutil.copytree(short_test, folder)
+    table = pd.read_csv(folder/'meta.csv', sep='\t')
+    def blank(which):
+        table.assign(scene_label=table.scene_label.mask(which(table))).to_csv(folder/'meta.csv', sep='\t', index=False)
+        return folder
+    return blank
+
+
+def test_a_corpus_may_lack_labels(partly, options, corpus):
+    "Of some clips: the others are trained on, and it is said; of all: refused, naming the door there is"
+    listed = {*read_split(corpus, 100).filename, *read_test(corpus).filename}
+    assert len(listed) < len(corpus.meta)
+    folder = partly(lambda table: ~table.filename.isin(listed))
+    data = quietly(read_training_data, options(data_dir=str(folder), unlabelled=[]))
+    bare = len(corpus.meta) - len(listed)
+    assert data.train.scene.notna().all() and f'{bare} clips without a label' in ' '.join(data.said)
+    notes = [row for row in table_findings(data.corpus) if row[1] == 'clips without a label']
+    assert [row[2] for row in notes] == [bare]
+    assert set(unlabelled_rows(data.corpus, 100).filename) == set(corpus.meta.filename) - listed
+    folder = partly(lambda table: table.filename != '')
+    with pytest.raises(InputError, match='hear this one without labels: unlabelled'):
+        quietly(read_training_data, options(data_dir=str(folder), unlabelled=[]))
+
+
+def test_logits_of_clips_without_labels(corpus):
+    "What `clips` means, and that nothing is left where all have one"
+    rest = clip_list(corpus, 'unlabelled', 25, .1)
+    assert 0 < len(rest) and not set(rest.filename) & {*read_split(corpus, 25).filename, *read_test(corpus).filename}
+    assert len(clip_list(corpus, 'unlabelled', 100, .1, names=['x', 'y'])) == len(corpus.meta)
+    with pytest.raises(InputError, match='has a label and is in the training list'):
+        clip_list(corpus, 'unlabelled', 100, .1)
+
+
+def test_stacked_trainings_refuse_consistency(options):
+    "By name; pseudo-labels, which are data, are none of its business"
+    with pytest.raises(InputError, match='consistency'):
+        check_stacked(**options(consistency='self').as_dict())
 
 
 def test_any_folder_is_heard(tmp_path):

@@ -147,7 +147,7 @@ def sweep(
     consent_to(parameters)
     cells = sweep_cells(recipes, subsets, seeds, parameters, notebook=notebook)
     if engine == 'local': check_devices_of(cells)
-    Sweep(cells, folder, notebook, stack=stack) # refuses what is wrong before anything starts
+    Sweep(cells, folder, stack=stack) # refuses what is wrong before anything starts
     _run_watched(resolve(out) if out else fresh_folder('sweep'), dict(
         recipes=list(recipes), subsets=list(subsets), seeds=list(seeds), parameters=parameters,
         notebook=notebook, folder=folder, stack=stack, engine=engine, workers=workers,

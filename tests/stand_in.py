@@ -61,7 +61,7 @@ def sweep_of(folder, subsets=(25,), seeds=(0,), **options):
     common = dict(journal=str(folder/'journal'), gate=str(folder/'gate'))
     notebook = folder/'stand_in.ipynb'
     cells = sweep_cells([''], subsets, seeds, common, notebook=notebook)
-    return Sweep(cells, folder/'runs', notebook, **options)
+    return Sweep(cells, folder/'runs', **options)
 
 
 def read_journal(folder, word):

@@ -38,6 +38,7 @@ KEYWORDS = {
         db=[-1, NAN, INF, 1e3, '6', None, True], width=[0, -1, .5, NAN, INF, '6', None, True],
         bands=[(3, 2), (0, 2), (3,), (1, 2, 3), (), (1, INF), (NAN, 3), (1.5, 3), ('1', '3'), 3, '36', None, (True, 2)],
         kind=['cubic', '', None, 1]),
+    'spectrum_modulation': dict(source=[-1, .5, NAN, 'a', None, True, [0]], floor=[0, -1, NAN, INF, 2., '1', None]),
     'freq_gain': dict(db=[-1, NAN, INF, 1e3, '6', None], width=[0, -1, .5, NAN, INF, '6', None]),
     'freq_mask': dict(size=WRONG_SIZE, n=[0, -1, .5, 1.5, NAN, INF, 10**9, '2', None, True],
                       fill=[NAN, INF, -INF, 1e30, 'median', '', None, True, [0]], per=['epoch', '', None, 1]),
@@ -64,7 +65,7 @@ def test_keyword_is_refused_by_name(step, key, value, damage):
     damage('augmentation', lambda: create_augment(step, **{key: value}), [step, key])
 
 
-PLACE = {'roll': 0, 'gain': 0, 'pitch_shift': 0, 'dir': 0, 'filter_augment': 2, 'freq_gain': 2}
+PLACE = dict(roll=0, gain=0, pitch_shift=0, dir=0, filter_augment=2, freq_gain=2, spectrum_modulation=2)
 
 
 def steps_with(step, keywords):

@@ -9,8 +9,17 @@ import torch
 
 import asc
 from asc.backbone.branches import RepConv, fuse_branches
-from asc.backbone.zoo import create_backbone
+from asc.backbone.zoo import backbones, create_backbone
+from asc.core import InputError
+from asc.export.onnx import session
+from asc.export.onnx_graph import network_graph
+from asc.export.plan import read_steps
 from asc.frontend.logmel import create_frontend
+from asc.model.classifier import create_classifier
+from asc.model.published import recognise
+from asc.size.fold import compare_networks, fold
+from asc.size.qat import load_quantised, save_quantised
+from asc.size.qdq import calibrate, prepare, quantised_classifier, quantisers
 
 PUBLISHED = Path(os.environ.get('ASC_SHARED', ''))/'data'/'weights'/'sntl_ntu_2025_v1_fp16.pt'
 
@@ -130,3 +139,150 @@ def test_published_weights():
                                               '−2.69169 −11.07481 −5.28770 −2.63425 −5.52182'))
     assert_close(network.backbone(grid(256, 33))[0], numbers('−0.81168 −1.02849 −0.76618 −0.97202 −5.51593 '
                                                              '−4.68491 −6.08589 −4.28169 0.06160 −1.06702'))
+
+
+ALL_FOUR = ['3x3', '1x1', '1x3', '3x1']
+COUNTS = { # network, bands and frames -> parameters, MACs by the official count
+    ('cnn_gru', 256, 33): (58_171, 10_902_300),
+    ('cnn_gru_2', 256, 33): (58_605, 10_902_300),
+    ('rep_ctfa', 256, 65): (62_554, 18_758_084),
+    ('rep_ctfa', 400, 65): (62_554, 29_302_844),
+    ('cp_mobile_li', 256, 64): (61_160, 17_050_260),
+    ('cp_mobile_li', 256, 65): (61_160, 18_576_020),
+    ('mn01', 128, 100): (57_090, 1_941_546),
+    ('mn04', 128, 100): (718_378, 12_495_874),
+    ('mn10', 128, 100): (4_214_554, 62_366_962),
+}
+
+
+@pytest.mark.parametrize('name, bands, frames', COUNTS)
+def test_counts(name, bands, frames):
+    "Expected beside counted"
+    cost = asc.complexity(create_backbone(name), (1, bands, frames))
+    assert (cost.params, cost.macs) == COUNTS[name, bands, frames]
+
+
+@pytest.mark.parametrize('bands, macs', [(256, 19_663_684), (400, 30_715_612)])
+def test_what_is_deployed_is_judged(bands, macs):
+    "30.7 million MACs in training, 29.3 million without the branches: it may take part, and is told what it was"
+    cost = asc.complexity(create_backbone('rep_ctfa'), (1, bands, 65))
+    assert cost.training == (69_522, macs) and f'in training 69,522 parameters and {macs:,} MACs' in repr(cost)
+    verdict = cost.verdict('2024')
+    assert verdict.passed and '69,522' in verdict.reason
+    assert cost.to_dict()['training'] == [69_522, macs]
+    assert 'training' not in asc.complexity(create_backbone('cp_mobile_24'), (1, 256, 65)).to_dict()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', ['rep_ctfa', 'cp_mobile_24', 'cp_mobile_23', 'cp_mobile_li'])
+def test_branches_fold(name):
+    "Nothing of the branches is left; what is left of CP-Mobile is CP-Mobile without branches; the error is rounding"
+    kw, x = ({} if name == 'rep_ctfa' else dict(branches=ALL_FOUR)), grid(256, 65)
+    net = with_weights(create_backbone(name, **kw))
+    small, expected = fold(net, x), net(x)
+    assert (small(x) - expected).abs().max() <= 1e-5*expected.abs().max()
+    assert not any('conv1x1' in key or 'alpha' in key for key in small.state_dict())
+    assert any('conv1x1' in key for key in net.state_dict())
+    if kw: assert shapes(small) == shapes(fold(create_backbone(name).eval(), x))
+
+
+def shapes(net): return {key: value.shape for key, value in net.state_dict().items()}
+
+
+def test_no_branches_by_default():
+    "Without the option the same weights from the same seed; with a wrong one a sentence"
+    torch.manual_seed(1)
+    plain = create_backbone('cp_mobile_24').state_dict()
+    torch.manual_seed(1)
+    same = create_backbone('cp_mobile_24', branches=None).state_dict()
+    assert all(torch.equal(plain[key], same[key]) for key in plain)
+    for wrong, sentence in [(['7x7'], "unknown branch '7x7'"), ('3x3', 'give a list'), ([], 'give a list'),
+                            (['3x3', '3x3'], 'names a kernel twice')]:
+        with pytest.raises(InputError, match=sentence): create_backbone('cp_mobile_24', branches=wrong)
+
+
+@torch.no_grad()
+def test_some_branches_without_the_square_one():
+    "Any of the kernels, also without the 3×3, and a stride"
+    unit = with_weights(RepConv(4, (1, 2), ['1x3', '3x1'], torch.nn.ReLU))
+    x = torch.randn(2, 4, 8, 9)
+    expected = unit(x)
+    unit.fuse()
+    assert torch.allclose(unit(x), expected, atol=1e-5) and 'fused_conv.0.bias' in unit.state_dict()
+
+
+@pytest.mark.parametrize('name', ['cnn_gru', 'cnn_gru_2', 'rep_ctfa', 'cp_mobile_li', 'mn01', 'mn04'])
+def test_recognised_with_other_classes(name):
+    with torch.device('meta'): state = create_backbone(name, 3).state_dict()
+    assert recognise(state) == (name, 3)
+
+
+@torch.no_grad()
+def test_gru_in_eight_bits():
+    "Two weights with a scale a row, six tensors with one; the loop is the GRU, rounding moves the logits by per cents"
+    net, x = with_weights(create_backbone('cnn_gru')), torch.cat([grid(256, 33), ramp(256, 33)])
+    small = prepare(net, x)
+    assert compare_networks(net, small, x)['max_logit'] <= 1e-5*net(x).abs().max()
+    calibrate(small, x)
+    own = {name.removeprefix('bgru2d_4_1.'): q for name, q in quantisers(small).items() if 'bgru' in name}
+    weights = {name: q.scale.shape for name, q in own.items() if q.axis == 0}
+    assert set(weights.values()) == {(192,)} and len(weights) == 2
+    inside = {name for name, q in own.items() if q.axis is None}
+    assert inside >= {'read.out_quant', 'state.in_quant0', 'state.out_quant', 'gate.out_quant', 'candidate.out_quant'}
+    assert 0 < compare_networks(net, small, x)['max_logit'] < .05*net(x).abs().max()
+    states = small.bgru2d_4_1.gate(torch.linspace(-4, 4, 1000))
+    assert len(states.unique()) <= 256
+
+
+@torch.no_grad()
+def test_gru_saved_as_integers(tmp_path):
+    "An int8 run folder of the CNN-GRU opens again, equal to the last bit"
+    model = create_classifier('cnn_gru', 'sntl').eval()
+    with_weights(model.backbone)
+    small, x = quantised_classifier(model), grid(256, 33)
+    calibrate(small.backbone, x)
+    save_quantised(small, tmp_path)
+    again = load_quantised(tmp_path)
+    assert torch.equal(again.backbone(x), small.backbone(x))
+
+
+@torch.no_grad()
+def test_branches_reach_c():
+    "CP-Mobile with branches is written in C step for step as without"
+    small = dict(base=8, blocks=(1, 1, 1), strides={})
+    steps = []
+    for kw in ({}, dict(branches=ALL_FOUR)):
+        net, x = with_weights(create_backbone('cp_mobile_24', **small, **kw)), grid(64, 33)
+        found = read_steps(calibrate(prepare(net, x), x))
+        steps.append([(s.op, s.ins, s.shape, s.window) for s in found])
+    assert steps[0] == steps[1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name, operation', [('cnn_gru', 'transpose'), ('rep_ctfa', 'silu'), ('mn01', 'hardswish'),
+                                             ('cp_mobile_li', 'linalg_vector_norm')])
+def test_c_refuses_by_name(name, operation):
+    x = grid(*backbones[name].shape)
+    net = calibrate(prepare(with_weights(create_backbone(name)), x), x)
+    with pytest.raises(InputError, match=f'needs {operation}, for which there is no C kernel'): read_steps(net)
+
+
+@torch.no_grad()
+def test_gru_in_onnx():
+    "The GRU with its classifier, in float and in eight bits, answers in ONNX Runtime as here, for any batch"
+    pytest.importorskip('onnxruntime')
+    head = with_weights(Read())
+    x = torch.randn(5, 1, 4, 16)
+    for net, precision in ((head, 'float32'), (calibrate(prepare(head, x, skip=()), x), 'int8')):
+        file = network_graph(net, x[:1], precision).SerializeToString()
+        found = session(file).run(['logits'], {'logmel': x.numpy()})[0]
+        assert np.abs(found - net(x).numpy()).max() < 1e-2*net(x).abs().max()
+
+
+class Read(torch.nn.Module):
+    "A GRU and a classifier of its last state"
+    def __init__(self):
+        super().__init__()
+        self.gru, self.out = torch.nn.GRU(16, 8, batch_first=True), torch.nn.Linear(8, 3)
+
+    def forward(self, x): return self.out(self.gru(x[:, 0])[0][:, -1])

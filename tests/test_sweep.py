@@ -134,7 +134,7 @@ def stack_of(folder, parameters):
     "A sweep of two cells that can be stacked"
     notebook = folder/'learns.ipynb'
     cells = sweep_cells([''], [5], [0, 1], parameters, notebook=notebook)
-    return Sweep(cells, folder/'runs', notebook, stack=True)
+    return Sweep(cells, folder/'runs', stack=True)
 
 
 def start_worker(sweep):

@@ -21,7 +21,7 @@ from asc.model.classifier import create_classifier
 from asc.experiment.stacked import check_stacked
 from asc.train.accumulate import Accumulate, batches_a_step
 from asc.train.averages import EMA
-from asc.train.callbacks import create_callbacks
+from asc.train.callbacks import check_callbacks, create_callbacks
 from asc.train.compiled import Compiled
 from asc.model.body import head_of
 from asc.train.finetune import layer_groups, layers_of
@@ -559,3 +559,60 @@ def test_accumulate_is_an_option(learner):
     assert batches_a_step(learn) == 2 and learn.recorder.losses
     options = TrainingOptions(accumulate=2).as_dict() | dict(backbone='cnn3', frontend='cnn3', pipeline='easy_cnn3')
     with pytest.raises(InputError, match='accumulate=2.*cannot be stacked'): check_stacked(**options)
+
+
+# sharpness and soups
+
+class OneEpoch(Callback):
+    def before_epoch(self):
+        if self.epoch == 1: raise KeyboardInterrupt
+
+
+class FirstStep(Callback):
+    "The gradients of the first step, and the statistics of norms there"
+    order, run_valid, gradients = 20, False, None
+    def before_step(self):
+        if self.gradients is None: self.gradients = torch.cat([p.grad.flatten() for p in self.learn.model.parameters()])
+        self.norms = [b.clone() for b in self.learn.model.backbone.buffers()]
+
+
+@pytest.mark.parametrize('precision', ['float32', 'bf16'])
+def test_sharpness_repeats_augmentation_targets_and_norms(learner, precision):
+    "With MixUp, MixStyle, masks, accumulation and clipping, a second pass near the weights changes nothing"
+    settings = dict(n=8, steps=MIXUP, bs=4, accumulate=2, clip=1., precision=precision)
+    plain, near, far = (
+        run(learner(sharpness=spec, cbs=[FirstStep()], **settings), 1)
+        for spec in ('', {'kind': 'sam', 'rho': 1e-9}, {'kind': 'asam', 'rho': .5})
+    )
+    a, b, c = (learn.first_step.gradients for learn in (plain, near, far))
+    assert (a - b).norm() < 1e-4 * a.norm() < 1e-2 < (a - c).norm() and c.norm() < 1.001
+    assert all(torch.equal(x, y) for x, y in zip(plain.first_step.norms, far.first_step.norms))
+    assert far.recorder.losses == plain.recorder.losses
+
+
+def test_soup_of_a_resumed_training_has_the_same_bits(learner, tmp_path):
+    "Stopped before its second epoch, and after its last; SAM and mixed precision as well"
+    options = dict(sharpness='sam', soup={'kind': 'greedy', 'from': 0., 'candidates': 3}, precision='bf16', steps=MIXUP)
+    whole = run(learner(**options, cbs=[Checkpoint(tmp_path/'a')]), 3)
+    assert whole.soup.made['norms'] == 'reestimate' and len(whole.soup.made['candidates']) == 3
+    with pytest.raises(KeyboardInterrupt): run(learner(**options, cbs=[OneEpoch(), Checkpoint(tmp_path/'b')]), 3)
+    for _ in range(2):
+        learn = run(learner(**options, cbs=[Checkpoint(tmp_path/'b', resume=True)]), 3)
+        assert same(state(whole), state(learn)) and learn.soup.made == whole.soup.made
+
+
+@pytest.mark.parametrize('options, words', {
+    'soup and ema': (dict(soup='greedy', ema=.9), 'ema is another average'),
+    'soup and keep': (dict(soup='greedy', keep='best'), 'of several epochs'),
+    'soup and patience': (dict(soup='uniform', patience=3), 'before there are epochs'),
+    'few epochs': (dict(soup='uniform', epochs=2), 'a soup needs two'),
+    'word': (dict(soup='gready'), 'did you mean greedy'),
+    'key': (dict(soup={'kind': 'greedy', 'candidate': 3}), 'did you mean candidates'),
+    'text': (dict(sharpness='{kind: sam, rho: 0}'), 'sharpness rho=0'),
+    'compile': (dict(sharpness='sam', compile=True), 'does not go with compile'),
+    'features': (dict(sharpness='sam', teacher='self', distill={'features': [{'a': 'b'}]}), 'distill=features'),
+}.values())
+def test_techniques_that_do_not_go_together(options, words):
+    with pytest.raises(InputError, match=words): check_callbacks(TrainingOptions(**options), torch.device('cpu'))
+    stack = TrainingOptions(soup='greedy', backbone='cnn3', frontend='cnn3', pipeline='easy_cnn3').as_dict()
+    with pytest.raises(InputError, match='soup=.greedy. cannot be stacked'): check_stacked(**stack)

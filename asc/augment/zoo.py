@@ -12,6 +12,7 @@ from torch import nn
 
 from .impulse import DIR
 from .mixup import MixUp
+from .modulation import SpectrumModulation
 from .spec import ChannelMixStyle, FilterAugment, FreqGain, FreqMask, FreqMixStyle, TimeMask
 from .wave import Gain, PitchShift, TimeRoll
 from ..core import InputError, pick
@@ -28,6 +29,7 @@ augments = {
     # linear mel
     'filter_augment': FilterAugment,
     'freq_gain': FreqGain,
+    'spectrum_modulation': SpectrumModulation,
     # before or after the log
     'freq_mask': FreqMask,
     'time_mask': TimeMask,

@@ -9,6 +9,7 @@ __all__ = ['CPBlock', 'CPMobile']
 from torch import nn
 
 from .blocks import GRN, Add, ConvNorm, init_kaiming, pooled_classifier, round_channels
+from .branches import RepConv, check_branches
 from ..core import InputError, check_range
 
 # %% ../../nbs/backbone/15_cp_mobile.ipynb #f30d265c
@@ -20,12 +21,13 @@ class CPBlock(nn.Module):
         expansion:float, # channels inside are R(ci · expansion)
         stride=(1, 1),   # (freq, time) of the depthwise convolution
         grn:bool=False,  # global response normalisation after the sum
+        branches=(),     # kernels in which the depthwise convolution trains; none: one 3×3
     ):
         super().__init__()
         c = round_channels(ci*expansion)
         self.block = nn.Sequential(
             ConvNorm(ci, c),
-            ConvNorm(c, c, 3, stride, groups=c),
+            RepConv(c, stride, branches, nn.ReLU) if branches else ConvNorm(c, c, 3, stride, groups=c),
             ConvNorm(c, co, act=None))
         self.add = Add() if ci == co else None
         self.shortcut = nn.AvgPool2d(3, stride, 1) if tuple(stride) != (1, 1) else nn.Identity()
@@ -56,11 +58,11 @@ def _check_cp_mobile(base, mult, expansion, strides, names): # as `CPMobile`, an
         raise InputError(f'CP-Mobile: strides for {sorted(unknown)}, but its blocks are {names}')
 
 # %% ../../nbs/backbone/15_cp_mobile.ipynb #baf52011
-def _make_stage(names, ci, co, expansion, strides, grn):
+def _make_stage(names, ci, co, expansion, strides, grn, branches):
     "Blocks of `co` channels, the first of which widens from `ci`"
     stage = nn.Sequential()
     for name in names:
-        stage.add_module(name, CPBlock(ci, co, expansion, strides.get(name, (1, 1)), grn))
+        stage.add_module(name, CPBlock(ci, co, expansion, strides.get(name, (1, 1)), grn, branches))
         ci = co
     return stage
 
@@ -75,16 +77,18 @@ class CPMobile(nn.Module):
         strides=dict(b3=(1, 2), b4=(2, 1)), # (freq, time), 2023: b2 (2, 2), b4 (2, 1)
         grn:bool=False,       # global response normalisation, 2023: True
         blocks=(3, 2, 1),     # blocks in each stage
+        branches=None,        # kernels in which each filter trains, such as ['3x3', '1x1', '1x3', '3x1']
     ):
         super().__init__()
         check_range(blocks=(sum(blocks), 1, 1000))
         names = [f'b{i}' for i in range(1, sum(blocks) + 1)]
         _check_cp_mobile(base, mult, expansion, strides, names)
+        branches = () if branches is None else check_branches(branches)
         self.in_c = nn.Sequential(ConvNorm(1, base//4, 3, 2), ConvNorm(base//4, base, 3, 2))
         self.stages, c = nn.Sequential(), base
         for i, n in enumerate(blocks):
             co, before = round_channels(base * mult**i), sum(blocks[:i])
-            stage = _make_stage(names[before:before + n], c, co, expansion, strides, grn)
+            stage = _make_stage(names[before:before + n], c, co, expansion, strides, grn, branches)
             self.stages.add_module(f's{i+1}', stage)
             c = co
         self.feed_forward = pooled_classifier(c, n_classes)

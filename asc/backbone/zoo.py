@@ -74,12 +74,16 @@ backbones = {
         Cnn6, {}, 'sp4asc', (256, 431), 'sp4asc', 62_922, 442_575_626),
     'beats': Backbone(
         BEATs, {}, 'beats', (128, 98), 'easy-dcase', 90_319_482, 4_380_000_000),
+}
+
+# %% ../../nbs/backbone/90_zoo.ipynb #56466847
+backbones |= {
     'cnn_gru': Backbone(
         CNNGRU, {}, 'sntl', (256, 33), 'sntl-ntu-2025', 58_171, 10_902_300),
     'cnn_gru_2': Backbone(
         CNNGRU, dict(version=2), 'sntl', (256, 33), 'sntl-ntu-2025', 58_605, 10_902_300),
     'rep_ctfa': Backbone(
-        RepCTFA, {}, 'dcase24', (256, 65), 'hyu-2025', 69_522, 19_663_684),
+        RepCTFA, {}, 'dcase24', (256, 65), 'hyu-2025', 62_554, 18_758_084),
     'mn01': Backbone(
         MobileNet, dict(width=.1), 'passt', (128, 100), 'efficientat', 57_090, 1_941_546),
     'mn02': Backbone(

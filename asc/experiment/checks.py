@@ -18,6 +18,7 @@ from ..backbone.zoo import create_backbone
 from ..core import InputError, resolve
 from ..data.extra import read_extra
 from .distillation import Distillation
+from .guides import check_curriculum
 from ..frontend.logmel import create_frontend
 from ..run.accelerator import find_device
 from ..run.keywords import make_checked
@@ -28,6 +29,7 @@ from ..train.clips import check_crop
 from ..train.compiled import check_compile
 from ..train.losses import create_loss
 from ..train.optimizers import create_optimizer
+from ..train.curriculum import read_curriculum
 from ..train.options import TrainingOptions
 from ..train.schedules import create_schedule
 
@@ -43,6 +45,7 @@ def check_training(options=None,     # TrainingOptions
     check_crop(options.crop, options.cache, distillation.files)
     if options.extra: _check_extra(options, distillation.kind)
     if options.init_from: check_start_file(options.init_from)
+    check_curriculum(options)
     _check_frontend(options)
     create_loss(options.loss)
     create_optimizer(options.optimizer)
@@ -137,7 +140,8 @@ def check_network(name, args): # a backbone and its keywords
 def check_plan(parameters:dict): # of a run of train.ipynb
     "InputError for what no machine can train"
     options = _unfetched(TrainingOptions.of(parameters))
-    check_training(replace(options, init_from='', compile=False, precision='float32', device='cpu'))
+    read_curriculum(options.curriculum)
+    check_training(replace(options, init_from='', curriculum='', compile=False, precision='float32', device='cpu'))
 
 # %% ../../nbs/experiment/04_checks.ipynb #fdf305ca
 def _unfetched(options):

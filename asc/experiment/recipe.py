@@ -29,6 +29,7 @@ from ..data.shares import plural
 from ..data.splits import carve_valid, check_disjoint, describe_lists, read_split, read_test, read_valid
 from ..data.store import pack
 from ..data.tally import check_fetched
+from .guides import create_curriculum
 from .checks import check_device_numbers, check_start_file, check_training, output_names
 from .distillation import Distillation
 from ..load import open_model
@@ -45,6 +46,7 @@ from ..train.learner import create_learner, fit, make_dls
 from ..train.losses import create_loss
 from ..train.melcache import MelCache
 from ..train.memory import keep_memory
+from ..train.parallel import check_parallel, measure_modulations
 from ..train.options import DataOptions, TrainingOptions
 
 # %% ../../nbs/experiment/05_recipe.ipynb #1fbc7622
@@ -82,6 +84,7 @@ def read_training_data(options,        # TrainingOptions
     _check_classes(lists, options, corpus)
     check_training(options, len(valid), len(train))
     check_device_numbers(options.steps or options.pipeline, corpus.devices)
+    parallel = check_parallel(options.steps or options.pipeline, train, corpus.devices)
     taught = Distillation(options.teacher, options.distill).check(train, names, lambda: silent_clips(pack(corpus)))
     extras = open_extras(options.extra, names)
     for extra in extras: known += _known_tables(extra.corpus, options)
@@ -90,8 +93,10 @@ def read_training_data(options,        # TrainingOptions
     store = join_store(packed, options.join)
     split, said = _whose_lists(corpus, options)
     facts = dict(data_facts(corpus, store, **lists), split=split) | (dict(findings=known) if known else {})
+    if parallel: facts['parallel'] = parallel
     data = TrainingData(store, train, valid, names, corpus.devices, lists.get('test'), corpus, facts, taught, said)
     if extras: data.take_in(extras, options)
+    data.learn_by(options.curriculum)
     return data
 
 # %% ../../nbs/experiment/05_recipe.ipynb #48e36f8b
@@ -107,6 +112,14 @@ def take_in(self:TrainingData, extras, options):
     self.epoch = Epoch((len(self.train), 1), *((len(extra), extra.entry['weight']) for extra in extras))
     self.store, self.extra = add_extra(extras, self.store)
     self.facts['extra'] = [extra.facts for extra in extras]
+
+# %% ../../nbs/experiment/05_recipe.ipynb #060f0b15
+@patch
+def learn_by(self:TrainingData, curriculum): # of a run
+    "Have the clips admitted little by little, if a curriculum is asked for"
+    admission, facts = create_curriculum(curriculum, self.corpus, self.store, self.train)
+    if not facts: return
+    self.epoch, self.facts['curriculum'] = admission, facts
 
 # %% ../../nbs/experiment/05_recipe.ipynb #8a627e01
 @patch(as_prop=True)
@@ -271,6 +284,7 @@ def create_training(data,         # TrainingData
     data.store.samples.prove_all()                         # a damaged store is told in the first epoch
     keep_memory(large_pages=options.epochs * len(data.learnt) > 20_000)
     model = _model_of(options, data)
+    measure_modulations(model.pipeline, partial(data.clips, data.train))
     start = start_from(model, open_start(options.init_from), options.init_from) if options.init_from else None
     distillation = Distillation(options.teacher, options.distill)
     dls = _loaders(data, options, model, distillation, resident)

@@ -40,6 +40,7 @@ def run_config(parameters, # of a run of train.ipynb
 def _list_fingerprints(data):
     "'train list' and so on: the fingerprint of each list, and of what each further corpus adds"
     lists = {f'{name} list': facts['fingerprint'] for name, facts in data.facts['lists'].items()}
+    if 'curriculum' in data.facts: lists['curriculum answers'] = data.facts['curriculum']['fingerprint']
     return lists | {f"{facts['label']} (extra)": facts['fingerprint'] for facts in data.facts.get('extra', [])}
 
 # %% ../../nbs/experiment/15_seeds.ipynb #935eed50

@@ -17,11 +17,16 @@ from ..core import InputError, check_range, pick, read_text, write_text
 from .cells import seed_groups
 from .engines import engines
 from ..run.folder import usable_folder
-from ..run.parameters import declared_parameters, find_notebook
+from ..run.parameters import declared_parameters
 from ..run.process import job_state, run_record
 from ..run.text import sheet
 from ..run.worker import is_held
 from ..score.runs import system_name, usable_runs
+
+# %% ../../nbs/experiment/20_sweeps.ipynb #f1ac361c
+def _defaults(notebook):
+    "The parameters of a notebook at their defaults"
+    return {name: default for name, (_, default) in declared_parameters(notebook).items()}
 
 # %% ../../nbs/experiment/20_sweeps.ipynb #5c5f54ac
 class Sweep:
@@ -30,17 +35,14 @@ class Sweep:
         self,
         cells,
         folder,
-        notebook='train',
         executed='',  # folder or bucket of the executed notebooks
         stack=False,  # train cells that differ in nothing but their seed at once
     ):
-        self.folder, self.notebook = usable_folder(folder, 'folder'), find_notebook(notebook)
-        self.executed = executed.rstrip('/')
+        self.folder, self.executed = usable_folder(folder, 'folder'), executed.rstrip('/')
         self.cells = {cell.name: cell for cell in cells}
         self.errors = {}
         self.left_out = []                                  # sentences about records that cannot be believed
-        declared = declared_parameters(self.notebook)
-        self.defaults = {name: default for name, (_, default) in declared.items()}
+        self.defaults = {cell.notebook: _defaults(cell.notebook) for cell in cells}
         for name in self.cells: self.state(name)
         self.stacks = seed_groups(cells) if stack else []
         for names in self.stacks: self._check_stack(names)
@@ -48,8 +50,8 @@ class Sweep:
     def out(self, name): return self.folder/name
 
     def state(self, name):
-        parameters = self.cells[name].parameters
-        return job_state(self.out(name), self.notebook.stem, parameters, self.defaults)
+        cell = self.cells[name]
+        return job_state(self.out(name), cell.notebook.stem, cell.parameters, self.defaults[cell.notebook])
 
     def _check_stack(self, names):
         from asc.experiment.stacked import check_stacked # loads torch
@@ -60,13 +62,13 @@ class Sweep:
 def task(self:Sweep, name, *more) -> dict:
     "What an engine is given: a run, or several to be trained at once"
     if more: return dict(runs=[self.task(n) for n in (name, *more)])
-    parameters = self.cells[name].parameters
+    cell = self.cells[name]
     return dict(
         out=str(self.out(name)),
-        notebook=str(self.notebook),
-        recipe={key: value for key, value in parameters.items() if key not in ('out', 'resume')},
-        executed=f'{self.executed}/{name}/{self.notebook.name}' if self.executed else '',
-        env=self.cells[name].env,
+        notebook=str(cell.notebook),
+        recipe={key: value for key, value in cell.parameters.items() if key not in ('out', 'resume')},
+        executed=f'{self.executed}/{name}/{cell.notebook.name}' if self.executed else '',
+        env=cell.env,
     )
 
 # %% ../../nbs/experiment/20_sweeps.ipynb #50975b90
@@ -149,14 +151,25 @@ def _ready(sweep, free):
     stacked = sum(stacks, ())
     return [*stacks, *((name,) for name in free if name not in stacked)]
 
+# %% ../../nbs/experiment/20_sweeps.ipynb #f6162a0a
+def _give_up_followers(sweep, tries):
+    "Give up the runs that need one which was given up"
+    for name in list(tries):
+        lost = [needed for needed in sweep.cells[name].after if needed in sweep.errors]
+        if not lost: continue
+        sweep.errors[name] = f'it needs {lost[0]}, which has not finished'
+        del tries[name]
+
 # %% ../../nbs/experiment/20_sweeps.ipynb #37b4168e
 def _free(sweep, tries, running):
-    "The runs that nobody works on; those that are finished are forgotten"
+    "The runs that can start and that nobody works on; those that are finished are forgotten"
     started = sum(running, ())
     idle = [name for name in tries if name not in started]
     for name in idle:
         if sweep.state(name) == 'finished': del tries[name]
-    return [name for name in idle if name in tries and not is_held(sweep.out(name))]
+    _give_up_followers(sweep, tries)
+    return [name for name in idle
+            if name in tries and not set(sweep.cells[name].after) & set(tries) and not is_held(sweep.out(name))]
 
 # %% ../../nbs/experiment/20_sweeps.ipynb #5651ba9c
 def _start_ready(sweep, start, tries, running):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..backbone.branches import deployed_form
 from ..core import InputError, pick
 from ..size.qdq import emitting, quantisers
 
@@ -232,5 +233,5 @@ def network_graph(network,             # nn.Module in eval mode
     if precision == 'int8':
         with emitting(network, emit_qdq):
             return pools_as_convolutions(to_graph(network, x, *names))
-    m = to_graph(network, x, *names)
+    m = to_graph(deployed_form(network), x, *names)
     return half_stored(m) if precision == 'fp16' else m

@@ -31,7 +31,7 @@ from .description import check_field
 
 # %% ../../nbs/model/15_published.ipynb #e62bf14a
 HEADS = ('feed_forward.0.weight', 'classifier.conv.weight', 'classifier.weight', 'classifier.linear.weight',
-         'head.1.weight', 'linear2.weight', 'fc2.weight')
+         'head.1.weight', 'linear2.weight', 'fc2.weight', 'conv1d_5_2.weight', 'classifier.5.weight')
 
 def _outputs(state):
     "Number of outputs of the network whose tensors these are"

@@ -71,7 +71,7 @@ def _folders_below(root):
 
 # %% ../../nbs/score/18_runs.ipynb #5fa8855d
 def usable_runs(folders,                         # run folders
-                notebooks=('train', 'evaluate'), # whose runs are wanted; others are not mentioned
+                notebooks=('train', 'evaluate', 'soup'), # whose runs are wanted; others are not mentioned
                 ) -> tuple:                      # (records, sentences about those left out)
     "The runs that tables can be made of"
     records, remarks = [], []

@@ -14,6 +14,7 @@ import torch
 from fastcore.basics import patch
 from matplotlib import pyplot as plt
 
+from ..backbone.branches import deployed_form
 from ..core import InputError, pick
 from ..run.text import literal
 from .layers import zero_input, layer_table
@@ -113,6 +114,7 @@ class Complexity:
     loopholes: list         # sentences: where the two counts part
     bits: int               # deployed precision
     devices: int = 0        # networks for single devices inside
+    training: tuple = ()    # official (parameters, MACs) before branches were merged, where there were any
 
     @property
     def params(self) -> int: return int(self.layers['params'].sum())
@@ -137,6 +139,10 @@ def rows(self:Complexity) -> pd.DataFrame:
     is_peak = table['ram'] == table['ram'].max()
     return table[(table['params'] > 0) | (table['macs'] > 0) | is_peak]
 
+# %% ../../nbs/size/15_cost.ipynb #fadf55ec
+def _training_text(training):
+    return 'branches merged, in training {:,} parameters and {:,} MACs'.format(*training)
+
 # %% ../../nbs/size/15_cost.ipynb #3e65d31b
 @patch
 def _notes(self:Complexity, stored):
@@ -147,6 +153,7 @@ def _notes(self:Complexity, stored):
         notes.append(f'{stored:,} parameters are stored, {counted}')
     if self.loopholes:
         notes.append(f'loophole: {self.loopholes[0]}' + (f', and {more} more' if more else ''))
+    if self.training: notes.append(_training_text(self.training))
     return notes
 
 # %% ../../nbs/size/15_cost.ipynb #783625e5
@@ -174,7 +181,7 @@ def verdict(self:Complexity,
 def to_dict(self:Complexity) -> dict:
     "Everything but the tables, for a JSON file"
     return dict(params=self.params, macs=self.macs, bits=self.bits, honest=self.honest,
-                loopholes=self.loopholes)
+                loopholes=self.loopholes) | ({'training': list(self.training)} if self.training else {})
 
 # %% ../../nbs/size/15_cost.ipynb #e1370777
 def _honest_text(honest, bits):
@@ -188,6 +195,7 @@ def __repr__(self:Complexity):
     more = len(self.loopholes) - 8
     lines = [f'official  {self.params:,} parameters, {self.macs:,} MACs',
              f'honest    {_honest_text(self.honest, self.bits)}']
+    if self.training: lines.append(f'form      {_training_text(self.training)}')
     lines += [f'loophole  {sentence}' for sentence in self.loopholes[:8]]
     if more > 0: lines.append(f'          and {more} more')
     return '\n'.join(lines)
@@ -220,6 +228,13 @@ def _frontend_cost(frontend, wave):
                 frontend_buffer_bytes=sum(b.nbytes for b in frontend.buffers()),
                 frontend_ram=_peak(ops, wave)[0] * 4)
 
+# %% ../../nbs/size/15_cost.ipynb #4fe0be31
+def _training_counts(model, input_shape):
+    "Official (parameters, MACs) of a network with branches as it trains; () for any other"
+    if deployed_form(model) is model: return ()
+    table = layer_table(model, input_shape, deployed=False)
+    return int(table['params'].sum()), int(table['macs'].sum())
+
 # %% ../../nbs/size/15_cost.ipynb #25e70639
 def complexity(model,         # the network alone, any nn.Module; comes back untouched
                input_shape,   # (C, F, T) of one clip
@@ -231,6 +246,8 @@ def complexity(model,         # the network alone, any nn.Module; comes back unt
     if type(bits) is not int or bits < 1:
         raise InputError(f'bits={bits!r}: give the whole number of bits a parameter has, '
                          'such as 8, 16 or 32')
+    training = _training_counts(model, input_shape)
+    model = deployed_form(model)
     layers, x = layer_table(model, input_shape), zero_input(model, input_shape)
     ops, size = trace(model, x), _size(model, bits)
     alive, place = _peak(ops, x)
@@ -239,7 +256,7 @@ def complexity(model,         # the network alone, any nn.Module; comes back unt
     if frontend is not None:
         honest |= _frontend_cost(frontend, _frontend_wave(frontend, seconds, tuple(x.shape)))
     loopholes = _loopholes(model, layers, ops, size)
-    return Complexity(layers, ops, honest, loopholes, bits, _device_count(model))
+    return Complexity(layers, ops, honest, loopholes, bits, _device_count(model), training)
 
 # %% ../../nbs/size/15_cost.ipynb #19d6ddfe
 def _merged_rows(rows, most):

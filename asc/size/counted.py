@@ -38,6 +38,8 @@ COUNTED_VARIANTS = {
     'tf_sepnet_64, folded': PublishedCount('tf_sepnet_64', (512, 64), 124_138, None, True),
     'tf_sepnet_64_d16, 256 bands': PublishedCount('tf_sepnet_64_d16', (256, 64), 126_858, 16_104_384),
     'bc_resnet_40, 512 bands': PublishedCount('bc_resnet_40', (512, 64), 81_770, 58_600_000),
+    'cp_mobile_li, a frame more': PublishedCount('cp_mobile_li', (256, 65), 61_160, 18_576_020),
+    'rep_ctfa, 400 bands': PublishedCount('rep_ctfa', (400, 65), 62_554, 29_302_844),
     'cnn6_60k, one second': PublishedCount('cnn6_60k', (256, 44), 62_922, 45_116_170),
     'cnn6_60k, folded': PublishedCount('cnn6_60k', (256, 431), 62_474, None, True),
 }

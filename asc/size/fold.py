@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from ..backbone.branches import RepConv
 from ..backbone.cnn6 import Cnn6, fold_cnn6
 from ..backbone.zoo import backbones
 from ..backbone.images import swap
@@ -116,11 +117,18 @@ def _fold_norm(net, norm, into, eps):
     swap(net, into, _fused(layer, bn))
     swap(net, norm, nn.Identity())
 
+# %% ../../nbs/size/25_fold.ipynb #98234a04
+def _merge_branches(net, eps):
+    "Put the units of a network without branches in the place of those with, in place"
+    for name, unit in list(net.named_modules()):
+        if isinstance(unit, RepConv): swap(net, name, nn.Sequential(unit.merged(eps), nn.Identity(), unit.act))
+
 # %% ../../nbs/size/25_fold.ipynb #f5b51860
 def _fold_network(net, x, eps):
     "Fold the norms of a bare network in place, computing in float32"
     if isinstance(net, Cnn6):
         return fold_cnn6(net, eps) if isinstance(net.bn0, _BN) else net
+    _merge_branches(net, eps)
     dtype, plan = next(net.parameters()).dtype, norms(net, x)
     net = net.float()
     for norm, into in plan.loc[plan.into != '', ['norm', 'into']].itertuples(index=False):

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from ..backbone.branches import deployed_form
 from ..core import InputError
 from .ops import leaf_hooks
 
@@ -136,8 +137,10 @@ def _layer_rows(model, x):
 # %% ../../nbs/size/12_layers.ipynb #0fdecdeb
 def layer_table(model,             # the network alone, any nn.Module
                 input_shape,       # (C, F, T) of one clip
+                deployed:bool=True,# with branches merged; False: as it trains
                 ) -> pd.DataFrame: # name, type, input and output (without batch), params, macs, unit
     "A row a call of a leaf module; then parameters that no leaf holds or that never ran"
+    if deployed: model = deployed_form(model)
     rows = _layer_rows(model, zero_input(model, input_shape))
     table = pd.DataFrame(rows, columns=['name', 'type', 'input', 'output', 'params', 'macs'])
     units = {name for name, m in model.named_modules() if type(m).__name__ == 'ConvNorm'}

@@ -12,6 +12,7 @@ from torch import nn
 from ..backbone.blocks import Add
 from .dataflow import dataflow
 from .fold import network_input
+from .recurrent import step_places
 
 # %% ../../nbs/size/28_places.ipynb #5c12f800
 WEIGHTED_LAYERS = nn.Conv1d, nn.Conv2d, nn.Linear
@@ -102,4 +103,5 @@ def quantiser_places(net,          # network in eval mode, its norms folded
     for tensor in flow.tensors(logits):
         for place in flow.places(tensor):
             places.setdefault(place, []).extend(flow.neighbours(tensor))
-    return places
+    places |= step_places(net, skip)
+    return {place: list(dict.fromkeys(layers)) for place, layers in places.items()}

@@ -21,6 +21,7 @@ from .dataflow import dataflow
 from .fold import check_eval, network_input, fold
 from .places import WEIGHTED_LAYERS, layer_names, quantiser_places
 from .quantiser import Quantiser, affine, observers, weight_scale
+from .recurrent import in_steps
 
 # %% ../../nbs/size/30_qdq.ipynb #e4ea4e8b
 def quantisers(net) -> dict:
@@ -40,9 +41,9 @@ def _weight(net, name):
     return net.get_submodule(layer).parametrizations.weight.original
 
 # %% ../../nbs/size/30_qdq.ipynb #5b1f71cb
-def _float_layers(names, skip):
-    "Names of the layers that stay in float: the first one, or those given"
-    if skip is None: return names[:1]
+def _float_layers(net, names, skip):
+    "Names of the layers that stay in float: the first one, those the network names, or those given"
+    if skip is None: return list(getattr(net, 'float_layers', names[:1]))
     skip = [skip] if isinstance(skip, str) else list(skip)
     for name in skip:
         pick(names, name, 'layer')
@@ -84,7 +85,7 @@ def _add_quantisers(net, names, places):
 # %% ../../nbs/size/30_qdq.ipynb #1f407509
 def prepare(net,          # network in eval mode, norms folded or not; left as it is
             x=None,       # example of its input (1, 1, F, T), see `asc.size.fold.example_of`
-            skip=None,    # names of the layers that stay in float; None: the first one
+            skip=None,    # names of the layers that stay in float; None: the first one, or the network's own
             logits=False, # quantise what the last layer gives, too
             ):            # folded copy with quantisers that pass through until `calibrate`
     "Put a quantiser on every weight and activation"
@@ -93,11 +94,11 @@ def prepare(net,          # network in eval mode, norms folded or not; left as i
         raise InputError('quantising: this network has quantisers already; '
                          'start from the float network')
     x = network_input(net, x)
-    net = fold(net, x)
+    net = in_steps(fold(net, x))
     names = layer_names(net, x)
     if not names:
         raise InputError(f'quantising: {type(net).__name__} has no convolution and no dense layer')
-    skip = _float_layers(names, skip)
+    skip = _float_layers(net, names, skip)
     narrow = [name for name in names if name not in skip]
     _check_norms_folded(dataflow(net, x)[0], narrow)
     _add_quantisers(net, narrow, quantiser_places(net, x, skip, logits))

@@ -16,11 +16,14 @@ from ..model.body import body_of
 from ..run.accelerator import find_device
 from .accumulate import Accumulate
 from .averages import EMA, SWA, EarlyStop, KeepBest
+from .curriculum import Admission
 from .ddp import Ranks, rank_and_world
 from .finetune import Freeze
 from .losses import PlainValidation
 from .options import TrainingOptions
 from .precision import MixedPrecision, check_precision
+from .sharpness import Sharpness, check_sharpness
+from .soup import Soup, check_soup, read_soup
 from .targets import MixUpLoss
 
 # %% ../../nbs/train/75_callbacks.ipynb #42976f4f
@@ -87,13 +90,18 @@ def check_callbacks(options,        # TrainingOptions
     "InputError for options that contradict each other, the data or the device"
     options.check()
     check_precision(options.precision, device)
+    check_sharpness(options)
+    check_soup(options)
+    if options.soup and rank_and_world()[1] > 1:
+        raise InputError(f'soup={options.soup!r:.60} is not made by several processes: train in one, without torchrun')
     if not validates: _check_unwatched(options)
 
 # %% ../../nbs/train/75_callbacks.ipynb #5beac762
 def _check_unwatched(options):
     "InputError for options that need a validation list"
-    if not options.patience and options.keep != 'best': return
+    if not options.patience and options.keep != 'best' and not options.soup: return
     option = f'patience={options.patience}' if options.patience else f'keep={options.keep!r}'
+    if options.soup: option = f'soup={options.soup!r:.60}'
     raise InputError(f'{option} needs a validation list, and there is none: set valid above 0, or choose a larger '
                      'subset whose scenes have two locations to spare (the test list is never used)')
 
@@ -118,6 +126,8 @@ def _chosen(options):
     if options.clip: callbacks.append(GradientClip(options.clip))
     callbacks += _averages(options)
     if options.freeze: callbacks.append(Freeze(options.freeze, options.freeze_epochs))
+    if sharpness := check_sharpness(options): callbacks.append(Sharpness(**sharpness))
+    if options.curriculum: callbacks.append(Admission())
     return callbacks + _trackers(options)
 
 # %% ../../nbs/train/75_callbacks.ipynb #8c91ff94
@@ -134,4 +144,5 @@ def _trackers(options):
     callbacks = []
     if options.keep == 'best': callbacks.append(KeepBest(options.monitor))
     if options.patience: callbacks.append(EarlyStop(options.patience, options.monitor))
+    if soup := read_soup(options.soup): callbacks.append(Soup(monitor=options.monitor, **soup))
     return callbacks

@@ -87,6 +87,9 @@ class FitOptions:
     compile: bool = option(False, 'torch.compile of the training step: faster on a GPU, not on a CPU')
     device: str = option('', 'what computes: cpu, cuda:1, mps, xpu …; empty for the best there is')
     seed: int = option(0, 'of weights, order and augmentation', 0, most=10**18)
+    soup: 'str or dict' = option('', 'mean of epochs chosen on validation: uniform or greedy, see asc.train.soup')
+    sharpness: 'str or dict' = option('', 'flat minima by two passes a batch: sam or asam, see asc.train.sharpness')
+    curriculum: 'str or dict' = option('', 'clips that betray their device come late, see asc.train.curriculum')
 
 # %% ../../nbs/train/72_options.ipynb #0a20d76f
 @dataclass

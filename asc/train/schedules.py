@@ -25,17 +25,18 @@ def warmup_cosine(lr:float=1.,          # highest learning rate
                   warmup:float=.1,      # share of training, 0 … 1, in which it rises from 0
                   warmup_steps:int=0,   # the same in batches, used instead when above 0
                   total=None,           # batches of the whole training, needed for `warmup_steps`
+                  cycles:float=.5,      # of the cosine: .5 ends at 0, .4 at a tenth
                   ):                    # pos -> learning rate
-    "Linear warm-up, then half a cosine down to 0 (`dcase24-baseline`)"
+    "Linear warm-up, then half a cosine down to 0, or less of it (`dcase24-baseline`, `sntl_ntu-2025`)"
     if warmup_steps and not 0 <= warmup_steps < total:
         raise InputError(f'schedule warmup_cosine: warmup_steps={warmup_steps} must be below the '
                          f'batches of this training, {total}: give fewer, or warmup as a share')
     if warmup_steps: warmup = warmup_steps / total
-    check_range(warmup=(warmup, 0, 1))
+    check_range(warmup=(warmup, 0, 1), cycles=(cycles, 0, .5))
 
     def rate(pos):
         if pos < warmup: return lr * (pos / warmup)
-        return lr * _half_cosine(pos - warmup, max(1 - warmup, 1e-9))
+        return lr * _half_cosine(2 * cycles * (pos - warmup), max(1 - warmup, 1e-9))
 
     return rate
 

@@ -37,5 +37,5 @@ pygments_dark_style = 'github-dark'
 # the order of the sidebar: rooms and modules in the order of imports (as in tests/rooms.py), run notebooks by use
 rooms = ['core', 'run', 'data', 'frontend', 'augment', 'backbone', 'model', 'score', 'train', 'teach', 'size', 'export',
          'load', 'experiment', 'use', 'entry', 'bench', 'cli', '__init__']
-runs = ['train', 'sweep', 'search', 'report', 'evaluate', 'explore', 'logits', 'distill', 'devices', 'quantize',
+runs = ['train', 'sweep', 'search', 'report', 'evaluate', 'explore', 'logits', 'distill', 'soup', 'devices', 'quantize',
         'submit', 'demo', 'benchmark', 'zoo']

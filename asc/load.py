@@ -17,9 +17,10 @@ from torch import nn
 from .backbone.weights import weights_fingerprint
 from .backbone.zoo import backbones
 from .core import DEVICES, SCENES, InputError, read_json, resolve
+from .frontend.encoder import FrozenEncoder
 from .frontend.logmel import create_frontend
 from .model.adapter import Adapter, check_answer, check_waves, place_of, rate_of, sample_range, seconds_of
-from .model.body import DeviceWise, body_of, device_number
+from .model.body import DeviceWise, body_of, device_number, devices_of
 from .model.classifier import Classifier, create_classifier
 from .model.description import check_field
 from .model.per_device import DeviceAware
@@ -35,7 +36,9 @@ KINDS = {
     'pruned': 'a pruned network',
     'quantised': 'a network of 8-bit weights',
     'device-wise': 'a network for each device',
+    'device-wise int8': 'a network of 8-bit weights for each device',
     'published': 'a published checkpoint',
+    'probe': 'a probe on an encoder, a teacher alone',
     'exported': 'an exported file, which has no PyTorch network',
     'module': 'a module of your own',
 }
@@ -157,7 +160,7 @@ def device_number(self:OpenModel, name) -> int:
 @patch
 def classifier(self:OpenModel,
                consumer:str, # who asks, for the message
-               kinds=('float', 'pruned', 'quantised', 'device-wise', 'published'), # that it can use
+               kinds=('float', 'pruned', 'quantised', 'device-wise', 'device-wise int8', 'published', 'probe'), # usable
                ) -> Classifier: # in eval mode
     "The PyTorch classifier, for a consumer that needs one; InputError for other kinds"
     if self.kind in kinds: return self.network
@@ -181,7 +184,8 @@ def _with_seen_devices(model, folder):
     "A model of a run, its devices those of the corpus it was trained on, where that has any"
     data = read_json(folder/'model.json').get('data')
     devices = data.get('devices') if isinstance(data, dict) else None
-    if isinstance(devices, list) and devices and model.kind != 'device-wise': model.devices = list(map(str, devices))
+    is_list = isinstance(devices, list) and devices
+    if is_list and devices_of(model.network) is None: model.devices = list(map(str, devices))
     return model
 
 # %% ../nbs/50_load.ipynb #7b553280
@@ -218,8 +222,10 @@ def _from_published(published, source, rate):
 # %% ../nbs/50_load.ipynb #05760bfb
 def _kind(model):
     "What sort of classifier it is"
-    if isinstance(model.backbone, DeviceWise): return 'device-wise'
+    if isinstance(model.backbone, DeviceWise):
+        return 'device-wise int8' if quantisers(model.backbone) else 'device-wise'
     if quantisers(model.backbone): return 'quantised'
+    if isinstance(model.pipeline.frontend, FrozenEncoder): return 'probe'
     return 'pruned' if model.spec.get('pruned') else 'float'
 
 # %% ../nbs/50_load.ipynb #8d66169f
@@ -241,7 +247,7 @@ def _from_keywords(keywords):
 def _own_rate(options):
     "The frontend of a classifier's keywords, or that of its network, and its rate"
     frontend = options.get('frontend') or backbones[options['backbone']].frontend
-    return dict(frontend=frontend, rate=create_frontend(frontend).sample_rate)
+    return dict(frontend=frontend, rate=create_frontend(frontend, **options.get('frontend_args', {})).sample_rate)
 
 # %% ../nbs/50_load.ipynb #e4d0594a
 class _WaveOnly(nn.Module):

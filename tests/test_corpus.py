@@ -186,8 +186,8 @@ BROKEN_TABLES = {
         lambda d: write(d/'meta.csv', META, [*table(d/'meta.csv')[1:], ('x',)*5]),
         '4 filled fields expected',
     ),
-    'blank label': (
-        lambda d: write(d/'meta.csv', META, [('audio/x.wav', ' ', 'oulu-1', 'a')]),
+    'blank place': (
+        lambda d: write(d/'meta.csv', META, [('audio/x.wav', 'bus', ' ', 'a')]),
         '4 filled fields expected',
     ),
     'UTF-16': (

@@ -16,8 +16,10 @@ from .sequence import parse_step, place_augment, place_choice, place_steps
 from .wave import check_switch
 from ..core import InputError, pick
 from ..data.rates import check_rate
+from ..frontend.encoder import ENCODER
 from ..frontend.logmel import create_frontend
 from ..frontend.mel import Resample
+from ..run.plugin import is_own
 from ..run.values import check_type
 
 # %% ../../nbs/augment/30_pipeline.ipynb #9335c418
@@ -203,6 +205,17 @@ def revise(
     revised = [_revise_step(s, changes) for s in steps]
     return [s for s in revised if s is not None]
 
+# %% ../../nbs/augment/30_pipeline.ipynb #f0a48288
+_BANDLESS = 'mixup', 'time_mask' # steps behind an encoder
+
+def _check_bandless(steps):
+    "InputError for a step on frequency bands behind an encoder"
+    names = step_names(steps)
+    for i, (name, stage) in enumerate(zip(names, place_steps(names))):
+        if stage in (None, 'wave') or name in _BANDLESS or is_own(name): continue
+        raise InputError(f'pipeline step {i + 1} ({name}) changes bands of frequency, and an embedding has none; take '
+                         f"pipeline none, or steps with {', '.join(_BANDLESS)} behind mel")
+
 # %% ../../nbs/augment/30_pipeline.ipynb #a44cbb86
 def _find_preset(name): # of a preset, or a list of steps
     if isinstance(name, (list, tuple)): return dict(frontend='dcase24', steps=name)
@@ -225,5 +238,6 @@ def create_pipeline(
     if quirks: steps = revise(steps, preset.get('quirks', {}))
     steps = revise(steps, changes) if augment else pipelines['none']['steps']
     keywords = check_type('frontend_args', frontend_args or {}, dict)
+    if frontend == ENCODER: _check_bandless(steps)
     frontend = create_frontend(frontend or preset['frontend'], **keywords)
     return Pipeline(frontend, rate, steps)

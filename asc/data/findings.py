@@ -124,6 +124,10 @@ def _check_spelling(meta, table):
 # %% ../../nbs/data/16_findings.ipynb #4d6a35de
 def _check_labels(meta, column):
     "Labels that leave nothing to tell apart, or contradict each other"
+    bare = meta.scene.isna()
+    if bare.any():
+        yield ('note', 'clips without a label', int(bare.sum()), meta.filename[bare].iloc[0],
+               'they are neither trained on nor tested; `unlabelled` of a training hears them')
     if meta.scene.nunique() == 1:
         yield ('warning', 'one scene only', len(meta), meta.scene.dropna().iloc[0],
                'add clips of another scene: with one class every answer is right')
@@ -136,7 +140,7 @@ def _check_labels(meta, column):
 def _check_recordings(meta):
     "Recordings that are in two scenes or places at once"
     for column in ('scene', 'location'):
-        pairs = meta[['recording', column]].drop_duplicates()
+        pairs = meta[['recording', column]].dropna().drop_duplicates()
         twice = pairs.recording[pairs.recording.duplicated()]
         if len(twice):
             yield ('error', f'recordings with two labels in {column}', len(twice), twice.iloc[0],

@@ -80,12 +80,17 @@ def _find_meta(folder, kind):
     raise InputError(f"{folder} has no {' and no '.join(_LISTS[kind])}: {_nearby_corpus(folder)}")
 
 # %% ../../nbs/data/14_layouts.ipynb #a4c9b4c7
+def _with_gaps(listed):
+    "A list in which an empty label is none"
+    labels = listed.scene_label
+    return listed.assign(scene_label=labels.where(labels != '', None)) if (labels == '').any() else listed
+
 META = ('filename', 'scene_label', 'identifier', 'source_label')
 
 def read_tau(folder, about, kind):
     "The clips of a folder in TAU's layout"
     path = _find_meta(folder, kind)
-    if kind == 'development': return _meta_of(read_list(path, META))
+    if kind == 'development': return _meta_of(_with_gaps(read_list(path, META, bare=['scene_label'])))
     listed = read_list(path, META[:1], ['device_id'])
     return _meta_of(listed.rename(columns=dict(device_id='source_label')))
 

@@ -103,6 +103,7 @@ def _labels(texts):
 def read_list(path,                                # a table with a header row
               columns=('filename', 'scene_label'), # columns that must be there; the first one is the key
               optional=(),                         # columns that are read where they are there
+              bare=(),                             # those of the columns that may be empty
               ) -> pd.DataFrame:                   # those columns as str, in file order
     "Read `meta.csv` or a split list, or say what is wrong with it"
     path = Path(path)
@@ -111,7 +112,7 @@ def read_list(path,                                # a table with a header row
     _check_header(path, header, columns)
     places = [header.index(c) for c in columns]
     rows = _trimmed(header, rows)
-    _check_rows(path, header, rows, places)
+    _check_rows(path, header, rows, [header.index(c) for c in columns if c not in bare])
     df = pd.DataFrame({c: _labels(row[k] for row in rows) for c, k in zip(columns, places)})
     df[columns[0]] = [clean_name(row[places[0]]) for row in rows]
     check_names(path, df[columns[0]])

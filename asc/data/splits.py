@@ -209,12 +209,17 @@ def read_training(corpus,
     return train, official if valid else official[:0]
 
 # %% ../../nbs/data/20_splits.ipynb #9e4dff99
+def _bare_words(corpus):
+    "How many clips have no label"
+    bare = int(corpus.meta.scene.isna().sum())
+    return f' {bare:,} clips without a label are in no list.' if bare else ''
+
 def _of_files(corpus, subset):
     "Whose the lists are that are files"
     training = 'split100' if _is_drawn(corpus, subset) else f'split{subset}'
     names = 'test' if subset is None else f'{training} and test'
     if corpus.edition: return 'official', f'Official lists of TAU {corpus.edition}: {names}.'
-    return 'corpus', f'Lists that lie with the corpus: {names}.'
+    return 'corpus', f'Lists that lie with the corpus: {names}.{_bare_words(corpus)}'
 
 # %% ../../nbs/data/20_splits.ipynb #8be2d895
 def describe_lists(corpus,

@@ -78,7 +78,8 @@ _NAMES = {
     'files without labels':
         'in no row, and not used ({n:,}, such as {example}); add rows for them',
     'rows without labels':
-        '{n:,} of {of:,} rows have no {one}: these clips are neither trained on nor tested; add labels',
+        '{n:,} of {of:,} rows have no {one}: these clips are neither trained on nor tested, and `unlabelled` of a '
+        'training hears them; add labels',
     'spelling of names':
         'rows whose files have names that differ in case or Unicode form ({n:,}, such as {example}); rename the'
         ' files, or mend the table',
@@ -111,8 +112,8 @@ _FOLDERS = {
         'no table and no folder tells the scene; the names seem to, such as {example}: {label}; mend pattern if'
         ' that is wrong',
     'no labels':
-        'no table, folder or name tells the scene: the clips can be answered, not learnt from; bring a table '
-        'with a column of file names and one of scenes',
+        'no table, folder or name tells the scene: the clips can be answered, and heard without labels by '
+        '`unlabelled` of a training; bring a table with a column of file names and one of scenes',
     'no labels beside wav.scp':
         'neither utt2label nor text is there: the clips are taken for an evaluation set; bring one of them',
     'segments':

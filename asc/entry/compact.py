@@ -23,6 +23,13 @@ from ..size.integers import rebuild_any
 from ..size.places import WEIGHTED_LAYERS
 
 # %% ../../nbs/entry/12_compact.ipynb #f60c0304
+def _make_plain(layer, weight):
+    "A layer without quantisers, with another weight; torch's own function changes all copies of the layer, too"
+    layer.__class__ = parametrize.type_before_parametrizations(layer)
+    del layer.parametrizations
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+
+# %% ../../nbs/entry/12_compact.ipynb #cc5791a2
 def _take_codes(network):
     "Name of a weight -> the scales of its channels; in the network, the weight becomes its codes"
     scales = {}
@@ -30,8 +37,7 @@ def _take_codes(network):
         if not parametrize.is_parametrized(layer, 'weight'): continue
         quantiser, weight = layer.parametrizations.weight[0], layer.parametrizations.weight.original
         codes, scale = quantiser.quantise(weight), quantiser.scale
-        parametrize.remove_parametrizations(layer, 'weight')
-        layer.weight = nn.Parameter(codes, requires_grad=False)
+        _make_plain(layer, codes)
         scales[f'{name}.weight'] = scale.reshape(-1, *[1] * (codes.ndim - 1)).clone()
     return scales
 

@@ -58,7 +58,7 @@ def _evaluate(folders, corpus, rows, store_dir, progress, device):
     for i, (model, folder) in enumerate(zip(models, folders)):
         store = pack(corpus, store_dir, rate=model.spec['rate'], progress=False)
         cost += entry_cost(model, store.clip_len/store.rate, bits)
-        state |= entry_state(model, folder, bits, f'model{i}.' if len(folders) > 1 else '')
+        state |= entry_state(model, bits, f'model{i}.' if len(folders) > 1 else '')
     systems = [describe_entrant(model, folder) for model, folder in zip(models, folders)]
     return _Answers(logits.double().softmax(1).numpy(), cost, state, systems, models[0].scenes, bits)
 

@@ -153,7 +153,7 @@ def _halved(file): # a TensorFile
 # %% ../../nbs/entry/15_package.ipynb #a517ab2a
 def open_system(source):
     "The model of a run, of device models or of a published device-wise checkpoint"
-    kinds = 'float', 'pruned', 'quantised', 'device-wise'
+    kinds = 'float', 'pruned', 'quantised', 'device-wise', 'device-wise int8'
     model = open_model(source, 44100).classifier('the inference package', kinds)
     for name in filter(None, (model.spec['backbone'], model.spec['frontend'])):
         if ':' in name:

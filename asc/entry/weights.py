@@ -16,8 +16,8 @@ from ..core import InputError
 from ..size.cost import complexity
 from ..size.fold import half_weights
 from ..load import open_model
-from ..model.description import WEIGHTS
-from ..model.saved import read_saved
+from ..size.integers import integer_tensors
+from ..size.qdq import quantisers
 
 # %% ../../nbs/entry/07_weights.ipynb #84ebbd0b
 def networks_of(model) -> dict: # '' or 'base_model', 'device_models.a' … -> network
@@ -30,8 +30,8 @@ def networks_of(model) -> dict: # '' or 'base_model', 'device_models.a' … -> n
 def load_entrant(folder) -> tuple: # model, bits of a parameter
     "The model of a run as it is handed in: half precision, or int8 as it is"
     opened = open_model(folder)
-    model = opened.classifier('submit', ('float', 'pruned', 'quantised', 'device-wise'))
-    if opened.kind == 'quantised': return model, 8
+    model = opened.classifier('submit', ('float', 'pruned', 'quantised', 'device-wise', 'device-wise int8'))
+    if quantisers(model.backbone): return model, 8
     return half_weights(model), 16
 
 # %% ../../nbs/entry/07_weights.ipynb #6bfc9be2
@@ -51,19 +51,15 @@ def entry_cost(
 # %% ../../nbs/entry/07_weights.ipynb #80413c89
 def entry_state(
     model,
-    folder,    # of its run
     bits,      # see `load_entrant`
     prefix='', # of the names
 ) -> dict:     # name -> tensor
     "The tensors handed in for one model"
-    if bits == 8:
-        codes = read_saved(folder).weights[WEIGHTS].tensors
-        return {prefix + key: value for key, value in codes.items()}
     tensors = {}
     for name, net in networks_of(model).items():
-        for key, value in net.state_dict().items():
+        for key, value in (integer_tensors(net) if bits == 8 else net.state_dict()).items():
             full = prefix + (f'{name}.{key}' if name else key)
-            tensors[full] = (value.half() if value.is_floating_point() else value).cpu()
+            tensors[full] = (value.half() if bits == 16 and value.is_floating_point() else value).cpu()
     return tensors
 
 # %% ../../nbs/entry/07_weights.ipynb #a0207412

@@ -9,6 +9,7 @@ __all__ = ['DISTILL', 'KEYS', 'read_distill', 'Distillation', 'written_logits', 
 from pathlib import Path
 
 from fastcore.basics import patch
+from torch import nn
 
 from ..backbone.weights import PUBLISHED_WEIGHTS
 from ..core import InputError, check_range, pick, read_json, resolve
@@ -73,7 +74,7 @@ def _refuse_idle_keys(distill, kind):
 # %% ../../nbs/experiment/03_distillation.ipynb #f19f549a
 class Distillation:
     "What `teacher` and `distill` of a run mean; without a teacher, nothing"
-    def __init__(self, teacher='', # '', file or files of logits, a model for `asc.open_model`, or 'self'
+    def __init__(self, teacher='', # '', file or files of logits, a model for `asc.open_model`, a classifier, or 'self'
                  distill=None,     # see `read_distill`
                  ):
         self.paths = _paths(teacher)
@@ -96,8 +97,9 @@ def written_logits(path) -> str: # a file; what is no folder of such a run stays
 # %% ../../nbs/experiment/03_distillation.ipynb #6f359ffe
 def _paths(teacher):
     "The word or words of a run's `teacher`, empty ones left out"
-    words = [teacher] if isinstance(teacher, str) else teacher
-    return [written_logits(path) for path in words if path]
+    words = [teacher] if isinstance(teacher, (str, nn.Module)) else teacher
+    return [path if isinstance(path, nn.Module) else written_logits(path) for path in words
+            if isinstance(path, nn.Module) or path]
 
 # %% ../../nbs/experiment/03_distillation.ipynb #5a328811
 def _open_live(path):
@@ -109,6 +111,7 @@ def _open_live(path):
 # %% ../../nbs/experiment/03_distillation.ipynb #4c1d9e02
 def is_model(path) -> bool:
     "Whether a path or public name is a model and not a file of logits"
+    if isinstance(path, nn.Module): return True
     is_checkpoint = Path(path).suffix in ('.onnx', '.ckpt', '.pt', '.pth')
     return is_checkpoint or resolve(path).is_dir() or str(path) in PUBLISHED_WEIGHTS
 
@@ -118,7 +121,7 @@ def kind_of_teacher(paths) -> str: # key of `KEYS`
     if not paths: return 'none'
     if not any(path == 'self' or is_model(path) for path in paths): return 'files'
     if len(paths) > 1:
-        raise InputError(f"teacher: {', '.join(paths)} holds a live one; only files can be several "
+        raise InputError(f"teacher: {', '.join(map(str, paths))} holds a live one; only files can be several "
                          '(logits.ipynb writes the logits of a run to a file)')
     return 'self' if paths == ['self'] else 'run'
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainingData', 'read_training_data', 'read_lists', 'tested_rows', 'joined_clips', 'whose_test_list', 'data_of_run',
-           'create_training', 'open_start', 'train_and_save']
+           'create_training', 'train_and_save']
 
 # %% ../../nbs/experiment/05_recipe.ipynb #70c05227
 from dataclasses import dataclass, field, fields
@@ -13,8 +13,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..backbone.weights import read_weights, state_of
-from ..core import InputError, resolve, seed_everything
+from ..core import InputError, seed_everything
 from ..data.accept import check_trust
 from ..data.check import tables_of
 from ..data.choose import data_facts, find_corpus
@@ -29,10 +28,13 @@ from ..data.shares import plural
 from ..data.splits import carve_valid, check_disjoint, describe_lists, read_split, read_test, read_valid
 from ..data.store import pack
 from ..data.tally import check_fetched
+
+# %% ../../nbs/experiment/05_recipe.ipynb #8849ed96
+from .checks import check_device_options, check_training, output_names
 from .guides import admit_slowly
-from .checks import check_device_numbers, check_start_file, check_training, output_names
 from .distillation import Distillation
-from ..load import open_model
+from .start import open_start
+from .unlabelled import heard_callbacks, pseudo_teachers, soften, take_unlabelled, taught_by
 from ..model.classifier import create_classifier, save_model
 from ..run.accelerator import device_facts, find_device, use_device
 from ..run.folder import Run
@@ -67,6 +69,9 @@ class TrainingData:
     said: list = field(default_factory=list)  # whose its lists are, sentences
     extra: object = None     # rows of further corpora that are trained on, by their names in the store
     epoch: object = None     # asc.train.epoch.Epoch of the training clips and these; None: each clip comes once
+    pseudo: object = None    # asc.teach.pseudo.PseudoLabels: clips that are trained on as a teacher labels them
+    heard: object = None     # rows of clips that are heard without labels, by their names in the store
+    heard_epoch: object = None # asc.train.epoch.Epoch of these
 
 # %% ../../nbs/experiment/05_recipe.ipynb #79b76e81
 def read_training_data(options,        # TrainingOptions
@@ -85,10 +90,11 @@ def read_training_data(options,        # TrainingOptions
     train, valid = lists['train'], lists['valid']
     _check_classes(lists, options, corpus)
     check_training(options, len(valid), len(train))
-    check_device_numbers(options.steps or options.pipeline, corpus.devices)
+    check_device_options(options, train, corpus.devices)
     parallel = check_parallel(options.steps or options.pipeline, train, corpus.devices)
     taught = Distillation(options.teacher, options.distill).check(train, names, lambda: silent_clips(pack(corpus)))
     extras = open_extras(options.extra, names)
+    teachers = pseudo_teachers(options, corpus, names, lists.get('test'))
     for extra in extras: known += _known_tables(extra.corpus, options)
     packed = pack(corpus)
     known += _known(corpus, heard_findings(packed, corpus, lists), options)
@@ -97,6 +103,8 @@ def read_training_data(options,        # TrainingOptions
     facts = dict(data_facts(corpus, store, **lists), split=split, **parallel) | (dict(findings=known) if known else {})
     data = TrainingData(store, train, valid, names, corpus.devices, lists.get('test'), corpus, facts, taught, said)
     if extras: data.take_in(extras, options)
+    if options.unlabelled:
+        take_unlabelled(data, options, teachers, joined_clips(corpus, options.join, options.test_list, options.fold))
     admit_slowly(data, options.curriculum)
     return data
 
@@ -117,8 +125,10 @@ def take_in(self:TrainingData, extras, options):
 # %% ../../nbs/experiment/05_recipe.ipynb #8a627e01
 @patch(as_prop=True)
 def learnt(self:TrainingData): # rows
-    "All clips that are trained on, those of further corpora last"
-    return self.train if self.extra is None else rows_of(self.train, self.extra)
+    "All clips that are trained on: behind those of the list those of further corpora, and those with pseudo-labels"
+    further = [self.extra, None if self.pseudo is None else self.pseudo.rows]
+    further = [rows for rows in further if rows is not None]
+    return rows_of(self.train, *further) if further else self.train
 
 # %% ../../nbs/experiment/05_recipe.ipynb #ef71bd5a
 def _known(corpus, findings, options):
@@ -212,7 +222,7 @@ def data_of_run(record,      # of a run of train.ipynb, see `asc.score.runs.read
                 ) -> TrainingData:
     "What a finished run was trained and tested on, its network left aside; InputError where the corpus has changed"
     parameters = {entry.name: record['parameters'][entry.name] for entry in fields(DataOptions)
-                  if entry.name in record['parameters'] and entry.name != 'extra'}
+                  if entry.name in record['parameters'] and entry.name not in ('extra', 'unlabelled')}
     if data_dir: parameters['data_dir'] = data_dir
     data = read_training_data(TrainingOptions.of(parameters))
     if data.facts['lists'] == record['data']['lists']: return data
@@ -280,8 +290,9 @@ def create_training(data,         # TrainingData
     measure_modulations(model.pipeline, partial(data.clips, data.train))
     start = start_from(model, open_start(options.init_from), options.init_from) if options.init_from else None
     distillation = Distillation(options.teacher, options.distill)
-    dls = _loaders(data, options, model, distillation, resident)
+    dls, unheard = _loaders(data, options, model, distillation, resident)
     callbacks = _callbacks(data, options, model, distillation, dls)
+    callbacks += heard_callbacks(model, unheard, data, options)
     loss = distillation.loss(create_loss(options.loss))
     learn, rates = _learner(dls, model, options, loss, history, [*callbacks, *cbs])
     learn.start = start                                    # what `start_from` did
@@ -304,20 +315,23 @@ def _callbacks(data, options, model, distillation, dls):
 
 # %% ../../nbs/experiment/05_recipe.ipynb #87d9379a
 def _loaders(data, options, model, distillation, resident):
-    "DataLoaders of the two lists"
+    "DataLoaders of the two lists, and the clips without labels that are heard, in a list"
     sets = _clip_sets(data, options, model, distillation.files)
     device = find_device(options.device)
     use_device(device)                                     # compiled kernels and streams take that of the thread
     place = make_resident if resident else make_streamed
     place(sets, device)
-    return make_dls(*sets, options.bs, device)
+    return make_dls(*sets[:2], options.bs, device), sets[2:]
 
 # %% ../../nbs/experiment/05_recipe.ipynb #28a94ee7
 def _clip_sets(data, options, model, teacher):
     "`ClipData` of the two lists; only the training list is cut at random and taught"
     mels = MelCache(data.store, model.pipeline) if options.cache else None
     clips = partial(ClipData, data.store, scenes=data.names, devices=data.devices, target=options.target, cache=mels)
-    return [clips(data.learnt, crop=options.crop, teacher=teacher, epoch=data.epoch), clips(data.valid)]
+    train = clips(data.learnt, crop=options.crop, teacher=taught_by(teacher, data), epoch=data.epoch)
+    soften(train, data.pseudo)
+    unheard = [clips(data.heard, crop=options.crop)] if options.consistency else []
+    return [train, clips(data.valid), *unheard]
 
 # %% ../../nbs/experiment/05_recipe.ipynb #d5c7805a
 def _learner(dls, model, options, loss, history, cbs):
@@ -326,23 +340,6 @@ def _learner(dls, model, options, loss, history, cbs):
     splitter, shares = layer_groups(model, options.lr_decay)
     if options.lr_decay == 1: return create(), options.lr
     return create(splitter=splitter), [options.lr * share for share in shares]
-
-# %% ../../nbs/experiment/05_recipe.ipynb #78c27103
-def open_start(source): # run folder, published checkpoint, or the file or public name of an encoder
-    "The classifier to begin with, or an encoder's state (name -> tensor)"
-    check_start_file(source)                               # fetches what is known by name
-    try:
-        model = open_model(source)
-    except InputError:
-        if not _may_be_encoder(source): raise
-        return state_of(read_weights(source), f'init_from={source}')
-    return model.classifier('init_from', ('float', 'published'))
-
-# %% ../../nbs/experiment/05_recipe.ipynb #916ba0ab
-def _may_be_encoder(source):
-    "Whether a source that is no model may be a file of weights"
-    path = resolve(source)
-    return not path.is_dir() and path.suffix != '.onnx'
 
 # %% ../../nbs/experiment/05_recipe.ipynb #5a13d7f7
 def train_and_save(folder,     # of the run, made if missing

@@ -41,7 +41,9 @@ def _list_fingerprints(data):
     "'train list' and so on: the fingerprint of each list, and of what each further corpus adds"
     lists = {f'{name} list': facts['fingerprint'] for name, facts in data.facts['lists'].items()}
     if 'curriculum' in data.facts: lists['curriculum answers'] = data.facts['curriculum']['fingerprint']
-    return lists | {f"{facts['label']} (extra)": facts['fingerprint'] for facts in data.facts.get('extra', [])}
+    for name in ('extra', 'unlabelled'):
+        lists |= {f"{facts['label']} ({name})": facts['fingerprint'] for facts in data.facts.get(name, [])}
+    return lists | ({'pseudo labels': data.facts['pseudo']['labels']} if 'pseudo' in data.facts else {})
 
 # %% ../../nbs/experiment/15_seeds.ipynb #935eed50
 def train_runs(runs): # [{out, notebook, parameters, resume}, …], begun, differing in their seed

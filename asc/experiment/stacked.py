@@ -19,6 +19,7 @@ from .vmap import stacked_call, unstackable
 from ..backbone.zoo import create_backbone
 from ..core import InputError
 from ..augment.pipeline import create_pipeline
+from ..frontend.encoder import ENCODER
 from ..run.accelerator import find_device
 from ..run.plugin import own_names
 from ..train.ddp import rank_and_world
@@ -213,14 +214,17 @@ def _refuse_parameters(options, parameters):
         precision=options.precision == 'fp16',
         accumulate=options.accumulate > 1,
         swa=options.swa,
+        consistency=options.consistency,
         freeze=options.freeze,
         patience=options.patience,
         soup=options.soup,
         sharpness=options.sharpness,
         curriculum=options.curriculum,
+        alignment=options.alignment,
         teacher=Distillation(options.teacher, options.distill).kind in ('run', 'self'),
         compile=parameters.get('compile'),
         log=parameters.get('log'),
+        frontend=options.frontend == ENCODER,              # whose file computes by itself
         optimizer=bool(own_names(options.optimizer)),      # who knows whether it acts on each number by itself
     )
     for name, bad in refused.items():

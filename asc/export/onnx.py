@@ -28,6 +28,7 @@ from ..data.reading import is_path
 from .digest import ZEROS, exported_bytes, seal_bytes
 from .facts import read_facts
 from .onnx_graph import need_onnx, network_graph, to_graph
+from ..frontend.encoder import FrozenEncoder
 from ..frontend.logmel import LogMel, create_frontend
 from ..frontend.matmul import graph_frontend
 from ..frontend.mel import Resample, check_wave
@@ -81,6 +82,9 @@ def parts_of(model,     # Classifier or PublishedClassifier, in eval mode
     if any(m.training for m in (parts.frontend, *parts.network.modules())):
         raise InputError('model: it is in training mode; call model.eval() before the export')
     _check_float32(parts.network)
+    if isinstance(parts.frontend, FrozenEncoder):
+        raise InputError(f'model: it is a probe on the encoder {parts.frontend.label}, a teacher alone, and is not '
+                         'exported; export a student that it has taught')
     return parts
 
 # %% ../../nbs/export/10_onnx.ipynb #c4972062

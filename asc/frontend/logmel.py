@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from ..core import InputError, pick
 from ..data.rates import check_rate
 from ..data.reading import is_path, whole_sound
+from .encoder import ENCODER, create_encoder
 from .mel import (Float32, check_wave, dense_bank, float32_product, in_pieces, logs, mel_bank, pads,
                               scales, squared_magnitude, warm_allocator, windows)
 from ..run.bounds import bounded, check_settings, check_spectrum
@@ -246,7 +247,7 @@ frontends = dict(
 
 # %% ../../nbs/frontend/10_logmel.ipynb #0fd474de
 def list_frontends() -> list:
-    "The names `create_frontend` knows"
+    "The names `create_frontend` knows, besides encoder and file.py:Class"
     return list(frontends)
 
 # %% ../../nbs/frontend/10_logmel.ipynb #df8496a6
@@ -267,15 +268,15 @@ def own_frontend(
 
 # %% ../../nbs/frontend/10_logmel.ipynb #291d29c4
 def create_frontend(
-    name, # one of `list_frontends()`, or a class of your own, 'file.py:Class'
+    name, # one of `list_frontends()`, 'encoder', or a class of your own, 'file.py:Class'
     /,
-    **kw, # settings of `LogMel` that differ from the published ones
+    **kw, # settings of `LogMel` that differ from the published ones, or those of `FrozenEncoder`
 ) -> LogMel: # (B, N) at its `.sample_rate` -> (B, 1, F, T) float32
     "A published frontend, or 'logmel', the block to set up yourself"
     if is_own(name): return own_frontend(name, **kw)
-    settings = pick(frontends, name, 'frontend')
-    for key in kw:
-        pick(list(inspect.signature(LogMel).parameters), key, 'frontend setting')
+    if name == ENCODER: return create_encoder(**kw)
+    settings = frontends[pick([*frontends, ENCODER], name, 'frontend')]
+    for key in kw: pick(list(inspect.signature(LogMel).parameters), key, 'frontend setting')
     return make_checked(f'frontend {name}', LogMel, **settings | kw)
 
 # %% ../../nbs/frontend/10_logmel.ipynb #77496c73

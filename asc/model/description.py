@@ -10,9 +10,10 @@ __all__ = ['SPEC_KEYS', 'FORMATS', 'WEIGHTS', 'DEVICE_WEIGHTS', 'COLUMNS', 'FIEL
 import hashlib
 import json
 
-from ..backbone.zoo import backbones
+from ..backbone.zoo import PROBE, backbones
 from ..core import InputError, json_text, parse_json, pick, read_json
 from ..data.rates import HIGHEST_RATE, LOWEST_RATE
+from ..frontend.encoder import ENCODER
 from ..frontend.logmel import frontends
 
 # %% ../../nbs/model/02_description.ipynb #7f3d9d44
@@ -113,7 +114,7 @@ def check_description(description:dict, # content of a model.json
 # %% ../../nbs/model/02_description.ipynb #1280a327
 def _check_known(description, path):
     "InputError for a network or frontend that there is not"
-    for field, known in (('backbone', backbones), ('frontend', frontends)):
+    for field, known in (('backbone', [*backbones, PROBE]), ('frontend', [*frontends, ENCODER])):
         name = description[field]
         if name is None or ':' in name: continue          # of another library, or a file of the user's
         try: pick(known, name, field)

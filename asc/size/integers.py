@@ -6,13 +6,15 @@
 __all__ = ['integer_tensors', 'rebuild_quantised', 'rebuild_any']
 
 # %% ../../nbs/size/42_integers.ipynb #6fc72bf6
+from copy import deepcopy
+
 import torch
 
 from ..backbone.weights import load_weights, varied
 from ..core import InputError
 from ..model.classifier import Classifier, create_classifier, rebuild, sized, spec_of
 from ..model.description import DEVICE_WEIGHTS, FORMATS, WEIGHTS
-from ..model.per_device import rebuild_devices
+from ..model.per_device import DeviceAware, check_many, read_own_tensors, rebuild_devices
 from ..model.saved import building
 from .fold import fold
 from .prune import reshape
@@ -118,14 +120,28 @@ def _prepared(saved, spec):
 def rebuild_quantised(saved,          # asc.model.saved.SavedModel
                       ) -> Classifier: # in eval mode, on the CPU
     "The quantised classifier of a folder that was read"
-    spec, path = spec_of(saved, FORMATS[1]), saved.folder/WEIGHTS
-    if set(saved.weights) != {WEIGHTS}:
-        raise InputError(f'{saved.folder}: holds networks for devices beside a quantised one; remove one of the two')
+    spec = spec_of(saved, FORMATS[1])
     with building(saved.folder/'model.json'): model = _prepared(saved, spec)
-    with varied(model.backbone, model.input_shape, path):
-        try: _fill(model.backbone, saved.weights[WEIGHTS].tensors, path)
-        except InputError as e: raise _misfit(path, spec['backbone'], e) from None
-    return model.eval()
+    _fill_network(model, model.backbone, saved.weights[WEIGHTS].tensors, saved.folder/WEIGHTS)
+    return (_with_devices(model, saved) if DEVICE_WEIGHTS in saved.weights else model).eval()
+
+# %% ../../nbs/size/42_integers.ipynb #ed8a392a
+def _fill_network(model, network, tensors, path):
+    "Put the tensors of a file into a network of a quantised classifier; InputError where they do not fit"
+    with varied(network, model.input_shape, path):
+        try: _fill(network, tensors, path)
+        except InputError as e: raise _misfit(path, model.spec['backbone'], e) from None
+
+# %% ../../nbs/size/42_integers.ipynb #9535a249
+def _with_devices(general, saved):
+    "A quantised classifier with a network for each device of the file"
+    devices, own = read_own_tensors(saved)
+    path, networks = saved.folder/DEVICE_WEIGHTS, {}
+    check_many(general.backbone, len(own), path)
+    for name, tensors in own.items():
+        networks[name] = deepcopy(general.backbone)
+        _fill_network(general, networks[name], {**saved.weights[WEIGHTS].tensors, **tensors}, path)
+    return DeviceAware(general, networks, devices)
 
 # %% ../../nbs/size/42_integers.ipynb #23c1a633
 def _misfit(path, backbone, reason):

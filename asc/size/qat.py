@@ -13,8 +13,10 @@ from torch import nn
 from ..backbone.tensors import TensorFile
 from ..core import InputError, check_range
 from ..model.adapter import place_of
+from ..model.body import DeviceWise
 from ..model.classifier import create_classifier
-from ..model.description import FORMATS, SPEC_KEYS, WEIGHTS
+from ..model.description import DEVICE_WEIGHTS, FORMATS, SPEC_KEYS, WEIGHTS
+from ..model.per_device import device_metadata, own_tensors
 from ..model.saved import read_saved, write_saved
 from .integers import integer_tensors, rebuild_quantised
 from .qdq import is_calibrated, quantisers
@@ -67,7 +69,7 @@ def _teacher_loss(teacher, temperature, hard_weight, loss_func):
 # %% ../../nbs/size/45_qat.ipynb #dac6fc34
 def create_qat_learner(dls, model,            # DataLoaders; calibrated quantised Classifier
                        teacher=None,          # float classifier that answers the same clips, or None
-                       temperature:float=2.,  # of the soft labels
+                       temperature:float=2.,  # of the soft labels, of whatever teacher
                        hard_weight:float=.02, # weight of the labels beside the teacher, 0 … 1
                        loss_func=None,        # without a teacher; default cross-entropy
                        frozen:int=4,          # last epochs with fixed ranges
@@ -76,8 +78,7 @@ def create_qat_learner(dls, model,            # DataLoaders; calibrated quantise
                        cbs=(),                # further callbacks
                        **options):            # of `asc.train.options.TrainingOptions`
     "A Learner for quantisation-aware training; train with `fit_qat`"
-    mixing_temperature = 1. if teacher is None else temperature
-    callbacks = create_callbacks(dls, TrainingOptions(**options), mixing_temperature)
+    callbacks = create_callbacks(dls, TrainingOptions(**options), temperature)
     callbacks = [*callbacks, QuantisedTraining(frozen, ranges), *cbs]
     if teacher is not None:
         loss_func = _teacher_loss(teacher, temperature, hard_weight, loss_func)
@@ -110,10 +111,18 @@ def save_quantised(model,    # calibrated quantised Classifier
     if not is_calibrated(model.backbone):
         raise InputError('saving: the network is not quantised or not calibrated; '
                          'save_model saves float ones')
-    tensors = TensorFile(integer_tensors(model.backbone), dict(format='pt', asc='quantised'))
+    several = isinstance(model.backbone, DeviceWise)
+    general = model.backbone.base_model if several else model.backbone
+    files = {WEIGHTS: TensorFile(integer_tensors(general), dict(format='pt', asc='quantised'))}
+    if several: files[DEVICE_WEIGHTS] = TensorFile(_own_integers(model), device_metadata(model))
     spec = {key: model.spec[key] for key in (*SPEC_KEYS, 'own') if key in model.spec}
-    description = dict(format=FORMATS[1], **spec, quantised=model.backbone.quantised, **facts)
-    write_saved(folder, description, {WEIGHTS: tensors})
+    write_saved(folder, dict(format=FORMATS[1], **spec, quantised=general.quantised, **facts), files)
+
+# %% ../../nbs/size/45_qat.ipynb #06047b4c
+def _own_integers(model):
+    "'device/name' -> the tensors in which the quantised networks of devices differ from the general one"
+    states = {device: integer_tensors(network) for device, network in model.device_models.items()}
+    return own_tensors(integer_tensors(model.base_model), states)
 
 # %% ../../nbs/size/45_qat.ipynb #96cf9ee1
 def load_quantised(folder): # written by `save_quantised`; -> Classifier in eval mode, on the CPU

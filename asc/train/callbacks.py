@@ -15,6 +15,7 @@ from ..core import InputError, check_range
 from ..model.body import body_of
 from ..run.accelerator import find_device
 from .accumulate import Accumulate
+from .alignment import Alignment, read_alignment
 from .averages import EMA, SWA, EarlyStop, KeepBest
 from .curriculum import Admission
 from .ddp import Ranks, rank_and_world
@@ -128,6 +129,7 @@ def _chosen(options):
     if options.freeze: callbacks.append(Freeze(options.freeze, options.freeze_epochs))
     if sharpness := check_sharpness(options): callbacks.append(Sharpness(**sharpness))
     if options.curriculum: callbacks.append(Admission())
+    if alignment := read_alignment(options.alignment): callbacks.append(Alignment(alignment))
     return callbacks + _trackers(options)
 
 # %% ../../nbs/train/75_callbacks.ipynb #8c91ff94

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..core import InputError
 from ..model.adapter import adapted, check_answer, place_of
-from ..model.body import DeviceWise, head_of
+from ..model.body import DeviceWise, head_of, pooled
 from ..run.text import literal
 from ..score.labels import known_parts
 from .learner import clip_names, evaluating
@@ -41,10 +41,7 @@ def _head_inputs(net): # yields a list of float32 (B, features), on the CPU
     inputs = []
 
     def keep(module, args):
-        x = args[0].float()
-        if x.ndim == 4: x = x.flatten(2).mean(2)
-        if x.ndim == 3: x = x.mean(1)
-        inputs.append(x.cpu())
+        inputs.append(pooled(args[0]).cpu())
 
     hook = net.get_submodule(head_of(net)).register_forward_pre_hook(keep)
     try:

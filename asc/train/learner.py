@@ -72,16 +72,19 @@ class EpochLog(Callback):
         if self.run: self.history = []
 
     def after_epoch(self):
-        figures = _epoch_figures(self.recorder)
+        figures = _epoch_figures(self.learn)
         time = figures.pop('time', '')
+        for cb in self.learn.cbs: figures |= cb.epoch_figures() if hasattr(type(cb), 'epoch_figures') else {}
         self.history.append(dict(epoch=self.epoch + 1, **figures, lr=self.opt.hypers[-1]['lr']))
         if self.path: _write_history(self.history, self.path)
         print(f'epoch {self.epoch + 1:>3}/{self.n_epoch}  {_epoch_words(figures)}  ({time})', flush=True)
 
 # %% ../../nbs/train/40_learner.ipynb #9a503103
-def _epoch_figures(recorder):
-    "name -> value of what fastai's Recorder says of an epoch, without its number"
-    return dict(zip(list(recorder.metric_names)[1:], recorder.log[1:]))
+def _epoch_figures(learn):
+    "name -> value of what fastai's Recorder and callbacks with `figures` say of an epoch, without its number"
+    told = dict(zip(list(learn.recorder.metric_names)[1:], learn.recorder.log[1:]))
+    for callback in learn.cbs: told |= getattr(callback, 'figures', dict)()
+    return told
 
 # %% ../../nbs/train/40_learner.ipynb #1a374bb1
 def _write_history(history, path):

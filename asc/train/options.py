@@ -48,13 +48,14 @@ class DataOptions:
     cache: bool = option(False, 'compute mels once and keep them; only where nothing before the mel is random')
     accept: str = option('', 'what is known to be wrong with the corpus and meant, such as scene,audio; or all')
     target: str = option('scene', 'what is classified: scene, device or city', choices=('scene', 'device', 'city'))
+    unlabelled: list = option([], 'corpora heard without labels: names, folders, same, tables, see asc.data.unlabelled')
 
 # %% ../../nbs/train/72_options.ipynb #0e791829
 @dataclass
 class ModelOptions:
     "What is trained"
-    frontend: str = option('dcase24', 'waveform to log-mel, see asc.list_frontends()')
-    backbone: str = option('cp_mobile_24', 'network, see asc.list_backbones()')
+    frontend: str = option('dcase24', 'waveform to log-mel, see asc.list_frontends(); or encoder')
+    backbone: str = option('cp_mobile_24', 'network, see asc.list_backbones(); or probe, behind an encoder')
     pipeline: str = option('dcase24', "augmentation, see asc.pipelines ('none' trains without)", choices=pipelines)
     steps: list = option([], 'an own list of pipeline steps instead of a preset (from a YAML file: -f)')
     backbone_args: dict = option({}, 'keywords of the network (YAML)')
@@ -89,6 +90,7 @@ class FitOptions:
     seed: int = option(0, 'of weights, order and augmentation', 0, most=10**18)
     soup: 'str or dict' = option('', 'mean of epochs chosen on validation: uniform or greedy, see asc.train.soup')
     sharpness: 'str or dict' = option('', 'flat minima by two passes a batch: sam or asam, see asc.train.sharpness')
+    alignment: 'str or dict' = option('', 'what hides the device: mmd or adversarial, see asc.train.alignment')
     curriculum: 'str or dict' = option('', 'clips that betray their device come late, see asc.train.curriculum')
 
 # %% ../../nbs/train/72_options.ipynb #0a20d76f
@@ -97,6 +99,8 @@ class TeacherOptions:
     "By whom it is taught"
     teacher: 'str or list of str' = option('', 'file or files of logits, folder of a run that answers live, or self')
     distill: dict = option({}, 'temperature, hard_weight, reduction and more, see asc.experiment.distillation')
+    pseudo: 'str or dict' = option('', 'who labels unlabelled clips: a run, a file, or a table, see asc.teach.pseudo')
+    consistency: 'str or dict' = option('', 'self or mean, or a table, see asc.teach.consistency; empty for none')
 
 # %% ../../nbs/train/72_options.ipynb #43f0f2e2
 @dataclass

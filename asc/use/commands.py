@@ -7,6 +7,7 @@ __all__ = ['formats', 'table_text', 'listen', 'predict_command', 'trust_command'
 
 # %% ../../nbs/use/25_commands.ipynb #cf68fefa
 import sys
+from functools import partial
 
 from fastcore.script import Param, store_true
 
@@ -110,6 +111,15 @@ def _report_sounds(table):
         _report(f'{len(faults)} of {total} sounds could not be read:', lines)
 
 # %% ../../nbs/use/25_commands.ipynb #8be0e134
+def _predictor(norms):
+    "What answers sounds: the model as it is, or adapted to them"
+    from asc.train.norms import read_norms
+    from asc.use.norms import predict_adapted
+    from asc.use.predict import predict
+    options = read_norms(norms)
+    return partial(predict_adapted, norms=options) if options else predict
+
+# %% ../../nbs/use/25_commands.ipynb #6f742aa1
 def predict_command(
     model:Param('run folder, exported .onnx file, or published checkpoint', str, opt=False),
     sounds:Param('sound files, and folders to search through', str, opt=False, nargs='*')=(),
@@ -124,17 +134,18 @@ def predict_command(
     out:Param('write there instead of printing; .csv or .json decides the format', str)='',
     bs:Param('windows at a time', int)=64,
     workers:Param('decoding threads', int)=2,
+    norms:Param('adapt BatchNorms to these sounds: device, or a table such as {strength: 8}', str)='',
 ):
     "Scene probabilities of sounds; exit code 1 if some could not be read (they are listed), 2 if none could"
     if bool(sounds) == bool(mic):
         raise InputError('name sound files or folders, or listen with --mic SECONDS')
     device = _computing(device)
+    if mic and norms: raise InputError('norms: a microphone gives no sounds to adapt to; leave --norms or --mic out')
     if mic: return listen(model, mic, source, window, hop or .5, recorder, device)
     from asc.load import open_model
-    from asc.use.predict import predict
     file = _output_file(out)
     progress = sys.stderr.isatty()
-    table = predict(
+    table = _predictor(norms)(
         open_model(model).to(device), list(sounds), window, hop, windows, recorder, bs, workers, 'list', progress)
     if file: write_text(file, _in_utf8(formats[file.suffix[1:]](table) + '\n'))
     else: print(formats[format](table))

@@ -83,7 +83,7 @@ def _read_link(name, table):
     _check_keys(name, table)
     return table
 
-# %% ../../nbs/experiment/40_chain.ipynb #09697f47
+# %% ../../nbs/experiment/40_chain.ipynb #4d09a94d
 def _read_soup(table):
     "A soup with the number of its members, the student among them"
     table = dict(members=3) | table
@@ -127,16 +127,17 @@ def _stated(link, table):
     return {key: value for key, value in table.items() if key not in read}
 
 # %% ../../nbs/experiment/40_chain.ipynb #beefb4af
-def chain_targets(data='', data_dirs=(), folds=()) -> dict: # label -> data, data_dir, fold
+def chain_targets(data='', data_dir=(), folds=()) -> dict: # label -> data, data_dir, fold
     "Where a chain is measured: every corpus with every fold"
     if folds: check_once('folds', folds)
-    places = [dict(data_dir=str(path)) for path in data_dirs] or [dict(data=data or 'synthetic')]
+    folders = [data_dir] if isinstance(data_dir, str) else data_dir
+    places = [dict(data_dir=str(path)) for path in folders if path] or [dict(data=data or 'synthetic')]
     targets = {}
     for place in places:
         for fold in folds or [1]:
             targets[_target_label(place, fold, len(places) > 1, folds)] = dict(place, fold=fold)
     if len(targets) < len(places) * len(folds or [1]):
-        raise InputError(f"data_dir: {', '.join(map(str, data_dirs))}: two have the same name; "
+        raise InputError(f"data_dir: {', '.join(map(str, data_dir))}: two have the same name; "
                          'give each folder its own')
     return targets
 
@@ -227,7 +228,7 @@ def average(self:ChainPlan, place, target) -> str: # name of the run, '' without
                  device=self.common['device'], **self.carved(trained))
     return self.add('average', 'logits', place, self.links['average'], asked, trained)
 
-# %% ../../nbs/experiment/40_chain.ipynb #8a2e7fa6
+# %% ../../nbs/experiment/40_chain.ipynb #1e2c957a
 @patch
 def carved(self:ChainPlan, trained) -> dict: # names of the teachers' runs
     "The share that the teachers did not learn from; InputError where they differ"
@@ -258,7 +259,7 @@ def student(self:ChainPlan, place, target, logits):
              for kind, seed in self.members(place['seed'])]
     self.follow(place, names, logits)
 
-# %% ../../nbs/experiment/40_chain.ipynb #fd3c891f
+# %% ../../nbs/experiment/40_chain.ipynb #e5aa7044
 @patch
 def members(self:ChainPlan, seed) -> list: # of (kind of run, its seed)
     "The student, and the further members of a soup"
@@ -277,13 +278,13 @@ def follow(self:ChainPlan, place, names, logits): # of the runs of the student, 
         name = self.then('quantize', 'int8', place, [name, *([logits] if 'teacher' in given else [])], **given)
     if 'entry' in self.links: self.then('entry', 'entry', place, [name], runs=[self.out(name)])
 
-# %% ../../nbs/experiment/40_chain.ipynb #302ac743
+# %% ../../nbs/experiment/40_chain.ipynb #9df62430
 @patch
 def then(self:ChainPlan, link, kind, place, after, **parameters) -> str: # its name
     "A run that works on what others have left"
     return self.add(link, kind, place, self.links[link], dict(parameters, device=self.common['device']), after)
 
-# %% ../../nbs/experiment/40_chain.ipynb #761f25d2
+# %% ../../nbs/experiment/40_chain.ipynb #3d007566
 @patch
 def taught_again(self:ChainPlan, logits) -> dict:
     "Who teaches the training in eight bits, where that is the average of the chain"

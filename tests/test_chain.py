@@ -9,6 +9,7 @@ from asc.experiment.chain_checks import check_chain, check_pretrained
 from asc.experiment.chain_table import link_gains
 from asc.experiment.distillation import Distillation
 from asc.experiment.sweeps import _free, _give_up_followers
+from asc.run.process import same_run
 
 TAUGHT = dict(teachers=[dict(recipe='cpjku23-cp_resnet', seeds=[0, 1])], student=dict(recipe='asc-best-kd'))
 
@@ -103,6 +104,15 @@ def test_runs_wait_for_what_they_need(monkeypatch):
     _give_up_followers(sweep, tries)
     assert not tries and sweep.errors['c'] == 'it needs b, which has not finished'
     assert sweep.errors['d'] == 'it needs c, which has not finished'
+
+
+def test_a_run_that_filled_in_a_parameter_is_found_again():
+    "What was asked is compared, not what came of it"
+    record = dict(notebook='soup', parameters=dict(kind='greedy', data_dir='corpora/a'))
+    asked = dict(kind='greedy', data_dir='')
+    assert same_run(record, 'soup', asked)
+    assert not same_run(dict(record, asked=dict(data_dir='')), 'soup', asked)
+    assert same_run(dict(record, asked=dict(data_dir='')), 'soup', dict(asked, data_dir='corpora/b'))
 
 
 def test_a_stage_after_a_missing_one_has_no_gain(monkeypatch):

@@ -8,18 +8,21 @@ import pytest
 import torch
 
 import asc
-from asc.backbone.branches import RepConv, fuse_branches
+from asc.backbone.branches import RepConv, deployed_form, fuse_branches
 from asc.backbone.zoo import backbones, create_backbone
 from asc.core import InputError
+from asc.entry.compact import open_compact
+from asc.experiment.start import open_start
 from asc.export.onnx import session
 from asc.export.onnx_graph import network_graph
 from asc.export.plan import read_steps
 from asc.frontend.logmel import create_frontend
-from asc.model.classifier import create_classifier
+from asc.model.classifier import create_classifier, save_model
 from asc.model.published import recognise
 from asc.size.fold import compare_networks, fold
 from asc.size.qat import load_quantised, save_quantised
 from asc.size.qdq import calibrate, prepare, quantised_classifier, quantisers
+from asc.train.finetune import start_from
 
 PUBLISHED = Path(os.environ.get('ASC_SHARED', ''))/'data'/'weights'/'sntl_ntu_2025_v1_fp16.pt'
 
@@ -213,6 +216,46 @@ def test_recognised_with_other_classes(name):
 
 
 @torch.no_grad()
+def test_fused_weights_are_recognised(tmp_path):
+    "What an entry hands in of rep_ctfa opens as rep_ctfa, and answers like the network with branches"
+    net, x = with_weights(create_backbone('rep_ctfa')), grid(256, 65)
+    small = deployed_form(net)
+    torch.save(small.half().state_dict(), tmp_path/'fused.pt')
+    opened = asc.open_model(tmp_path/'fused.pt').network.backbone
+    assert recognise(small.state_dict()) == ('rep_ctfa', 10) and shapes(opened) == shapes(small)
+    again = create_backbone('rep_ctfa', weights=tmp_path/'fused.pt').eval()
+    for found in (opened, again): assert (found(x) - net(x)).abs().max() < 5e-3*net(x).abs().max()
+
+
+HEADS_OF = {'cnn_gru': {'conv1d_5_2'}, 'cnn_gru_2': {'conv1d_5_2'}, 'rep_ctfa': {'feed_forward.0', 'feed_forward.1'},
+            'cp_mobile_li': {'feed_forward.0', 'feed_forward.1'}, 'mn01': {'classifier.5'}, 'mn04': {'classifier.5'}}
+
+
+@pytest.mark.parametrize('name', HEADS_OF)
+def test_ten_classes_begin_with_thirty_three(name, tmp_path):
+    "A run of 33 classes fills all but the layer that has a row for each of them"
+    frontend, others = backbones[name].frontend, [f'sound {i}' for i in range(33)]
+    theirs = create_classifier(name, frontend, scenes=others, augment=False)
+    with_weights(theirs.backbone)
+    save_model(theirs, tmp_path)
+    ours = create_classifier(name, frontend, augment=False)
+    found = start_from(ours, open_start(tmp_path), tmp_path)
+    assert {key.rpartition('.')[0] for key in found['new']} == HEADS_OF[name]
+    body, was = ours.backbone.state_dict(), theirs.backbone.state_dict()
+    assert all(torch.equal(body[key], was[key]) for key in body if key not in found['new'])
+    x = torch.zeros(1, 1, *backbones[name].shape)
+    assert ours.eval().backbone(x).shape == (1, 10)
+    assert 'Its head was for 33 classes' in found['remark'] and 'anew for 10 classes' in found['remark']
+
+
+def test_a_fused_network_is_no_start_for_branches(tmp_path):
+    theirs = create_classifier('rep_ctfa', augment=False).eval()
+    save_model(deployed_form(theirs), tmp_path)
+    with pytest.raises(InputError, match='its branches are fused, and this run trains them; give the run it was made'):
+        start_from(create_classifier('rep_ctfa', augment=False), open_start(tmp_path), tmp_path)
+
+
+@torch.no_grad()
 def test_gru_in_eight_bits():
     "Two weights with a scale a row, six tensors with one; the loop is the GRU, rounding moves the logits by per cents"
     net, x = with_weights(create_backbone('cnn_gru')), torch.cat([grid(256, 33), ramp(256, 33)])
@@ -231,7 +274,7 @@ def test_gru_in_eight_bits():
 
 @torch.no_grad()
 def test_gru_saved_as_integers(tmp_path):
-    "An int8 run folder of the CNN-GRU opens again, equal to the last bit"
+    "An int8 run folder of the CNN-GRU opens again, equal to the last bit, and as an entry that keeps its codes"
     model = create_classifier('cnn_gru', 'sntl').eval()
     with_weights(model.backbone)
     small, x = quantised_classifier(model), grid(256, 33)
@@ -239,6 +282,9 @@ def test_gru_saved_as_integers(tmp_path):
     save_quantised(small, tmp_path)
     again = load_quantised(tmp_path)
     assert torch.equal(again.backbone(x), small.backbone(x))
+    compact = open_compact(tmp_path).model
+    assert torch.allclose(compact(x), small.backbone(x), rtol=1e-4)
+    assert compact.network.bgru2d_4_1.state.weight.dtype == torch.int8
 
 
 @torch.no_grad()

@@ -220,11 +220,11 @@ def test_fused_weights_are_recognised(tmp_path):
     "What an entry hands in of rep_ctfa opens as rep_ctfa, and answers like the network with branches"
     net, x = with_weights(create_backbone('rep_ctfa')), grid(256, 65)
     small = deployed_form(net)
-    torch.save(small.half().state_dict(), tmp_path/'fused.pt')
+    torch.save(small.state_dict(), tmp_path/'fused.pt')
     opened = asc.open_model(tmp_path/'fused.pt').network.backbone
     assert recognise(small.state_dict()) == ('rep_ctfa', 10) and shapes(opened) == shapes(small)
     again = create_backbone('rep_ctfa', weights=tmp_path/'fused.pt').eval()
-    for found in (opened, again): assert (found(x) - net(x)).abs().max() < 5e-3*net(x).abs().max()
+    for found in (opened, again): assert (found(x) - net(x)).abs().max() <= 1e-5*net(x).abs().max()
 
 
 HEADS_OF = {'cnn_gru': {'conv1d_5_2'}, 'cnn_gru_2': {'conv1d_5_2'}, 'rep_ctfa': {'feed_forward.0', 'feed_forward.1'},

@@ -43,12 +43,13 @@ def _take_codes(network):
 
 # %% ../../nbs/entry/12_compact.ipynb #d327c922
 class Offset(nn.Module):
-    "(B, C, …) -> the same with a number added to each channel"
-    def __init__(self, offset): # (C,)
+    "(B, C, …) behind a convolution, (…, C) behind a dense layer -> the same with a number added to each channel"
+    def __init__(self, offset, # (C,)
+                 axes:int):    # behind that of the channels
         super().__init__()
-        self.offset = nn.Parameter(offset.detach(), requires_grad=False)
+        self.offset = nn.Parameter(offset.detach().reshape(-1, *[1] * axes), requires_grad=False)
 
-    def forward(self, x): return x + self.offset.reshape(1, -1, *[1] * (x.ndim - 2))
+    def forward(self, x): return x + self.offset
 
 # %% ../../nbs/entry/12_compact.ipynb #962c0390
 @patch
@@ -57,7 +58,7 @@ def on_output(self:Offset, layer, args, out): return self(out)
 # %% ../../nbs/entry/12_compact.ipynb #7e954d1d
 def _offset_of(layer): # with a bias
     "An `Offset` in place of the bias of a layer, before all that reads its output"
-    offset, layer.bias = Offset(layer.bias), None
+    offset, layer.bias = Offset(layer.bias, layer.weight.ndim - 2), None
     layer.register_forward_hook(offset.on_output, prepend=True)
     return offset
 

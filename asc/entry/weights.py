@@ -9,6 +9,7 @@ __all__ = ['networks_of', 'load_entrant', 'entry_cost', 'entry_state', 'check_st
 import numpy as np
 import torch
 
+from ..backbone.branches import deployed_form
 from ..backbone.tensors import tensors_digest
 from ..backbone.weights import read_weights
 from ..backbone.zoo import create_backbone
@@ -28,11 +29,11 @@ def networks_of(model) -> dict: # '' or 'base_model', 'device_models.a' … -> n
 
 # %% ../../nbs/entry/07_weights.ipynb #442d87b7
 def load_entrant(folder) -> tuple: # model, bits of a parameter
-    "The model of a run as it is handed in: half precision, or int8 as it is"
+    "The model of a run as it is handed in: branches fused and in half precision, or int8 as it is"
     opened = open_model(folder)
     model = opened.classifier('submit', ('float', 'pruned', 'quantised', 'device-wise', 'device-wise int8'))
     if quantisers(model.backbone): return model, 8
-    return half_weights(model), 16
+    return half_weights(deployed_form(model)), 16
 
 # %% ../../nbs/entry/07_weights.ipynb #6bfc9be2
 def entry_cost(

@@ -8,7 +8,11 @@ import pytest
 import torch
 
 import asc
+from asc.backbone.blocks import ConvNorm
 from asc.backbone.branches import RepConv, deployed_form, fuse_branches
+from asc.backbone.cp_mobile import CPBlock
+from asc.backbone.mobilenet import InvertedResidual, Row
+from asc.backbone.rep_ctfa import RepBlock
 from asc.backbone.zoo import backbones, create_backbone
 from asc.core import InputError
 from asc.entry.compact import open_compact
@@ -308,16 +312,23 @@ def test_c_refuses_by_name(name, operation):
     with pytest.raises(InputError, match=f'needs {operation}, for which there is no C kernel'): read_steps(net)
 
 
+PARTS = {'cnn_gru': lambda: Read(), 'rep_ctfa': lambda: Narrow(RepBlock(8, 16, 2., (2, 1))),
+         'cp_mobile_li': lambda: Narrow(CPBlock(8, 8, 2., grn=True), 8),
+         'mn01': lambda: Narrow(InvertedResidual(8, Row(5, 24, 16, True, torch.nn.Hardswish, 2), 1.))}
+
+
 @torch.no_grad()
-def test_gru_in_onnx():
-    "The GRU with its classifier, in float and in eight bits, answers in ONNX Runtime as here, for any batch"
+@pytest.mark.parametrize('name', PARTS)
+def test_parts_in_onnx(name):
+    "What each network is made of, in float and in eight bits, answers in ONNX Runtime as here, for any batch"
     pytest.importorskip('onnxruntime')
-    head = with_weights(Read())
-    x = torch.randn(5, 1, 4, 16)
-    for net, precision in ((head, 'float32'), (calibrate(prepare(head, x, skip=()), x), 'int8')):
-        file = network_graph(net, x[:1], precision).SerializeToString()
+    net = with_weights(PARTS[name]())
+    x = torch.randn(5, 1, 4, 16, generator=torch.Generator().manual_seed(0))
+    for form, precision in ((net, 'float32'), (calibrate(prepare(net, x, skip=()), x), 'int8')):
+        file = network_graph(form, x[:1], precision).SerializeToString()
         found = session(file).run(['logits'], {'logmel': x.numpy()})[0]
-        assert np.abs(found - net(x).numpy()).max() < 1e-2*net(x).abs().max()
+        assert np.abs(found - form(x).numpy()).max() < 1e-2*net(x).abs().max()
+        assert (precision == 'int8') == (b'QuantizeLinear' in file)
 
 
 class Read(torch.nn.Module):
@@ -327,3 +338,12 @@ class Read(torch.nn.Module):
         self.gru, self.out = torch.nn.GRU(16, 8, batch_first=True), torch.nn.Linear(8, 3)
 
     def forward(self, x): return self.out(self.gru(x[:, 0])[0][:, -1])
+
+
+class Narrow(torch.nn.Module):
+    "A block of 8 channels between a convolution and a classifier"
+    def __init__(self, block, channels=16):
+        super().__init__()
+        self.stem, self.block, self.out = ConvNorm(1, 8), block, torch.nn.Linear(channels, 3)
+
+    def forward(self, x): return self.out(self.block(self.stem(x)).mean((2, 3)))

@@ -2,9 +2,11 @@
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
 
 import asc
@@ -24,7 +26,7 @@ from asc.frontend.logmel import create_frontend
 from asc.model.classifier import create_classifier, save_model
 from asc.model.published import recognise
 from asc.size.fold import compare_networks, fold
-from asc.size.qat import load_quantised, save_quantised
+from asc.size.qat import QuantisedTraining, load_quantised, save_quantised
 from asc.size.qdq import calibrate, prepare, quantised_classifier, quantisers
 from asc.train.finetune import start_from
 
@@ -105,6 +107,19 @@ def test_fused_branches_answer_alike():
     expected = net(x)
     assert (fuse_branches(net)(x) - expected).abs().max() <= 1e-5*expected.abs().max()
     assert not any('conv1x1' in name for name in net.state_dict())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name, kw', [('rep_ctfa', {}), ('cp_mobile_li', dict(branches=['3x3', '1x1', '1x3', '3x1']))])
+def test_fused_branches_on_real_clips(name, kw, shared):
+    "What an entry hands in answers to real recordings as the network with branches does: rounding is all that differs"
+    files = sorted((shared/'data/ambience/source').glob('*.flac'))[::80]
+    waves = torch.stack([torch.from_numpy(sf.read(path, 16000, dtype='float32')[0]) for path in files])
+    model = create_classifier(name, backbones[name].frontend, rate=16000, backbone_args=kw, augment=False)
+    with_weights(model.backbone)
+    expected = model.eval()(waves)
+    assert len(files) >= 5 and expected.std(0).min() > 0
+    assert (deployed_form(model)(waves) - expected).abs().max() <= 1e-5*expected.abs().max()
 
 
 @torch.no_grad()
@@ -274,6 +289,20 @@ def test_gru_in_eight_bits():
     assert 0 < compare_networks(net, small, x)['max_logit'] < .05*net(x).abs().max()
     states = small.bgru2d_4_1.gate(torch.linspace(-4, 4, 1000))
     assert len(states.unique()) <= 256
+
+
+@torch.no_grad()
+def test_quantised_training_drops_nothing():
+    "Ranges learn from what is seen in use: two looks at a clip are one, also in a network with dropout"
+    net = Narrow(torch.nn.Sequential(ConvNorm(8, 16), torch.nn.Dropout2d(.5))).eval()
+    x = torch.randn(2, 1, 4, 16)
+    small = calibrate(prepare(net, x), x).train()
+    assert not torch.equal(small(x), small(x))
+    training = QuantisedTraining(frozen=0)
+    training.learn = SimpleNamespace(model=small, epoch=0, n_epoch=1)
+    training.before_fit()
+    training.before_train()
+    assert torch.equal(small(x), small(x)) and small.training
 
 
 @torch.no_grad()

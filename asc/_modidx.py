@@ -291,8 +291,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/asc', 'doc_host': '', 'git
                                        'asc.backbone.branches.RepConv.merged': ( 'backbone/branches.html#repconv.merged',
                                                                                  'asc/backbone/branches.py'),
                                        'asc.backbone.branches._as_3x3': ('backbone/branches.html#_as_3x3', 'asc/backbone/branches.py'),
-                                       'asc.backbone.branches._has_branches': ( 'backbone/branches.html#_has_branches',
-                                                                                'asc/backbone/branches.py'),
                                        'asc.backbone.branches.check_branches': ( 'backbone/branches.html#check_branches',
                                                                                  'asc/backbone/branches.py'),
                                        'asc.backbone.branches.deployed_form': ( 'backbone/branches.html#deployed_form',

@@ -91,12 +91,6 @@ def fuse_branches(net, # any network, changed in place
         if isinstance(module, RepConv): module.fuse()
     return net
 
-# %% ../../nbs/backbone/12_branches.ipynb #295813bc
-def _has_branches(net):
-    "Whether it is a network with branches that are not fused yet"
-    parts = net.modules() if isinstance(net, nn.Module) else ()
-    return any(isinstance(part, RepConv) and hasattr(part, 'alpha') for part in parts)
-
 # %% ../../nbs/backbone/12_branches.ipynb #fa1034e6
 def is_branched(net) -> bool: # any network
     "Whether a network has branches that still train"

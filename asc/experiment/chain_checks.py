@@ -16,7 +16,8 @@ def check_chain(links, cells):
     "InputError for links that do not fit, and for a training that no machine can do"
     if 'soup' in links: _check_soup(links)
     from asc.experiment.checks import check_plan          # loads torch
-    for cell in cells:
+    kinds = {(cell.swept['kind'], cell.swept.get('subset')): cell for cell in cells} # one seed speaks for all
+    for cell in kinds.values():
         if LINKS[cell.swept['link']] != 'train': continue
         with naming_cell(cell.name): check_plan(dict(cell.parameters, teacher='', distill={}, init_from=''))
     for cell in cells:

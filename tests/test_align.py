@@ -108,7 +108,7 @@ WRONG = {
     'sharpness': (dict(alignment='mmd', sharpness='sam'), 'sharpness'),
     'compile': (dict(alignment='mmd', compile=True), 'compile'),
     'frozen': (dict(alignment='mmd', freeze='encoder'), 'freeze .encoder., which keeps the embeddings'),
-    'probe': (dict(alignment='mmd', backbone='probe', frontend='encoder'), 'pooling .mean., which has nothing to learn'),
+    'probe': (dict(alignment='mmd', backbone='probe', frontend='encoder'), 'mean., which has nothing to learn'),
     'kind': (dict(alignment='mdm'), 'did you mean mmd'),
     'key': (dict(alignment={'kind': 'mmd', 'hidden': 3}), "'hidden'"),
     'weight': (dict(alignment={'kind': 'adversarial', 'weight': -1.}), 'alignment weight=-1'),

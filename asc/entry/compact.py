@@ -29,6 +29,11 @@ def _make_plain(layer, weight):
     del layer.parametrizations
     layer.weight = nn.Parameter(weight, requires_grad=False)
 
+# %% ../../nbs/entry/12_compact.ipynb #812a8031
+def _as_wide(scale, codes):
+    "Scales of channels with an axis for each of the codes"
+    return scale.reshape(-1, *[1] * (codes.ndim - 1)).clone()
+
 # %% ../../nbs/entry/12_compact.ipynb #cc5791a2
 def _take_codes(network):
     "Name of a weight -> the scales of its channels; in the network, the weight becomes its codes"
@@ -38,7 +43,7 @@ def _take_codes(network):
         quantiser, weight = layer.parametrizations.weight[0], layer.parametrizations.weight.original
         codes, scale = quantiser.quantise(weight), quantiser.scale
         _make_plain(layer, codes)
-        scales[f'{name}.weight'] = scale.reshape(-1, *[1] * (codes.ndim - 1)).clone()
+        scales[f'{name}.weight'] = _as_wide(scale, codes)
     return scales
 
 # %% ../../nbs/entry/12_compact.ipynb #d327c922

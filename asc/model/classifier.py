@@ -185,12 +185,16 @@ def _narrow(model, tensors, reshape, path):
     with building(path): reshape(model.backbone, tensors)
     model.spec['pruned'] = True
 
+# %% ../../nbs/model/05_classifier.ipynb #6ce34dc4
+def _check_format(path, found, format):
+    "InputError for a folder of another format"
+    if found != format: raise InputError(f'{path}: format {found}, expected {format}; open it with asc.open_model')
+
 # %% ../../nbs/model/05_classifier.ipynb #73f2c59e
 def spec_of(saved:SavedModel, format:str) -> dict: # keywords of `create_classifier`
     "What a model is built from; InputError for a folder of another format, and for code without consent"
     description, path = saved.description, saved.folder/'model.json'
-    if description['format'] != format:
-        raise InputError(f"{path}: format {description['format']}, expected {format}; open it with asc.open_model")
+    _check_format(path, description['format'], format)
     names = [description['backbone'], description['frontend'], description['frontend_args']]
     with building(path): check_own(names, description.get('own', {}), path)
     spec = {name: description[name] for name in SPEC_KEYS}

@@ -2053,7 +2053,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/asc', 'doc_host': '', 'git
                                                                                               'asc/experiment/chain_table.py'),
                                             'asc.experiment.chain_table._stage_row': ( 'experiment/chain_table.html#_stage_row',
                                                                                        'asc/experiment/chain_table.py'),
-                                            'asc.experiment.chain_table._stored_bytes': ( 'experiment/chain_table.html#_stored_bytes',
+                                            'asc.experiment.chain_table._weight_bytes': ( 'experiment/chain_table.html#_weight_bytes',
                                                                                           'asc/experiment/chain_table.py'),
                                             'asc.experiment.chain_table.chain_costs': ( 'experiment/chain_table.html#chain_costs',
                                                                                         'asc/experiment/chain_table.py'),

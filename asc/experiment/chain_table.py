@@ -121,11 +121,11 @@ def link_devices(gains, stages) -> pd.DataFrame: # of text; devices and groups Ã
     return pd.DataFrame(columns)
 
 # %% ../../nbs/experiment/42_chain_table.ipynb #695bcbc6
-def _stored_bytes(folder, rows):
-    "Bytes of the weights of a run: as quantised, or of its files; None where it leaves no weights"
-    for form in ('qat', 'ptq'):
-        if form in rows: return rows[form]['bytes stored']
-    return sum(path.stat().st_size for path in folder.glob('*.safetensors')) or None
+def _weight_bytes(folder):
+    "Bytes of the files of weights of a run, of a network for each device all; None where it leaves none"
+    place = next((folder/form for form in ('qat', 'ptq') if (folder/form).is_dir()), folder)
+    files = [place/name for name in ('model.safetensors', 'devices.safetensors')]
+    return sum(path.stat().st_size for path in files if path.is_file()) or None
 
 # %% ../../nbs/experiment/42_chain_table.ipynb #b8b17ae8
 def _cost(sweep, name):
@@ -134,7 +134,7 @@ def _cost(sweep, name):
     record = run_record(folder)
     metrics = record['metrics']
     return dict(link=swept['link'], run=swept['kind'], hours=record.get('seconds', 0) / 3600,
-                parameters=metrics.get('params'), bytes=_stored_bytes(folder, metrics.get('rows', {})),
+                parameters=metrics.get('params'), bytes=_weight_bytes(folder),
                 MACs=metrics.get('macs'))
 
 # %% ../../nbs/experiment/42_chain_table.ipynb #79c261b5

@@ -6,7 +6,6 @@
 __all__ = ['likely_classes', 'focus_loss']
 
 # %% ../../nbs/teach/14_focus.ipynb #6cc76c9d
-import torch
 import torch.nn.functional as F
 
 # %% ../../nbs/teach/14_focus.ipynb #8e6b535b

@@ -136,7 +136,7 @@ def test_focus_as_published():
         found = DistillLoss(hard_weight=1., focus=True)
         assert abs(found(z, labels, t) - expected.mean()) < 1e-5
         found.reduction = 'none'
-        assert torch.allclose(found(z, labels, t), expected.float(), atol=1e-5)
+        assert torch.allclose(found(z, labels, t).float(), expected.float(), atol=1e-5)
 
 
 def test_focus_trains(data, teacher, tmp_path):

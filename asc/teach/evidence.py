@@ -41,13 +41,17 @@ def _steps(members):
     while steps < 1000 and comb(steps + members, members - 1) <= _MOST_MIXTURES: steps += 1
     return steps
 
+# %% ../../nbs/teach/24_evidence.ipynb #652960b4
+def _bars(steps, members) -> list:
+    "All places of members - 1 bars among as many stars as there are steps, ends included"
+    places = range(steps + members - 1)
+    return [[-1, *bars, len(places)] for bars in combinations(places, members - 1)]
+
 # %% ../../nbs/teach/24_evidence.ipynb #0cf42ceb
 def mixtures(members:int) -> np.ndarray: # (mixtures, members)
     "All weights in equal steps that sum to 1"
     steps = _steps(members)
-    places = range(steps + members - 1)                    # members - 1 bars among as many stars as there are steps
-    bars = [[-1, *bars, len(places)] for bars in combinations(places, members - 1)]
-    return (np.diff(bars) - 1) / steps
+    return (np.diff(_bars(steps, members)) - 1) / steps
 
 # %% ../../nbs/teach/24_evidence.ipynb #de90c3ea
 def stacking_weights(loss,        # function: weights (M,) -> mean log loss of the combination

@@ -92,13 +92,16 @@ def _validation_answers(learn): # (logits, labels) of each batch
             learn._split(learn._set_device(batch))
             yield learn.model(*learn.xb).float().cpu(), learn.yb[0].cpu()
 
+# %% ../../nbs/train/52_soup.ipynb #0d4a285a
+def _figures(logits, labels):
+    loss = torch.nn.functional.cross_entropy(logits, labels)
+    return dict(valid_loss=loss.item(), accuracy=(logits.argmax(1) == labels).float().mean().item())
+
 # %% ../../nbs/train/52_soup.ipynb #4a76088d
 @torch.no_grad()
 def validation_figures(learn) -> dict: # valid_loss and accuracy
     "What a model is worth on the validation list, in float32"
-    logits, labels = (torch.cat(parts) for parts in zip(*_validation_answers(learn)))
-    loss = torch.nn.functional.cross_entropy(logits, labels)
-    return dict(valid_loss=loss.item(), accuracy=(logits.argmax(1) == labels).float().mean().item())
+    return _figures(*(torch.cat(parts) for parts in zip(*_validation_answers(learn))))
 
 # %% ../../nbs/train/52_soup.ipynb #3f6eac61
 def goodness(figure, monitor) -> float: # its value, 'valid_loss' or 'accuracy'

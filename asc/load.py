@@ -179,13 +179,18 @@ def open_model(source,    # run folder, exported .onnx, published checkpoint or 
     if path.suffix == '.onnx': return _open_export(path, source)
     return opened(load_published(path if path.is_file() else source), source, rate)
 
+# %% ../nbs/50_load.ipynb #4ae7ac9f
+def _seen_devices(folder) -> list:
+    "Names of the devices of the corpus that a run was trained on; none where they are not known"
+    data = read_json(folder/'model.json').get('data')
+    devices = data.get('devices') if isinstance(data, dict) else None
+    return list(map(str, devices)) if isinstance(devices, list) else []
+
 # %% ../nbs/50_load.ipynb #f4b70f5e
 def _with_seen_devices(model, folder):
     "A model of a run, its devices those of the corpus it was trained on, where that has any"
-    data = read_json(folder/'model.json').get('data')
-    devices = data.get('devices') if isinstance(data, dict) else None
-    is_list = isinstance(devices, list) and devices
-    if is_list and devices_of(model.network) is None: model.devices = list(map(str, devices))
+    devices = _seen_devices(folder)
+    if devices and devices_of(model.network) is None: model.devices = devices
     return model
 
 # %% ../nbs/50_load.ipynb #7b553280
@@ -222,10 +227,10 @@ def _from_published(published, source, rate):
 # %% ../nbs/50_load.ipynb #05760bfb
 def _kind(model):
     "What sort of classifier it is"
+    if isinstance(model.pipeline.frontend, FrozenEncoder): return 'probe'
     if isinstance(model.backbone, DeviceWise):
         return 'device-wise int8' if quantisers(model.backbone) else 'device-wise'
     if quantisers(model.backbone): return 'quantised'
-    if isinstance(model.pipeline.frontend, FrozenEncoder): return 'probe'
     return 'pruned' if model.spec.get('pruned') else 'float'
 
 # %% ../nbs/50_load.ipynb #8d66169f

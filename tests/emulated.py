@@ -30,7 +30,7 @@ INDEXING = {'aten::index', 'aten::index_put', 'aten::index_put_', 'aten::_index_
 READS = {'aten::_local_scalar_dense', 'aten::nonzero', 'aten::masked_select', 'aten::equal', 'aten::is_nonzero',
          'aten::_unique2'}
 SIXTEEN_BITS = [f'{name}.default' for name in (
-    'conv1d', 'conv2d', 'linear', 'matmul', 'mm', 'bmm', 'addmm', 'baddbmm', 'einsum')]
+    'conv1d', 'conv2d', 'linear', 'matmul', 'mm', 'bmm', 'addmm', 'baddbmm', 'einsum', '_thnn_fused_gru_cell')]
 FLOAT32 = ['softmax.int', 'log_softmax.int', 'nll_loss.default', 'cross_entropy_loss.default', 'kl_div.default',
            'layer_norm.default', 'exp.default', 'log.default', 'pow.Tensor_Scalar', 'sum.default', 'sum.dim_IntList',
            'mse_loss.default']
@@ -253,6 +253,36 @@ def compute(operation, args, kwargs):
 
 library = torch.library.Library('_', 'IMPL')
 library.fallback(lambda operation, *args, **kwargs: compute(operation, args, kwargs), 'PrivateUse1')
+
+
+def fused_gru_cell(input_gates, hidden_gates, hidden, input_bias=None, hidden_bias=None):
+    "A step of a GRU and what its gradient needs, 5 values a unit: three gates, the state before and the new one's part"
+    if input_bias is not None: input_gates = input_gates + input_bias
+    if hidden_bias is not None: hidden_gates = hidden_gates + hidden_bias
+    input_reset, input_update, input_new = input_gates.chunk(3, 1)
+    hidden_reset, hidden_update, hidden_new = hidden_gates.chunk(3, 1)
+    reset = (input_reset + hidden_reset).sigmoid()
+    update = (input_update + hidden_update).sigmoid()
+    new = (input_new + reset*hidden_new).tanh()
+    return new + update*(hidden - new), torch.cat([reset, update, new, hidden, hidden_new], 1)
+
+
+def fused_gru_cell_backward(grad, workspace, has_bias):
+    "Gradients of the gates from the input and from the state, of the state, and of the biases"
+    reset, update, new, hidden, hidden_new = workspace.chunk(5, 1)
+    grad_update = grad * (hidden - new) * update * (1 - update)
+    grad_new = grad * (1 - update) * (1 - new**2)
+    grad_reset = grad_new * hidden_new * reset * (1 - reset)
+    of_input = torch.cat([grad_reset, grad_update, grad_new], 1)
+    of_hidden = torch.cat([grad_reset, grad_update, grad_new*reset], 1)
+    biases = (of_input.sum(0), of_hidden.sum(0)) if has_bias else (None, None)
+    return of_input, of_hidden, grad*update, *biases
+
+
+# What PyTorch calls on accelerators only, and the CPU therefore lacks.
+accelerated = torch.library.Library('aten', 'IMPL')
+accelerated.impl('_thnn_fused_gru_cell', fused_gru_cell, 'CPU')
+accelerated.impl('_thnn_fused_gru_cell_backward', fused_gru_cell_backward, 'CPU')
 
 
 def cast(value, dtype):

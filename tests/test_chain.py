@@ -3,11 +3,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from asc.core import InputError, write_json
-from asc.experiment.chain import ChainPlan, chain_targets, check_chain, check_pretrained, check_targets, read_chain
+from asc.core import InputError, project_root, write_json
+from asc.experiment.chain import ChainPlan, chain_targets, check_targets, read_chain
+from asc.experiment.chain_checks import check_chain, check_pretrained
 from asc.experiment.chain_table import link_gains
 from asc.experiment.distillation import Distillation
 from asc.experiment.sweeps import _free, _give_up_followers
+from asc.run.process import same_run
 
 TAUGHT = dict(teachers=[dict(recipe='cpjku23-cp_resnet', seeds=[0, 1])], student=dict(recipe='asc-best-kd'))
 
@@ -20,17 +22,43 @@ def planned(links, folder, **common):
     return {cell.name: cell for cell in cells}
 
 
-def test_every_recipe_is_a_chain(tmp_path):
-    "The recipes of the project are planned without a word"
-    links = read_chain('asc-chain')
-    cells = {cell.name: cell for cell in ChainPlan(links, tmp_path/'runs')(chain_targets(), [5], [0])}
-    check_chain(links, cells.values())
+@pytest.mark.parametrize('name', sorted(path.stem for path in (project_root()/'nbs/chains').glob('*.yaml')))
+def test_every_recipe_is_a_chain(name, tmp_path):
+    "The recipes of the project are planned, and their links fit, as far as no weights are needed that are not here"
+    links = read_chain(name)
+    cells = ChainPlan(links, tmp_path/'runs')(chain_targets(), [5], [0])
+    here = [cell for cell in cells if cell.parameters.get('backbone') not in ('beats', 'passt_s')]
+    check_chain(links, here)
+
+
+def test_the_links_of_our_own_chain(tmp_path):
+    "Each run knows the runs that it needs"
+    cells = {cell.name: cell for cell in ChainPlan(read_chain('asc-chain'), tmp_path/'runs')(chain_targets(), [5], [0])}
     student = cells['student-split5-seed0']
     assert student.after == ('pretrain-seed0', 'logits-split5')
     assert student.parameters['teacher'] == str(tmp_path/'runs/logits-split5')
     assert cells['logits-split5'].after == ('teacher1-split5-seed0', 'teacher1-split5-seed1')
     assert not cells['alone-split5-seed0'].parameters['init_from'] and not cells['alone-split5-seed0'].after
     assert not cells['start-split5-seed0'].parameters['teacher']
+    assert cells['devices-split5-seed0'].after == ('student-split5-seed0',)
+    assert cells['int8-split5-seed0'].parameters['source'] == str(tmp_path/'runs/devices-split5-seed0')
+
+
+def test_a_soup_of_students(tmp_path):
+    "Its members differ in the seed only, and what comes next is made of the soup"
+    links = read_chain(dict(TAUGHT, pretrain={'recipe': 'dcase24-baseline'}, soup=dict(members=3, kind='uniform'),
+                            quantize=dict(teacher='average')))
+    cells = {cell.name: cell for cell in ChainPlan(links, tmp_path/'runs')(chain_targets(), [5], [7])}
+    names = ['student-split5-seed7', 'member2-split5-seed7', 'member3-split5-seed7']
+    trained = [dict(cells[name].parameters) for name in names]
+    assert [own.pop('seed') for own in trained] == [7, 1007, 2007]
+    assert trained[0] == trained[1] == trained[2] and trained[0]['init_from'] and trained[0]['teacher']
+    assert cells['soup-split5-seed7'].parameters['runs'] == [str(tmp_path/'runs'/name) for name in names]
+    assert cells['soup-split5-seed7'].after == tuple(names)
+    quantized = cells['int8-split5-seed7']
+    assert quantized.parameters['source'] == str(tmp_path/'runs/soup-split5-seed7')
+    assert quantized.parameters['teacher'] == str(tmp_path/'runs/logits-split5')
+    assert quantized.after == ('soup-split5-seed7', 'logits-split5')
 
 
 @pytest.mark.parametrize('links, common, sentence', [
@@ -39,7 +67,10 @@ def test_every_recipe_is_a_chain(tmp_path):
     (dict(TAUGHT, student=dict(backbone='cnn3')), dict(lr=-1.), 'lr'),
     (dict(TAUGHT, pretrain=dict(backbone='cnn3')), {}, "pretrain: its backbone is 'cnn3'"),
     (dict(TAUGHT, teachers=[dict(seeds=[0, 0])]), {}, 'teachers: seeds: 0 is given twice'),
-    (dict(TAUGHT, devices={}, quantize={}), {}, 'is not quantised'),
+    (dict(TAUGHT, soup={}), {}, 'add the link pretrain'),
+    (dict(TAUGHT, pretrain={}, soup=dict(members=1)), {}, 'soup: members'),
+    (dict(TAUGHT, teachers=[{}, dict(valid=.2)]), {}, 'valid is 0.1 and 0.2'),
+    (dict(student={}, quantize=dict(teacher='average')), {}, 'the chain has no teachers'),
     (dict(TAUGHT, soups={}), {}, "unknown link of the chain 'soups'"),
     (TAUGHT, dict(data_dir='x'), 'data_dir is set by the chain'),
 ], ids=lambda value: value if isinstance(value, str) else '')
@@ -73,6 +104,15 @@ def test_runs_wait_for_what_they_need(monkeypatch):
     _give_up_followers(sweep, tries)
     assert not tries and sweep.errors['c'] == 'it needs b, which has not finished'
     assert sweep.errors['d'] == 'it needs c, which has not finished'
+
+
+def test_a_run_that_filled_in_a_parameter_is_found_again():
+    "What was asked is compared, not what came of it"
+    record = dict(notebook='soup', parameters=dict(kind='greedy', data_dir='corpora/a'))
+    asked = dict(kind='greedy', data_dir='')
+    assert same_run(record, 'soup', asked)
+    assert not same_run(dict(record, asked=dict(data_dir='')), 'soup', asked)
+    assert same_run(dict(record, asked=dict(data_dir='')), 'soup', dict(asked, data_dir='corpora/b'))
 
 
 def test_a_stage_after_a_missing_one_has_no_gain(monkeypatch):

@@ -181,7 +181,8 @@ def test_unknown_is_the_general_network(models, tone):
 # ---- how long a network hears
 
 LEAST = {'cp_resnet': 5, 'tf_sepnet_64': 29, 'tf_sepnet_64_d16': 13, 'tf_sepnet_40': 29, 'tf_sepnet_dragon_60': 7,
-         'tf_sepnet_dragon_80': 7, 'bc_resnet_40': 7, 'cnn3': 50, 'cnn6_60k': 16, 'beats': 16, 'passt_s': 16}
+         'tf_sepnet_dragon_80': 7, 'bc_resnet_40': 7, 'cnn3': 50, 'cnn6_60k': 16, 'beats': 16, 'passt_s': 16,
+         'cnn_gru': 6, 'cnn_gru_2': 6}
 
 
 @pytest.fixture(scope='module')
@@ -196,7 +197,7 @@ def networks():
 
 
 def spectrogram(name, frames):
-    bands = dict(cnn3=40, cnn6_60k=256, passt_s=128, beats=32).get(name, 64)
+    bands = dict(cnn3=40, cnn6_60k=256, cnn_gru=256, cnn_gru_2=256, passt_s=128, beats=32).get(name, 64)
     return torch.zeros(1, 1, bands, frames)
 
 

@@ -16,7 +16,7 @@ from asc.load import opened
 from asc.experiment.checks import check_training
 from asc.experiment.recipe import TrainingData, create_training
 from asc.model.classifier import create_classifier, load_model, save_model
-from asc.teach.distill import soft_loss
+from asc.teach.distill import DistillLoss, soft_loss
 from asc.teach.logits import save_teacher
 from asc.experiment.distillation import DISTILL, Distillation, read_distill
 from asc.train.clips import ClipData
@@ -122,6 +122,32 @@ def test_recipes_teach_as_published(name, published):
     assert (o['temperature'], o['hard_weight'], o['reduction']) == published
     with pytest.raises(InputError, match='would do nothing without a teacher'):
         check_training(TrainingOptions(**recipe))
+
+
+def test_focus_as_published():
+    "z + p − q against smoothed labels, equal shares of what the teacher finds likely, entropy raised; mixed labels too"
+    z, t = torch.randn(6, 10, dtype=torch.float64), 2*torch.randn(6, 10, dtype=torch.float64)
+    y = torch.nn.functional.one_hot(torch.arange(6), 10).double()
+    for labels in (y, .7*y + .3*y.roll(1, 0)):
+        w = (((t/2).softmax(1) > .1) + labels).clamp(0, 1)
+        p, w = z.softmax(1), w/w.sum(1, keepdim=True)
+        expected = torch.nn.functional.cross_entropy(z + p - t.softmax(1), .9*labels + .01, reduction='none')
+        expected += torch.nn.functional.cross_entropy(z, w, reduction='none') + (p*p.log()).sum(1)
+        found = DistillLoss(hard_weight=1., focus=True)
+        assert abs(found(z, labels, t) - expected.mean()) < 1e-5
+        found.reduction = 'none'
+        assert torch.allclose(found(z, labels, t), expected.float(), atol=1e-5)
+
+
+def test_focus_trains(data, teacher, tmp_path):
+    "A switch of `distill`, with a file of logits: other weights than without it, and the same twice"
+    weights = []
+    for i, distill in enumerate([dict(focus=True), dict(focus=True), {}]):
+        distill = dict(hard_weight=.5) | distill
+        learn, fit = training(data, tmp_path/str(i), teacher=teacher['file'], distill=distill, epochs=1)
+        fit()
+        weights.append(torch.cat([p.detach().flatten() for p in learn.model.parameters()]))
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
 def test_dragonsearch_teacher_sees_the_batch_before_mixstyle():
@@ -261,6 +287,8 @@ def test_mels_from_the_cache_can_be_taught(data, teacher, tmp_path):
         (dict(teacher='file', distill=dict(sees='clean')), 'without a live teacher'),
         (dict(teacher='run', distill=dict(tau=2)), f"choose one of {', '.join(DISTILL)}"),
         (dict(teacher='run', distill=dict(features=[dict(student='s9')])), "no layer 's9'"),
+        (dict(teacher='run', distill=dict(focus=True), loss='focal'), 'which takes its place'),
+        (dict(teacher='run', distill=dict(focus=True, hard_weight=0.)), 'focus would do nothing with hard_weight=0'),
         (dict(init_from='nowhere'), 'nowhere'),
     ],
     ids=lambda v: '' if isinstance(v, str) else '-'.join(v),

@@ -1,7 +1,6 @@
 """Any encoder as a teacher: an ONNX file or a callable, a probe on it, and what everybody makes of the run."""
 import shutil
 import sys
-import warnings
 
 import pytest
 import torch
@@ -24,24 +23,7 @@ from asc.train.embedding import clip_embeddings
 from asc.train.learner import predictions
 from asc.train.options import TrainingOptions
 from asc.use.answers import predict_teacher
-
-RATE, SECOND, WIDTH = 8000, 8000, 6
-CODE = '''
-import torch
-from torch import nn
-
-class Filters(nn.Module):
-    "Rectified random filters: a vector for each tenth of a second, or one for all"
-    def __init__(self, tokens=False):
-        super().__init__()
-        self.filters, self.tokens = nn.Conv1d(1, 6, 64, 32), tokens
-    def forward(self, wave):
-        x = self.filters(wave[:, None]).relu()
-        if self.tokens: return nn.functional.adaptive_avg_pool1d(x, 10).transpose(1, 2)
-        return x.mean(2)
-
-def level(wave): return torch.stack([wave.abs().mean(1), wave.abs().amax(1)], 1)
-'''
+from encoders import CODE, RATE, SECOND, WIDTH, filters, to_onnx
 
 
 @pytest.fixture(scope='module')
@@ -49,26 +31,6 @@ def code(tmp_path_factory):
     "A file of encoders, not yet trusted"
     path = tmp_path_factory.mktemp('own')/'my_encoders.py'
     path.write_text(CODE)
-    return path
-
-
-def filters(tokens=False):
-    "The encoder of that file, its weights those of seed 0"
-    space = {}
-    exec(CODE, space)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return space['Filters'](tokens).eval()
-
-
-def to_onnx(module, path, wave=None, free=(0,), **options):
-    "A module as an ONNX file"
-    pytest.importorskip('onnxruntime')
-    wave = torch.zeros(1, SECOND) if wave is None else wave
-    axes = {'wave': {axis: f'axis{axis}' for axis in free}} if free else None
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        torch.onnx.export(module, (wave,), path, input_names=['wave'], dynamo=False, dynamic_axes=axes, **options)
     return path
 
 

@@ -10,7 +10,7 @@ import torch
 from asc import predict
 from asc.backbone.weights import weights_fingerprint
 from asc.backbone.zoo import create_backbone
-from asc.core import InputError, seed_everything
+from asc.core import InputError, read_json, seed_everything
 from asc.data.splits import read_split
 from asc.entry.package import open_system
 from asc.entry.recomputed import describe_entrant, rebuild_entrant
@@ -18,7 +18,7 @@ from asc.entry.weights import entry_state, load_entrant
 from asc.experiment.distillation import Distillation
 from asc.experiment.norms import adapted_answers
 from asc.experiment.recipe import open_start
-from asc.load import KINDS, Hearing, open_model
+from asc.load import KINDS, Hearing, open_model, opened
 from asc.model.body import body_of
 from asc.model.classifier import create_classifier, save_model
 from asc.model.per_device import DeviceAware, save_devices
@@ -31,6 +31,8 @@ from asc.train.learner import predictions
 from asc.train.norms import read_norms
 from asc.use.answers import predict_teacher
 from asc.use.microphones import probabilities_over_time
+from conftest import ROOT
+from encoders import RATE, filters, to_onnx
 
 SMALL = dict(backbone_args=dict(base=8), pipeline='none', augment=False)
 DEVICE = 'b'
@@ -67,6 +69,16 @@ def save_kinds(folder, corpus, store):
     return paths | dict(published=folder/'published.ckpt') | export(general, folder)
 
 
+def save_probe(folder, corpus, store):
+    "An untrained probe on an ONNX file, where the extra is installed"
+    try: import onnxruntime  # noqa: F401
+    except ImportError: return {}
+    encoder = dict(source=str(to_onnx(filters(), folder/'encoder.onnx')), rate=RATE, window=1.)
+    save_model(create_classifier('probe', 'encoder', 'none', store.rate, corpus.scenes, frontend_args=encoder,
+                                 augment=False), folder/'probe')
+    return dict(probe=folder/'probe')
+
+
 def other_codes(model):
     "A quantised network like that of a model, the weights of its head negative"
     network = deepcopy(model.backbone)
@@ -86,7 +98,8 @@ def export(model, folder):
 @pytest.fixture(scope='module')
 def paths(packed, tmp_path_factory):
     "The path of a model of every kind"
-    return save_kinds(tmp_path_factory.mktemp('kinds'), *packed)
+    folder = tmp_path_factory.mktemp('kinds')
+    return save_kinds(folder, *packed) | save_probe(folder, *packed)
 
 
 @pytest.fixture(scope='module')
@@ -160,6 +173,8 @@ class Consumers:
 
     def devices(self, path): return self.classifier(path, 'devices.ipynb', ('float', 'pruned'))
 
+    def explore(self, path): return self.classifier(path, 'explore.ipynb', ('float', 'pruned', 'probe'))
+
     def submit(self, path):
         model, _ = load_entrant(path)
         return torch.tensor(predictions(model, self.data)[self.corpus.scenes].to_numpy())
@@ -180,12 +195,13 @@ CANNOT = {
     'demo': ([], 1e-6),
     'logits': ([], 2e-3),
     'live_teacher': (['exported'], 1e-6),
-    'init_from': (['pruned', 'quantised', 'device-wise', 'device-wise int8', 'exported'], 1e-6),
-    'quantize': (['quantised', 'device-wise int8', 'exported'], 1e-6),
-    'norms': (['quantised', 'device-wise int8', 'exported'], 1e-5),
-    'devices': (['quantised', 'device-wise', 'device-wise int8', 'published', 'exported'], 1e-6),
-    'submit': (['published', 'exported'], 5e-3),
-    'package': (['published', 'exported'], 1e-6),
+    'init_from': (['pruned', 'quantised', 'device-wise', 'device-wise int8', 'probe', 'exported'], 1e-6),
+    'quantize': (['quantised', 'device-wise int8', 'probe', 'exported'], 1e-6),
+    'norms': (['quantised', 'device-wise int8', 'probe', 'exported'], 1e-5),
+    'devices': (['quantised', 'device-wise', 'device-wise int8', 'published', 'probe', 'exported'], 1e-6),
+    'explore': (['quantised', 'device-wise', 'device-wise int8', 'published', 'exported'], 1e-6),
+    'submit': (['published', 'probe', 'exported'], 5e-3),
+    'package': (['published', 'probe', 'exported'], 1e-6),
 }
 MADE = [kind for kind in KINDS if kind != 'module']
 
@@ -206,6 +222,26 @@ def test_one_clip_one_answer(name, kind, paths, consumers):
     if kind in ('quantised', 'device-wise int8'):
         tolerance = max(tolerance, 5e-3)                   # the last bit of a float moves a code
     assert (consume(path) - expected).abs().max() <= tolerance
+
+
+def test_the_table_of_the_notebook_is_this_one():
+    "Rows and columns of the table in nbs/50_load.ipynb; its first row is of two consumers"
+    cells = [''.join(cell['source']) for cell in read_json(ROOT/'nbs/50_load.ipynb')['cells']]
+    table = next(text for text in cells if 'Who can use what' in text)
+    (_, *kinds), _, *rows = [[word.strip() for word in line.strip('|').split('|')] for line in table.splitlines()
+                             if line.startswith('|')]
+    assert set(kinds) == set(MADE) and len(rows) == len(CANNOT) - 1
+    for (consumer, *words), (name, (cannot, _)) in zip(rows, list(CANNOT.items())[1:]):
+        assert {kind for kind, word in zip(kinds, words) if word == 'refused'} == set(cannot), (consumer, name)
+        assert set(words) <= {'yes', 'refused'}
+
+
+def test_a_probe_stays_a_teacher_alone(paths, packed):
+    "Also with a network for each device, which those who refuse a probe would else take"
+    if 'probe' not in paths: pytest.skip("needs the extra 'export'")
+    probe = open_model(paths['probe']).network
+    wise = DeviceAware(probe, {DEVICE: deepcopy(probe.backbone)}, packed[0].devices)
+    assert opened(wise).kind == 'probe'
 
 
 @pytest.mark.parametrize('kind', MADE)

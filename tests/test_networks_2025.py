@@ -2,24 +2,33 @@
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
 
 import asc
-from asc.backbone.branches import RepConv, fuse_branches
+from asc.backbone.blocks import ConvNorm
+from asc.backbone.branches import RepConv, deployed_form, fuse_branches
+from asc.backbone.cp_mobile import CPBlock
+from asc.backbone.mobilenet import InvertedResidual, Row
+from asc.backbone.rep_ctfa import RepBlock
 from asc.backbone.zoo import backbones, create_backbone
 from asc.core import InputError
+from asc.entry.compact import open_compact
+from asc.experiment.start import open_start
 from asc.export.onnx import session
 from asc.export.onnx_graph import network_graph
 from asc.export.plan import read_steps
 from asc.frontend.logmel import create_frontend
-from asc.model.classifier import create_classifier
+from asc.model.classifier import create_classifier, save_model
 from asc.model.published import recognise
 from asc.size.fold import compare_networks, fold
-from asc.size.qat import load_quantised, save_quantised
+from asc.size.qat import QuantisedTraining, load_quantised, save_quantised
 from asc.size.qdq import calibrate, prepare, quantised_classifier, quantisers
+from asc.train.finetune import start_from
 
 PUBLISHED = Path(os.environ.get('ASC_SHARED', ''))/'data'/'weights'/'sntl_ntu_2025_v1_fp16.pt'
 
@@ -98,6 +107,19 @@ def test_fused_branches_answer_alike():
     expected = net(x)
     assert (fuse_branches(net)(x) - expected).abs().max() <= 1e-5*expected.abs().max()
     assert not any('conv1x1' in name for name in net.state_dict())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name, kw', [('rep_ctfa', {}), ('cp_mobile_li', dict(branches=['3x3', '1x1', '1x3', '3x1']))])
+def test_fused_branches_on_real_clips(name, kw, shared):
+    "What an entry hands in answers to real recordings as the network with branches does: rounding is all that differs"
+    files = sorted((shared/'data/ambience/source').glob('*.flac'))[::80]
+    waves = torch.stack([torch.from_numpy(sf.read(path, 16000, dtype='float32')[0]) for path in files])
+    model = create_classifier(name, backbones[name].frontend, rate=16000, backbone_args=kw, augment=False)
+    with_weights(model.backbone)
+    expected = model.eval()(waves)
+    assert len(files) >= 5 and expected.std(0).min() > 0
+    assert (deployed_form(model)(waves) - expected).abs().max() <= 1e-5*expected.abs().max()
 
 
 @torch.no_grad()
@@ -213,6 +235,46 @@ def test_recognised_with_other_classes(name):
 
 
 @torch.no_grad()
+def test_fused_weights_are_recognised(tmp_path):
+    "What an entry hands in of rep_ctfa opens as rep_ctfa, and answers like the network with branches"
+    net, x = with_weights(create_backbone('rep_ctfa')), grid(256, 65)
+    small = deployed_form(net)
+    torch.save(small.state_dict(), tmp_path/'fused.pt')
+    opened = asc.open_model(tmp_path/'fused.pt').network.backbone
+    assert recognise(small.state_dict()) == ('rep_ctfa', 10) and shapes(opened) == shapes(small)
+    again = create_backbone('rep_ctfa', weights=tmp_path/'fused.pt').eval()
+    for found in (opened, again): assert (found(x) - net(x)).abs().max() <= 1e-5*net(x).abs().max()
+
+
+HEADS_OF = {'cnn_gru': {'conv1d_5_2'}, 'cnn_gru_2': {'conv1d_5_2'}, 'rep_ctfa': {'feed_forward.0', 'feed_forward.1'},
+            'cp_mobile_li': {'feed_forward.0', 'feed_forward.1'}, 'mn01': {'classifier.5'}, 'mn04': {'classifier.5'}}
+
+
+@pytest.mark.parametrize('name', HEADS_OF)
+def test_ten_classes_begin_with_thirty_three(name, tmp_path):
+    "A run of 33 classes fills all but the layer that has a row for each of them"
+    frontend, others = backbones[name].frontend, [f'sound {i}' for i in range(33)]
+    theirs = create_classifier(name, frontend, scenes=others, augment=False)
+    with_weights(theirs.backbone)
+    save_model(theirs, tmp_path)
+    ours = create_classifier(name, frontend, augment=False)
+    found = start_from(ours, open_start(tmp_path), tmp_path)
+    assert {key.rpartition('.')[0] for key in found['new']} == HEADS_OF[name]
+    body, was = ours.backbone.state_dict(), theirs.backbone.state_dict()
+    assert all(torch.equal(body[key], was[key]) for key in body if key not in found['new'])
+    x = torch.zeros(1, 1, *backbones[name].shape)
+    assert ours.eval().backbone(x).shape == (1, 10)
+    assert 'Its head was for 33 classes' in found['remark'] and 'anew for 10 classes' in found['remark']
+
+
+def test_a_fused_network_is_no_start_for_branches(tmp_path):
+    theirs = create_classifier('rep_ctfa', augment=False).eval()
+    save_model(deployed_form(theirs), tmp_path)
+    with pytest.raises(InputError, match='its branches are fused, and this run trains them; give the run it was made'):
+        start_from(create_classifier('rep_ctfa', augment=False), open_start(tmp_path), tmp_path)
+
+
+@torch.no_grad()
 def test_gru_in_eight_bits():
     "Two weights with a scale a row, six tensors with one; the loop is the GRU, rounding moves the logits by per cents"
     net, x = with_weights(create_backbone('cnn_gru')), torch.cat([grid(256, 33), ramp(256, 33)])
@@ -230,8 +292,22 @@ def test_gru_in_eight_bits():
 
 
 @torch.no_grad()
+def test_quantised_training_drops_nothing():
+    "Ranges learn from what is seen in use: two looks at a clip are one, also in a network with dropout"
+    net = Narrow(torch.nn.Sequential(ConvNorm(8, 16), torch.nn.Dropout2d(.5))).eval()
+    x = torch.randn(2, 1, 4, 16)
+    small = calibrate(prepare(net, x), x).train()
+    assert not torch.equal(small(x), small(x))
+    training = QuantisedTraining(frozen=0)
+    training.learn = SimpleNamespace(model=small, epoch=0, n_epoch=1)
+    training.before_fit()
+    training.before_train()
+    assert torch.equal(small(x), small(x)) and small.training
+
+
+@torch.no_grad()
 def test_gru_saved_as_integers(tmp_path):
-    "An int8 run folder of the CNN-GRU opens again, equal to the last bit"
+    "An int8 run folder of the CNN-GRU opens again, equal to the last bit, and as an entry that keeps its codes"
     model = create_classifier('cnn_gru', 'sntl').eval()
     with_weights(model.backbone)
     small, x = quantised_classifier(model), grid(256, 33)
@@ -239,6 +315,9 @@ def test_gru_saved_as_integers(tmp_path):
     save_quantised(small, tmp_path)
     again = load_quantised(tmp_path)
     assert torch.equal(again.backbone(x), small.backbone(x))
+    compact = open_compact(tmp_path).model
+    assert torch.allclose(compact(x), small.backbone(x), rtol=1e-4)
+    assert compact.network.bgru2d_4_1.state.weight.dtype == torch.int8
 
 
 @torch.no_grad()
@@ -262,16 +341,23 @@ def test_c_refuses_by_name(name, operation):
     with pytest.raises(InputError, match=f'needs {operation}, for which there is no C kernel'): read_steps(net)
 
 
+PARTS = {'cnn_gru': lambda: Read(), 'rep_ctfa': lambda: Narrow(RepBlock(8, 16, 2., (2, 1))),
+         'cp_mobile_li': lambda: Narrow(CPBlock(8, 8, 2., grn=True), 8),
+         'mn01': lambda: Narrow(InvertedResidual(8, Row(5, 24, 16, True, torch.nn.Hardswish, 2), 1.))}
+
+
 @torch.no_grad()
-def test_gru_in_onnx():
-    "The GRU with its classifier, in float and in eight bits, answers in ONNX Runtime as here, for any batch"
+@pytest.mark.parametrize('name', PARTS)
+def test_parts_in_onnx(name):
+    "What each network is made of, in float and in eight bits, answers in ONNX Runtime as here, for any batch"
     pytest.importorskip('onnxruntime')
-    head = with_weights(Read())
-    x = torch.randn(5, 1, 4, 16)
-    for net, precision in ((head, 'float32'), (calibrate(prepare(head, x, skip=()), x), 'int8')):
-        file = network_graph(net, x[:1], precision).SerializeToString()
+    net = with_weights(PARTS[name]())
+    x = torch.randn(5, 1, 4, 16, generator=torch.Generator().manual_seed(0))
+    for form, precision in ((net, 'float32'), (calibrate(prepare(net, x, skip=()), x), 'int8')):
+        file = network_graph(form, x[:1], precision).SerializeToString()
         found = session(file).run(['logits'], {'logmel': x.numpy()})[0]
-        assert np.abs(found - net(x).numpy()).max() < 1e-2*net(x).abs().max()
+        assert np.abs(found - form(x).numpy()).max() < 1e-2*net(x).abs().max()
+        assert (precision == 'int8') == (b'QuantizeLinear' in file)
 
 
 class Read(torch.nn.Module):
@@ -281,3 +367,12 @@ class Read(torch.nn.Module):
         self.gru, self.out = torch.nn.GRU(16, 8, batch_first=True), torch.nn.Linear(8, 3)
 
     def forward(self, x): return self.out(self.gru(x[:, 0])[0][:, -1])
+
+
+class Narrow(torch.nn.Module):
+    "A block of 8 channels between a convolution and a classifier"
+    def __init__(self, block, channels=16):
+        super().__init__()
+        self.stem, self.block, self.out = ConvNorm(1, 8), block, torch.nn.Linear(channels, 3)
+
+    def forward(self, x): return self.out(self.block(self.stem(x)).mean((2, 3)))

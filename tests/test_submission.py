@@ -1,4 +1,5 @@
 """A submission folder that its own validator passes; tests/test_damaged_entry.py damages it."""
+import copy
 import json
 import re
 import shutil
@@ -7,11 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from asc.backbone.branches import deployed_form
 from asc.core import InputError, fingerprint, read_json, read_yaml, write_json
 from asc.data.splits import read_test
 from asc.entry import check
+from asc.entry.check import examine_package
 from asc.entry.folder import check_package, write_package
+from asc.entry.recomputed import rebuild_entrants
 from asc.model.classifier import create_classifier, load_model
+from asc.model.per_device import DeviceAware, save_devices
 from asc.size.qat import save_quantised
 from asc.size.qdq import calibrate, quantised_classifier
 from entries import LABEL, ME, leave_run
@@ -41,7 +46,7 @@ def entry(packed, tmp_path_factory):
     write_json(params, read_json(params) | dict(recipe=dict(name='long', changed={})))
     package = write_package(runs[:1], out=folder, label=LABEL, **options)
     return SimpleNamespace(
-        runs=runs, options=options, names=part.filename.tolist(), folder=package
+        runs=runs, options=options, names=part.filename.tolist(), folder=package, packed=packed
     )
 
 
@@ -106,6 +111,50 @@ def test_quantised_run_hands_in_int8(entry, tmp_path):
     kw = entry.options | dict(rows=entry.options['rows'].head(4))
     with pytest.raises(InputError, match='one precision'):
         write_package([run, entry.runs[1]], out=tmp_path, label='Curie_UP_task1_2', **kw)
+
+
+BRANCHED = dict(base=8, blocks=(1, 1, 1), strides={}, branches=['3x3', '1x1', '1x3', '3x1'])
+
+
+def leave_branched_run(folder, form, packed, part):
+    "A run with branches, their norms as if trained: a float network, one for a device as well, or in int8"
+    torch.manual_seed(1)
+    model = create_classifier('cp_mobile_24', scenes=packed[0].scenes, backbone_args=BRANCHED, augment=False).eval()
+    for module in model.modules():
+        if not isinstance(module, torch.nn.BatchNorm2d): continue
+        module.running_mean.normal_(0, .1)
+        module.running_var.uniform_(.5, 2)
+    leave_run(folder, packed, part, model, 25)
+    x = model.pipeline(torch.randn(8, 44100) * .1)
+    if form == 'devices':
+        other = copy.deepcopy(model.backbone)
+        other.stages[0][0].block[1].alpha.data += 1
+        save_devices(DeviceAware(model, dict(a=other), packed[0].devices), folder)
+    if form == 'integers':
+        small = quantised_classifier(model)
+        with torch.no_grad(): calibrate(small.backbone, [x])
+        save_quantised(small, folder)
+    return model, x
+
+
+@pytest.mark.parametrize('form', ['half', 'devices', 'integers'])
+def test_branches_are_fused_before_they_are_handed_in(form, entry, tmp_path):
+    "Counted, stored, run and checked is one network without branches; what answers without them answers as with them"
+    model, x = leave_branched_run(tmp_path/'run', form, tuple(entry.packed), entry.options['rows'])
+    folder = write_package([tmp_path/'run'], out=tmp_path, label=LABEL, year='2025', **entry.options)
+    assert examine_package(folder, entry.names) == ([], [])
+    info, state = read_json(folder/'info.json'), torch.load(folder/f'{LABEL}.model_state_dict.pt', weights_only=True)
+    assert not any('alpha' in name or 'conv1x1' in name for name in state)
+    system, = info['systems']['split_25']
+    assert system.get('fused', False) is (form != 'integers')
+    again = rebuild_entrants(state, [system], folder)[0].backbone
+    again = again.device_models['a'] if form == 'devices' else again
+    assert form == 'integers' or info['Params'] == sum(p.numel() for p in again.parameters())
+    branched, small = model.backbone, deployed_form(model.backbone)
+    with torch.no_grad(): assert (small(x) - branched(x)).abs().max() < 1e-5*branched(x).abs().max()
+    if form == 'devices':
+        edit_info(lambda i: i['systems']['split_25'][0].pop('fused'))(folder)
+        assert 'does not fit CPMobile' in check_package(folder, entry.names)[0]
 
 
 def edit_info(change):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from torch import nn
 
 from .bc_resnet import BCResNet
+from .branches import fuse_branches, has_fused_branches
 from .beats import BEATs, beats_state, load_beats
 from .cnn3 import CNN3
 from .cnn6 import Cnn6, fold_cnn6
@@ -114,6 +115,7 @@ def _load_named(make, n_classes, path, kw): # a class of the registry, outputs, 
     if make is PaSST: return load_passt(net, state, what=path)
     if make is BEATs: state = beats_state(state)
     if make is Cnn6 and 'conv1.sp_conv2.bias' in state: net = fold_cnn6(net).train()
+    if has_fused_branches(state): fuse_branches(net)
     return load_weights(net, state, what=path)
 
 # %% ../../nbs/backbone/90_zoo.ipynb #4e6afed7

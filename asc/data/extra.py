@@ -28,15 +28,19 @@ from .store import pack
 from .stores import JointStore
 from ..run.values import check_type
 
+# %% ../../nbs/data/46_extra.ipynb #c4614836
+def _as_table(entry, parameter):
+    "A name as a table, a table as it is"
+    if isinstance(entry, str): return dict(data=entry)
+    if isinstance(entry, dict): return entry
+    raise InputError(f'{parameter}: {entry!r:.60} is no corpus; give its name, or a table such as {{data: NAME}}')
+
 # %% ../../nbs/data/46_extra.ipynb #0a5d7903
 _KEYS = dict(data=('', str), classes=({}, 'str or dict'), weight=(1., float), subset=(0, int), train_list=('', str))
 
 def _complete(entry, parameter):
-    "An entry as a table with all of its keys, each of its type"
-    if isinstance(entry, str): entry = dict(data=entry)
-    if not isinstance(entry, dict):
-        raise InputError(f'{parameter}: {entry!r:.60} is no corpus; give its name, or a table such as '
-                         '{data: NAME}')
+    "An entry with all of its keys, each of its type"
+    entry = _as_table(entry, parameter)
     for key in entry: pick(_KEYS, key, f'key of a corpus in {parameter}')
     return {key: check_type(f'{parameter} {key}', entry.get(key, default), kind)
             for key, (default, kind) in _KEYS.items()}
@@ -143,6 +147,13 @@ def _inside(clips, chosen): # rows of a table -> bool (N,)
     within = pairs.start_x - pairs.start_y + 1e-6          # s; next to nothing is a matter of rounding
     return clips.index.isin(pairs['index'][(within > 0) & (within < pairs.length.fillna(np.inf))])
 
+# %% ../../nbs/data/46_extra.ipynb #a16b3cbe
+@patch
+def _name(self:ExtraClips, chosen):
+    "Keep the clips of the classes that are named"
+    self.rows = self.corpus.named(chosen).reset_index(drop=True)
+    if len(self) < len(chosen): self.left_out['of classes that are not named'] = len(chosen) - len(self)
+
 # %% ../../nbs/data/46_extra.ipynb #6ea50e97
 @patch
 def pack_for(self:ExtraClips,
@@ -150,9 +161,7 @@ def pack_for(self:ExtraClips,
              join:int=1): # snippets of its clips
     "Pack the corpus at the rate of the run, cut to clips of its length; snippets are joined as those of the run"
     joins = join > 1 and self.corpus.meta.snippet.notna().any()
-    chosen = self._joined(join) if joins else self._cut(store)
-    self.rows = self.corpus.named(chosen).reset_index(drop=True)
-    if len(self) < len(chosen): self.left_out['of classes that are not named'] = len(chosen) - len(self)
+    self._name(self._joined(join) if joins else self._cut(store))
     self.settle_labels()
     self.store = join_store(pack(self.corpus, rate=store.rate), join if joins else 1)
 
@@ -239,7 +248,12 @@ def keep_apart(self:ExtraClips,
     same = _with_kin(self.rows, self._among(store, held))
     self.leave_out(same, 'with the samples of clips of the validation or test list, or from their places')
     self.leave_out(self._among(store, train), 'that the training list has already')
-    if len(self): return
+    if not len(self): self.refuse()
+
+# %% ../../nbs/data/46_extra.ipynb #043d7f6a
+@patch
+def refuse(self:ExtraClips):
+    "InputError for a corpus of which nothing is left"
     raise InputError(f"{self.parameter} {self.entry['data']}: none of its clips is left "
                      f'({self.words_left_out()}); leave this corpus out')
 

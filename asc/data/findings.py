@@ -121,27 +121,42 @@ def _check_spelling(meta, table):
                ' and '.join(map(repr, groups[0])), f'rename one of them, or take it out of {table} and the lists',
                'names')
 
-# %% ../../nbs/data/16_findings.ipynb #4d6a35de
-def _check_labels(meta, column):
-    "Labels that leave nothing to tell apart, or contradict each other"
+# %% ../../nbs/data/16_findings.ipynb #6a4b37c5
+def _check_bare(meta):
+    "Clips without a label"
     bare = meta.scene.isna()
-    if bare.any():
-        yield ('note', 'clips without a label', int(bare.sum()), meta.filename[bare].iloc[0],
-               'they are neither trained on nor tested; `unlabelled` of a training hears them')
-    if meta.scene.nunique() == 1:
-        yield ('warning', 'one scene only', len(meta), meta.scene.dropna().iloc[0],
-               'add clips of another scene: with one class every answer is right')
+    if not bare.any(): return
+    yield ('note', 'clips without a label', int(bare.sum()), meta.filename[bare].iloc[0],
+           'they are neither trained on nor tested; `unlabelled` of a training hears them')
+
+# %% ../../nbs/data/16_findings.ipynb #4890edd8
+def _check_places(meta, column):
+    "Locations that hold nothing together"
     lost = meta[meta.segment.isna()]
     if len(lost) > 9 and lost.location.nunique() == len(lost):
         yield ('warning', 'every clip has a location of its own', len(lost), lost.location.iloc[0],
                f'write the place into the column {column}: validation and intervals go by it')
 
+# %% ../../nbs/data/16_findings.ipynb #4d6a35de
+def _check_labels(meta, column):
+    "Labels that leave nothing to tell apart, or contradict each other"
+    yield from _check_bare(meta)
+    if meta.scene.nunique() == 1:
+        yield ('warning', 'one scene only', len(meta), meta.scene.dropna().iloc[0],
+               'add clips of another scene: with one class every answer is right')
+    yield from _check_places(meta, column)
+
+# %% ../../nbs/data/16_findings.ipynb #bf762c55
+def _twice_labelled(meta, column):
+    "Recordings whose clips disagree in a column"
+    pairs = meta[['recording', column]].dropna().drop_duplicates()
+    return pairs.recording[pairs.recording.duplicated()]
+
 # %% ../../nbs/data/16_findings.ipynb #876e64bc
 def _check_recordings(meta):
     "Recordings that are in two scenes or places at once"
     for column in ('scene', 'location'):
-        pairs = meta[['recording', column]].dropna().drop_duplicates()
-        twice = pairs.recording[pairs.recording.duplicated()]
+        twice = _twice_labelled(meta, column)
         if len(twice):
             yield ('error', f'recordings with two labels in {column}', len(twice), twice.iloc[0],
                    'write the same one for all snippets of a recording', 'recordings')

@@ -21,6 +21,12 @@ from .splits import read_split
 from .stores import JointStore
 from .tables import read_folders
 
+# %% ../../nbs/data/49_unlabelled.ipynb #240a0ed8
+def _not_learnt(corpus, subset, fold): # -> bool (N,)
+    "Which clips of the whole training list are not in a part of it"
+    whole, part = (read_split(corpus, share, fold=fold).filename for share in (100, subset))
+    return corpus.meta.filename.isin(whole) & ~corpus.meta.filename.isin(part)
+
 # %% ../../nbs/data/49_unlabelled.ipynb #7efe2953
 def unlabelled_rows(corpus, # asc.data.corpus.Corpus
                     subset, # per cent of its training list that are learnt from
@@ -30,10 +36,8 @@ def unlabelled_rows(corpus, # asc.data.corpus.Corpus
     "The clips without a label, and those of the whole training list that are not in this part of it"
     scenes = corpus.meta.scene
     is_bare = scenes.isna() if names is None else ~scenes.isin(list(names))
-    if subset == 100 or is_bare.all(): return corpus.meta[is_bare].reset_index(drop=True)
-    whole, part = (read_split(corpus, share, fold=fold).filename for share in (100, subset))
-    rest = corpus.meta.filename.isin(whole) & ~corpus.meta.filename.isin(part)
-    return corpus.meta[is_bare | rest].reset_index(drop=True)
+    if subset < 100 and not is_bare.all(): is_bare = is_bare | _not_learnt(corpus, subset, fold)
+    return corpus.meta[is_bare].reset_index(drop=True)
 
 # %% ../../nbs/data/49_unlabelled.ipynb #fbe0ab5d
 def bare_corpus(folder, sound=None) -> Corpus:
@@ -65,12 +69,18 @@ class UnlabelledClips(ExtraClips):
     "Clips of a corpus that are heard without labels; `truth` is what their table tells of them"
     parameter, truth = 'unlabelled', None
 
-    @property
-    def is_same(self): return self.entry['data'] == 'same'
 
-    @property
-    def known_as(self): # names in the store of the run
-        return [name if self.is_same else f'{self.label}:{name}' for name in self.rows.filename]
+# %% ../../nbs/data/49_unlabelled.ipynb #af023a1e
+@patch(as_prop=True)
+def is_same(self:UnlabelledClips):
+    "Whether they are of the corpus of the run"
+    return self.entry['data'] == 'same'
+
+# %% ../../nbs/data/49_unlabelled.ipynb #147415ea
+@patch(as_prop=True)
+def known_as(self:UnlabelledClips) -> list:
+    "Their names in the store of the run"
+    return [name if self.is_same else f'{self.label}:{name}' for name in self.rows.filename]
 
 # %% ../../nbs/data/49_unlabelled.ipynb #7c068e4c
 def open_unlabelled(entries, # `unlabelled` of a run
@@ -85,13 +95,17 @@ def open_unlabelled(entries, # `unlabelled` of a run
         opened.append(clips)
     return opened
 
+# %% ../../nbs/data/49_unlabelled.ipynb #8981ff17
+def _open_same(entry, corpus, taken):
+    "The clips of the corpus of the run"
+    if entry['train_list'] or entry['classes'] or entry['subset']:
+        raise InputError('unlabelled same: its clips and classes are those of the run; give only its weight')
+    return UnlabelledClips(entry, corpus, corpus.meta, free_label('same', taken))
+
 # %% ../../nbs/data/49_unlabelled.ipynb #90252cbd
 def _open(entry, corpus, taken):
     "The clips of one entry"
-    if entry['data'] == 'same':
-        if entry['train_list'] or entry['classes'] or entry['subset']:
-            raise InputError('unlabelled same: its clips and classes are those of the run; give only its weight')
-        return UnlabelledClips(entry, corpus, corpus.meta, free_label('same', taken))
+    if entry['data'] == 'same': return _open_same(entry, corpus, taken)
     theirs = open_unheard(entry)
     rows = rows_of_entry(entry, theirs.whole, 'unlabelled')
     return UnlabelledClips(entry, theirs, rows, free_label(theirs.name, taken))
@@ -108,19 +122,33 @@ def opened(self:UnlabelledClips, sound): # rules of cutting
     "The corpus, cut by other rules than its own"
     return open_unheard(self.entry, sound)
 
+# %% ../../nbs/data/49_unlabelled.ipynb #ec524040
+def _in_whole_list(corpus, fold, own): # own: whether the training list is one's own -> bool (N,)
+    "Which clips of a corpus are in its whole training list"
+    try: return corpus.meta.filename.isin(read_split(corpus, 100, fold=fold).filename)
+    except InputError:
+        if not own: raise
+        return corpus.meta.filename.isin([])               # with lists of one's own there need not be another
+
 # %% ../../nbs/data/49_unlabelled.ipynb #4b892474
 @patch
 def choose_same(self:UnlabelledClips, store, fold=1, join=1, own=False): # own: whether the training list is one's own
     "Of the corpus of the run: clips without a label, and those of the whole training list"
-    is_wanted = self.corpus.meta.scene.isna()
-    try: is_wanted |= self.corpus.meta.filename.isin(read_split(self.corpus, 100, fold=fold).filename)
-    except InputError:
-        if not own: raise                                  # with lists of one's own there need not be another
+    is_wanted = self.corpus.meta.scene.isna() | _in_whole_list(self.corpus, fold, own)
     rows = self.corpus.meta[is_wanted].reset_index(drop=True)
     snippets = self.corpus.meta.snippet
     if join > 1 and snippets.notna().any(): rows = join_snippets(rows, join, snippets.max() + 1, 'unlabelled')
     self.rows, self.store = rows, store
     self.settle_labels()
+
+# %% ../../nbs/data/49_unlabelled.ipynb #e48e27f0
+@patch
+def leave_named(self:UnlabelledClips, seen): # digests of the clips before, a set; those of these are added
+    "Leave out what was named before"
+    self.leave_out(np.isin(self.digests(), list(seen)), 'that were named before')
+    seen |= set(self.digests()) - {''}
+    if len(self): return
+    raise InputError(f"unlabelled {self.entry['data']}: all of its clips were named before; leave this corpus out")
 
 # %% ../../nbs/data/49_unlabelled.ipynb #c1988b10
 @patch
@@ -129,11 +157,7 @@ def heard_once(self:UnlabelledClips, corpus, store, train, held, seen): # seen: 
     own = self.rows.filename.isin(held.filename) & (self.corpus.dir == corpus.dir)
     self.leave_out(own.to_numpy(), 'of the validation or test list')
     self.keep_apart(corpus, store, train, held)
-    digests = self.digests()
-    self.leave_out(np.isin(digests, list(seen)), 'that were named before')
-    seen |= set(self.digests()) - {''}
-    if not len(self): raise InputError(f"unlabelled {self.entry['data']}: all of its clips were named before; leave "
-                                       'this corpus out')
+    self.leave_named(seen)
 
 # %% ../../nbs/data/49_unlabelled.ipynb #f0e4cdfe
 @patch

@@ -29,6 +29,11 @@ def _make_plain(layer, weight):
     del layer.parametrizations
     layer.weight = nn.Parameter(weight, requires_grad=False)
 
+# %% ../../nbs/entry/12_compact.ipynb #812a8031
+def _as_wide(scale, codes):
+    "Scales of channels with an axis for each of the codes"
+    return scale.reshape(-1, *[1] * (codes.ndim - 1)).clone()
+
 # %% ../../nbs/entry/12_compact.ipynb #cc5791a2
 def _take_codes(network):
     "Name of a weight -> the scales of its channels; in the network, the weight becomes its codes"
@@ -38,17 +43,18 @@ def _take_codes(network):
         quantiser, weight = layer.parametrizations.weight[0], layer.parametrizations.weight.original
         codes, scale = quantiser.quantise(weight), quantiser.scale
         _make_plain(layer, codes)
-        scales[f'{name}.weight'] = scale.reshape(-1, *[1] * (codes.ndim - 1)).clone()
+        scales[f'{name}.weight'] = _as_wide(scale, codes)
     return scales
 
 # %% ../../nbs/entry/12_compact.ipynb #d327c922
 class Offset(nn.Module):
-    "(B, C, …) -> the same with a number added to each channel"
-    def __init__(self, offset): # (C,)
+    "(B, C, …) behind a convolution, (…, C) behind a dense layer -> the same with a number added to each channel"
+    def __init__(self, offset, # (C,)
+                 axes:int):    # behind that of the channels
         super().__init__()
-        self.offset = nn.Parameter(offset.detach(), requires_grad=False)
+        self.offset = nn.Parameter(offset.detach().reshape(-1, *[1] * axes), requires_grad=False)
 
-    def forward(self, x): return x + self.offset.reshape(1, -1, *[1] * (x.ndim - 2))
+    def forward(self, x): return x + self.offset
 
 # %% ../../nbs/entry/12_compact.ipynb #962c0390
 @patch
@@ -57,7 +63,7 @@ def on_output(self:Offset, layer, args, out): return self(out)
 # %% ../../nbs/entry/12_compact.ipynb #7e954d1d
 def _offset_of(layer): # with a bias
     "An `Offset` in place of the bias of a layer, before all that reads its output"
-    offset, layer.bias = Offset(layer.bias), None
+    offset, layer.bias = Offset(layer.bias, layer.weight.ndim - 2), None
     layer.register_forward_hook(offset.on_output, prepend=True)
     return offset
 

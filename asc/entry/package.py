@@ -19,6 +19,7 @@ import numpy as np
 import soundfile as sf
 
 import asc
+from ..backbone.branches import deployed_form
 from ..backbone.tensors import TensorFile
 from ..core import SCENES, InputError, resolve, write_text
 from ..data.splits import read_test
@@ -152,14 +153,14 @@ def _halved(file): # a TensorFile
 
 # %% ../../nbs/entry/15_package.ipynb #a517ab2a
 def open_system(source):
-    "The model of a run, of device models or of a published device-wise checkpoint"
+    "The model of a run, of device models or of a published device-wise checkpoint, its branches fused"
     kinds = 'float', 'pruned', 'quantised', 'device-wise', 'device-wise int8'
     model = open_model(source, 44100).classifier('the inference package', kinds)
     for name in filter(None, (model.spec['backbone'], model.spec['frontend'])):
         if ':' in name:
             raise InputError(f'{source}: {name} is no part of asc, and a package carries nothing else; write its '
                              'package by hand, or give a run of another network')
-    return model
+    return deployed_form(model)
 
 # %% ../../nbs/entry/15_package.ipynb #a493cd58
 def _copy_library(root):

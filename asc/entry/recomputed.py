@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..backbone.branches import is_fused
 from ..backbone.tensors import TensorFile
 from ..core import InputError
 from ..run.accelerator import find_device
@@ -36,6 +37,7 @@ def describe_entrant(model, folder) -> dict: # as JSON
     kept = ('format', *SPEC_KEYS, 'own', 'pruned', 'quantised')
     system = {name: description[name] for name in kept if name in description}
     body = model.backbone
+    if is_fused(body): system['fused'] = True
     if isinstance(body, DeviceWise): system.update(devices=list(body.devices), known=list(body.device_models))
     return system
 

@@ -9,6 +9,7 @@ __all__ = ['networks_of', 'load_entrant', 'entry_cost', 'entry_state', 'check_st
 import numpy as np
 import torch
 
+from ..backbone.branches import deployed_form
 from ..backbone.tensors import tensors_digest
 from ..backbone.weights import read_weights
 from ..backbone.zoo import create_backbone
@@ -28,11 +29,11 @@ def networks_of(model) -> dict: # '' or 'base_model', 'device_models.a' … -> n
 
 # %% ../../nbs/entry/07_weights.ipynb #442d87b7
 def load_entrant(folder) -> tuple: # model, bits of a parameter
-    "The model of a run as it is handed in: half precision, or int8 as it is"
+    "The model of a run as it is handed in: branches fused and in half precision, or int8 as it is"
     opened = open_model(folder)
     model = opened.classifier('submit', ('float', 'pruned', 'quantised', 'device-wise', 'device-wise int8'))
     if quantisers(model.backbone): return model, 8
-    return half_weights(model), 16
+    return half_weights(deployed_form(model)), 16
 
 # %% ../../nbs/entry/07_weights.ipynb #6bfc9be2
 def entry_cost(
@@ -48,6 +49,13 @@ def entry_cost(
     counts = [complexity(net, model.input_shape(seconds)) for net in networks]
     return np.max([(c.params, c.macs, c.honest['nonzero']) for c in counts], axis=0)
 
+# %% ../../nbs/entry/07_weights.ipynb #67b368f7
+def _stored(network, bits) -> dict: # name -> tensor
+    "The tensors of a network as they are handed in"
+    if bits == 8: return {name: value.cpu() for name, value in integer_tensors(network).items()}
+    return {name: (value.half() if value.is_floating_point() else value).cpu()
+            for name, value in network.state_dict().items()}
+
 # %% ../../nbs/entry/07_weights.ipynb #80413c89
 def entry_state(
     model,
@@ -57,9 +65,7 @@ def entry_state(
     "The tensors handed in for one model"
     tensors = {}
     for name, net in networks_of(model).items():
-        for key, value in (integer_tensors(net) if bits == 8 else net.state_dict()).items():
-            full = prefix + (f'{name}.{key}' if name else key)
-            tensors[full] = (value.half() if bits == 16 and value.is_floating_point() else value).cpu()
+        for key, value in _stored(net, bits).items(): tensors[prefix + (f'{name}.{key}' if name else key)] = value
     return tensors
 
 # %% ../../nbs/entry/07_weights.ipynb #a0207412

@@ -21,6 +21,7 @@ STAGES = {                                                 # kind of run: link t
     'alone': ('student', 'student alone'),
     'start': ('pretrain', 'pre-trained first'),
     'student': ('teachers', 'taught by the ensemble'),
+    'soup': ('soup', 'mean of several students'),
     'devices': ('devices', 'a network for each device'),
     'int8': ('quantize', 'in eight bits'),
 }
@@ -119,21 +120,34 @@ def link_devices(gains, stages) -> pd.DataFrame: # of text; devices and groups Ã
                for kind, table in _compared(gains).items()}
     return pd.DataFrame(columns)
 
-# %% ../../nbs/experiment/42_chain_table.ipynb #4e64532b
+# %% ../../nbs/experiment/42_chain_table.ipynb #695bcbc6
+def _stored_bytes(folder, rows):
+    "Bytes of the weights of a run: as quantised, or of its files; None where it leaves no weights"
+    for form in ('qat', 'ptq'):
+        if form in rows: return rows[form]['bytes stored']
+    return sum(path.stat().st_size for path in folder.glob('*.safetensors')) or None
+
+# %% ../../nbs/experiment/42_chain_table.ipynb #b8b17ae8
 def _cost(sweep, name):
     "What one run cost"
-    record, swept = run_record(sweep.out(name)), sweep.cells[name].swept
-    counted = {word: record['metrics'].get(key) for word, key in dict(parameters='params', MACs='macs').items()}
-    return dict(link=swept['link'], run=swept['kind'], hours=record.get('seconds', 0) / 3600, **counted)
+    folder, swept = sweep.out(name), sweep.cells[name].swept
+    record = run_record(folder)
+    metrics = record['metrics']
+    return dict(link=swept['link'], run=swept['kind'], hours=record.get('seconds', 0) / 3600,
+                parameters=metrics.get('params'), bytes=_stored_bytes(folder, metrics.get('rows', {})),
+                MACs=metrics.get('macs'))
 
 # %% ../../nbs/experiment/42_chain_table.ipynb #79c261b5
-def chain_costs(sweep) -> pd.DataFrame: # a row a kind of run
-    "Runs, hours, parameters and multiply-accumulates of each link"
+_COUNTED = ['parameters', 'bytes', 'MACs']                  # of the network that a run leaves
+
+def chain_costs(sweep) -> pd.DataFrame: # a row a kind of run, and one for all of them
+    "Runs and hours of each link, and parameters, bytes and multiply-accumulates of the network it leaves"
     rows = [_cost(sweep, name) for name in sweep.cells if sweep.state(name) == 'finished']
-    table = pd.DataFrame(rows, columns=['link', 'run', 'hours', 'parameters', 'MACs'])
-    return table.groupby(['link', 'run'], sort=False).agg(
-        runs=('hours', 'size'), hours=('hours', 'sum'), parameters=('parameters', 'first'), MACs=('MACs', 'first')
-    ).astype(dict(parameters='Int64', MACs='Int64'))
+    table = pd.DataFrame(rows, columns=['link', 'run', 'hours', *_COUNTED])
+    kinds = table.groupby(['link', 'run'], sort=False)
+    costs = kinds.agg(runs=('hours', 'size'), hours=('hours', 'sum'), **{key: (key, 'first') for key in _COUNTED})
+    costs.loc[('all', ''), ['runs', 'hours']] = len(table), table.hours.sum()
+    return costs.astype(dict.fromkeys(['runs', *_COUNTED], 'Int64'))
 
 # %% ../../nbs/experiment/42_chain_table.ipynb #951ad0d3
 def plot_links(gains, stages):

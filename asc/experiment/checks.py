@@ -55,6 +55,8 @@ def check_training(options=None,     # TrainingOptions
     check_alignable(options)
     _check_frontend(options)
     create_loss(options.loss)
+    if distillation.options.get('focus') and options.loss != 'ce':
+        raise InputError(f'loss={options.loss!r:.60}: distill has focus, which takes its place; leave one of them out')
     create_optimizer(options.optimizer)
     _check_schedule(options, train_clips)
     if options.compile: check_compile(device)

@@ -24,14 +24,15 @@ DISTILL = {                                                # key of `distill`: i
     'temperature': 2.,                                     # of the loss, see asc.teach.distill
     'hard_weight': .02,
     'reduction': 'element_mean',
+    'focus': False,                                        # see asc.teach.focus
     'sees': 'augmented',                                   # of a live teacher
     'features': [],                                        # see asc.teach.features
     'decay': .999,                                         # of the average that teaches itself
 }
 KEYS = {                                                   # kind of teacher: its keys
     'none': [],
-    'files': ['temperature', 'hard_weight', 'reduction'],
-    'run': ['temperature', 'hard_weight', 'reduction', 'sees', 'features'],
+    'files': ['temperature', 'hard_weight', 'reduction', 'focus'],
+    'run': ['temperature', 'hard_weight', 'reduction', 'focus', 'sees', 'features'],
     'self': list(DISTILL),
 }
 
@@ -42,7 +43,10 @@ def read_distill(distill,     # the keys of `DISTILL` that are not at their defa
     "How to teach, complete and checked"
     _refuse_idle_keys(distill, kind)
     options = {key: _read_key(distill, key) for key in KEYS[kind]}
+    if not options.get('focus'): options.pop('focus', None)
     if options: _distill_loss(options)                     # refuses what is out of its range
+    if options.get('focus') and not options['hard_weight']:
+        raise InputError('distill: focus would do nothing with hard_weight=0; give a weight, or leave focus out')
     if 'features' in options: options['features'] = read_layer_pairs(options['features'])
     if 'decay' in options: check_range(decay=(options['decay'], 0, .999_999))
     return options
@@ -54,9 +58,10 @@ def _read_key(distill, key):
     return check_type(f'distill {key}', distill.get(key, default), type(default))
 
 # %% ../../nbs/experiment/03_distillation.ipynb #fe33c063
-def _distill_loss(options, *hard):
+def _distill_loss(options, hard=None):
     "The loss of distillation; `hard` is the loss with the labels"
-    return DistillLoss(options['temperature'], options['hard_weight'], options['reduction'], *hard)
+    options = {key: options[key] for key in ('temperature', 'hard_weight', 'reduction', 'focus') if key in options}
+    return DistillLoss(**options, hard=hard)
 
 # %% ../../nbs/experiment/03_distillation.ipynb #0809803a
 _KEYS_NEED = {                                             # kind of teacher: what its idle keys would need
@@ -84,13 +89,18 @@ class Distillation:
         self.files = MeanTeacher(self.paths) if self.kind == 'files' else None                     # for ClipData
         self.model = _open_live(self.paths[0]) if self.kind == 'run' else None
 
+# %% ../../nbs/experiment/03_distillation.ipynb #03914bae
+def _known(folder, name, key):
+    "What a file of a run folder says; None where there is no such file"
+    path = folder/f'{name}.json'
+    return read_json(path).get(key) if path.is_file() else None
+
 # %% ../../nbs/experiment/03_distillation.ipynb #f5e5a394
 def written_logits(path) -> str: # a file; what is no folder of such a run stays as it is
     "The file of logits in the folder of a run of logits.ipynb: of the ensemble, where there is one"
     folder = resolve(path)
-    if path == 'self' or not (folder/'params.json').is_file(): return path
-    if read_json(folder/'params.json').get('notebook') != 'logits': return path
-    files = read_json(folder/'metrics.json').get('files') if (folder/'metrics.json').is_file() else None
+    if path == 'self' or _known(folder, 'params', 'notebook') != 'logits': return path
+    files = _known(folder, 'metrics', 'files')
     if not files: raise InputError(f'teacher={path}: its logits are not finished; run logits.ipynb again')
     return str(folder/files[-1])
 

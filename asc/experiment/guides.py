@@ -84,13 +84,17 @@ def create_curriculum(spec,    # of a run
     facts = dict(options, classes=guide.classes, fingerprint=guide.digest(rows), entropy=by_device)
     return Curriculum(entropy, options['until'], options['least']), facts
 
+# %% ../../nbs/experiment/03_guides.ipynb #459835ee
+def _devices_of(corpus):
+    "Its devices, in words"
+    return f"the devices of {corpus.name} are {', '.join(corpus.devices) or 'none'}"
+
 # %% ../../nbs/experiment/03_guides.ipynb #818df395
 def check_guide(guide, path, corpus):
     "InputError unless a classifier tells devices of a corpus apart"
     if len(guide.classes) > 1 and set(guide.classes) <= set(corpus.devices): return
-    known = ', '.join(corpus.devices) or 'none'
-    raise InputError(f"curriculum: {path} tells {', '.join(guide.classes)[:80]} apart, and the devices of "
-                     f'{corpus.name} are {known}; give a run that was trained with target device')
+    raise InputError(f"curriculum: {path} tells {', '.join(guide.classes)[:80]} apart, and {_devices_of(corpus)}; give "
+                     'a run that was trained with target device')
 
 # %% ../../nbs/experiment/03_guides.ipynb #e4cb19b8
 def admit_slowly(data, curriculum): # TrainingData; of a run

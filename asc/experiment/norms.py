@@ -51,6 +51,13 @@ def _answers_of_group(model, clips, device, norms, bs):
     calls = [partial(_hear, clips, heard[k:k + bs]) for k in range(0, len(heard), bs)]
     return _plain(adapted_model(model, device, calls, len(heard), norms['strength']), clips, bs)
 
+# %% ../../nbs/experiment/31_norms.ipynb #0fd226ab
+def _groups(clips, norms, bs):
+    "Device, '' where it is not known, and rows of the clips that norms are adapted to at a time"
+    for device, rows in clips.rows.groupby(clips.rows.device.fillna(''), sort=True):
+        size = bs if device and norms['by'] == 'batch' else len(rows)
+        yield from ((device, rows[k:k + size]) for k in range(0, len(rows), size))
+
 # %% ../../nbs/experiment/31_norms.ipynb #f30032cc
 def adapted_answers(model,      # OpenModel; left as it is
                     clips,      # ClipData
@@ -59,14 +66,11 @@ def adapted_answers(model,      # OpenModel; left as it is
                     ) -> tuple: # predictions of all clips, in their order; device -> clips that were adapted to
     "The answers to a list of clips, the norms adapted to each device, or to each batch of one"
     tables, counts = [], {}
-    for device, rows in clips.rows.groupby(clips.rows.device.fillna(''), sort=True):
-        size = bs if device and norms['by'] == 'batch' else len(rows)
-        for k in range(0, len(rows), size):
-            part = rows[k:k + size]
-            group = ClipData(clips.store, part, clips.scenes, clips.devices)
-            answers = _answers_of_group(model, group, device, norms, bs) if device else _plain(model, group, bs)
-            tables.append(answers.set_index(part.index))
-        if device: counts[device] = min(size, norms['most'], len(rows))
+    for device, rows in _groups(clips, norms, bs):
+        group = ClipData(clips.store, rows, clips.scenes, clips.devices)
+        answers = _answers_of_group(model, group, device, norms, bs) if device else _plain(model, group, bs)
+        tables.append(answers.set_index(rows.index))
+        if device: counts.setdefault(device, min(norms['most'], len(rows)))
     return pd.concat(tables).sort_index(), counts
 
 # %% ../../nbs/experiment/31_norms.ipynb #6adf36dc

@@ -28,29 +28,47 @@ def _kind_of(description):
     if DEVICE_WEIGHTS in description.get('weights', {}): return 'a network for each device'
     return 'pruned' if description.get('pruned') else 'float'
 
+# %% ../../nbs/experiment/37_soups.ipynb #fef28ec5
+def _check_float(folder, description):
+    "InputError for a model that is no float network"
+    kind = _kind_of(description)
+    if kind == 'float': return
+    raise InputError(f'runs: {folder} is {kind}, and a soup is made of float networks; leave it out')
+
 # %% ../../nbs/experiment/37_soups.ipynb #cf9b02bd
 def _read_member(folder):
     "The record of a run whose model can go into a soup, with its description as `model`"
     description = read_description(resolve(folder))
-    kind = _kind_of(description)
-    if kind != 'float':
-        raise InputError(f'runs: {folder} is {kind}, and a soup is made of float networks; leave it out')
+    _check_float(folder, description)
     record = read_run(folder)
     if record['notebook'] not in ('train', 'soup'):
         raise InputError(f"runs: {folder} was left by {record['notebook']}.ipynb; give runs of train.ipynb")
     check_against_predictions(record)
     return dict(record, model=description, given=str(folder))
 
+# %% ../../nbs/experiment/37_soups.ipynb #58170f41
+def _lists_of(data): # of a record
+    "The fingerprints of the lists, by name"
+    words = dict(train='training', valid='validation', test='test')
+    lists = data.get('lists', {})
+    return {f'{word} list': lists.get(name, {}).get('fingerprint') for name, word in words.items()}
+
+# %% ../../nbs/experiment/37_soups.ipynb #0c485ca7
+_MODEL_FACTS = {                                           # in the words of a message: key of a model
+    'network': 'backbone',
+    'frontend': 'frontend',
+    'arguments of the network': 'backbone_args',
+    'arguments of the frontend': 'frontend_args',
+    'sample rate': 'rate',
+    'classes': 'scenes',
+}
+
 # %% ../../nbs/experiment/37_soups.ipynb #cdcd5b2f
 def _facts(member):
     "What members of a soup have to agree in, by name"
     model, data = member['model'], member.get('data', {})
-    facts = {name: model[key] for name, key in dict(network='backbone', frontend='frontend').items()}
-    facts |= {'arguments of the network': model['backbone_args'], 'arguments of the frontend': model['frontend_args'],
-              'sample rate': model['rate'], 'classes': model['scenes'], 'corpus': data.get('corpus')}
-    lists = data.get('lists', {})
-    return facts | {f'{words} list': lists.get(name, {}).get('fingerprint') for name, words in
-                    dict(train='training', valid='validation', test='test').items()}
+    facts = {name: model[key] for name, key in _MODEL_FACTS.items()}
+    return facts | dict(corpus=data.get('corpus')) | _lists_of(data)
 
 # %% ../../nbs/experiment/37_soups.ipynb #d219925b
 def _check_alike(first, other):
@@ -92,20 +110,31 @@ def check_related(members): # records
                          f'{beginning(other)}: the mean of networks that began differently has learnt nothing; train '
                          'them with the same init_from, or set unrelated=True to see it')
 
+# %% ../../nbs/experiment/37_soups.ipynb #284f199b
+def _check_twice(runs):
+    "InputError for a run that is given twice"
+    places = [Path(resolve(run)).resolve() for run in runs]
+    for i, place in enumerate(places):
+        if place in places[:i]: raise InputError(f'runs: {runs[i]} is given twice; leave one of them out')
+
+# %% ../../nbs/experiment/37_soups.ipynb #3412707f
+def _check_watched(member):
+    "InputError for a run without a validation list"
+    if member.get('data', {}).get('lists', {}).get('valid', {}).get('clips'): return
+    raise InputError(f"runs: {member['given']} has no validation list, on which a soup is judged; train with valid "
+                     'above 0')
+
 # %% ../../nbs/experiment/37_soups.ipynb #d65c8880
 def read_members(runs,            # folders
                  unrelated=False, # whether they may begin with different weights
                  ) -> list:       # of records, each with `model` (its description) and `given` (as it was typed)
     "Runs that can make a soup; InputError that names the one that cannot"
     if len(runs) < 2: raise InputError(f'runs: {len(runs)} given, and a soup needs two; give more')
-    places = [Path(resolve(run)).resolve() for run in runs]
-    for i, place in enumerate(places):
-        if place in places[:i]: raise InputError(f'runs: {runs[i]} is given twice; leave one of them out')
+    _check_twice(runs)
     members = [_read_member(run) for run in runs]
     for other in members[1:]: _check_alike(members[0], other)
     if not unrelated: check_related(members)
-    if not members[0].get('data', {}).get('lists', {}).get('valid', {}).get('clips'):
-        raise InputError(f'runs: {runs[0]} has no validation list, on which a soup is judged; train with valid above 0')
+    _check_watched(members[0])
     return members
 
 # %% ../../nbs/experiment/37_soups.ipynb #05267e46
@@ -120,8 +149,9 @@ def member_states(members) -> list: # of dicts, name -> tensor
     return states
 
 # %% ../../nbs/experiment/37_soups.ipynb #3423c650
-_IDLE = dict(init_from='', teacher='', distill={}, soup='', sharpness='', curriculum='', ema=0., swa=0., keep='last',
-             patience=0, freeze='', freeze_epochs=0, precision='float32', compile=False, schedule='constant')
+_IDLE = dict(init_from='', teacher='', distill={}, soup='', sharpness='', curriculum='', alignment='', unlabelled=[],
+             pseudo='', consistency='', ema=0., swa=0., keep='last', patience=0, freeze='', freeze_epochs=0,
+             precision='float32', compile=False, schedule='constant')
 
 def soup_learner(member,      # the record of the first member
                  data_dir='', # where its corpus is now, if it has moved

@@ -28,6 +28,13 @@ def _is_none(words):
     if 'none' not in words or len(words) == 1: return words == ['none']
     raise InputError(f"teacher: {', '.join(words)}: none is no teacher beside others; leave it out, or give none")
 
+# %% ../../nbs/experiment/33_teaching.ipynb #677ed8cf
+def _check_scenes(data, model):
+    "InputError for a corpus of other scenes than a model's"
+    if list(data.names) == list(model.scenes): return
+    raise InputError("teacher: the scenes of the corpus are not the model's, so that only the float network itself can "
+                     'teach; leave teacher out')
+
 # %% ../../nbs/experiment/33_teaching.ipynb #6a38521f
 def check_teaching(teaching,   # what `read_teaching` gave, not None
                    model,      # float Classifier
@@ -35,9 +42,7 @@ def check_teaching(teaching,   # what `read_teaching` gave, not None
                    crop='clips', # as of the run
                    ) -> dict:  # what taught, for params.json
     "InputError unless a teacher can teach a network on the clips of a training list"
-    if list(data.names) != list(model.scenes):
-        raise InputError("teacher: the scenes of the corpus are not the model's, so that only the float network itself "
-                         'can teach; leave teacher out')
+    _check_scenes(data, model)
     check_crop(crop, teacher=teaching.files)
     facts = teaching.check(data.train, model.scenes, lambda: silent_clips(pack(data.corpus)))
     teaching.callbacks(with_augmentation(model), data.devices)

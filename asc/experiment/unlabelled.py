@@ -31,52 +31,64 @@ from ..train.learner import predict_logits
 # %% ../../nbs/experiment/03_unlabelled.ipynb #a696aa30
 def check_unlabelled(options): # TrainingOptions
     "InputError for unlabelled clips that nobody hears, and for what needs them"
-    how, wanted = read_pseudo(options.pseudo), 'consistency' if options.consistency else 'pseudo'
     if options.consistency: _check_consistency(options)
-    if not options.unlabelled:
-        if how or options.consistency:
-            raise InputError(f'{wanted}: there are no unlabelled clips; name corpora in unlabelled, or same')
-        return
     for entry in options.unlabelled: read_extra(entry, 'unlabelled')
-    if not how and not options.consistency:
+    _check_hearing(options)
+    if options.unlabelled: _check_beside(options)
+
+# %% ../../nbs/experiment/03_unlabelled.ipynb #83ee2868
+def _check_hearing(options):
+    "InputError for clips that nothing hears, and for what would hear none"
+    wanted = 'consistency' if options.consistency else 'pseudo' if read_pseudo(options.pseudo) else ''
+    if wanted and not options.unlabelled:
+        raise InputError(f'{wanted}: there are no unlabelled clips; name corpora in unlabelled, or same')
+    if options.unlabelled and not wanted:
         raise InputError('unlabelled: nothing hears these clips; set pseudo or consistency, or leave unlabelled out')
-    if how and options.curriculum:
+
+# %% ../../nbs/experiment/03_unlabelled.ipynb #ab2ec9fe
+def _check_beside(options):
+    "InputError for what clips without labels do not go with"
+    if options.pseudo and options.curriculum:
         raise InputError('curriculum: does not know when clips with pseudo-labels may come; leave it or pseudo out')
     if options.target != 'scene':
         raise InputError(f'target={options.target!r}: unlabelled clips are for scenes; leave unlabelled out')
+
+# %% ../../nbs/experiment/03_unlabelled.ipynb #e6edd5d1
+def _misfits(options):
+    "What consistency does not go with, and what to do"
+    if options.compile: yield 'its passes are not compiled; leave compile out'
+    if options.sharpness: yield 'the second pass of sharpness does not hear clips without labels; leave sharpness out'
+    if options.distill.get('features'):
+        yield 'features of a teacher would be compared for clips without labels; leave out distill features'
+    if rank_and_world()[1] > 1: yield 'does not go with a training shared by several processes; train in one'
 
 # %% ../../nbs/experiment/03_unlabelled.ipynb #af439b59
 def _check_consistency(options):
     "InputError for what consistency does not go with"
     read_consistency(options.consistency)
-    if options.compile: raise InputError('consistency: its passes are not compiled; leave compile out')
-    if options.sharpness:
-        raise InputError('consistency: the second pass of sharpness does not hear clips without labels; leave '
-                         'sharpness out')
-    if options.distill.get('features'):
-        raise InputError('consistency: features of a teacher would be compared for clips without labels; leave out '
-                         'distill features')
-    if rank_and_world()[1] > 1:
-        raise InputError('consistency: does not go with a training shared by several processes; train in one')
+    for fault in _misfits(options): raise InputError(f'consistency: {fault}')
+
+# %% ../../nbs/experiment/03_unlabelled.ipynb #dfc8a29d
+def _read_file(path, names):
+    "Logits of clips; InputError for a file of other classes, or of windows"
+    file = read_teacher(path)
+    file.columns(names)
+    if file.starts is None: return file
+    raise InputError(f'pseudo: {file.origin} holds windows of recordings; give a file of clips')
 
 # %% ../../nbs/experiment/03_unlabelled.ipynb #dc8ae6d6
 class PseudoTeachers:
     "The files and models that label, refused at once where they know other classes"
     def __init__(self, sources, names): # names: of the classes, in index order
-        self.names, self.files, self.models = names, [], {}
-        for source in sources:
-            if is_model(source): self.models[source] = open_model(source)
-            else: self.files.append(read_teacher(source))
-        for file in self.files:
-            file.columns(names)
-            if file.starts is not None:
-                raise InputError(f'pseudo: {file.origin} holds windows of recordings; give a file of clips')
-        for source, model in self.models.items(): _check_names(source, model, names)
+        self.names = names
+        self.files = [_read_file(path, names) for path in sources if not is_model(path)]
+        self.models = {path: _open_labeller(path, names) for path in sources if is_model(path)}
 
 # %% ../../nbs/experiment/03_unlabelled.ipynb #24775889
-def _check_names(source, model, names):
-    "InputError for a model of other classes"
-    if set(model.classes) == set(names): return
+def _open_labeller(source, names):
+    "A model that can label; InputError for one of other classes"
+    model = open_model(source)
+    if set(model.classes) == set(names): return model
     raise InputError(f"pseudo: {source} has other classes ({', '.join(model.classes[:3])} …) than the run "
                      f"({', '.join(names[:3])} …); choose a teacher of these classes")
 
@@ -84,18 +96,18 @@ def _check_names(source, model, names):
 @patch
 def answers(self:PseudoTeachers, part, device=''): # UnlabelledClips, packed -> logits (N, K)
     "What they say of the clips of a corpus, averaged"
-    logits = [_of_file(file, part, self.names) for file in self.files]
+    for file in self.files: _check_corpus(file, part.corpus)
+    logits = [file.rows(part.rows.filename, self.names) for file in self.files]
     logits += [self.heard(model.to(device), part) for model in self.models.values()]
     return torch.stack(logits).mean(0)
 
 # %% ../../nbs/experiment/03_unlabelled.ipynb #cc907768
-def _of_file(file, part, names):
-    "The logits in a file, which is of this corpus"
-    theirs = file.facts.get('corpus', part.corpus.name)
-    if theirs != part.corpus.name:
-        raise InputError(f'pseudo: {file.origin} has logits of {theirs}, and the unlabelled clips are of '
-                         f'{part.corpus.name}; write them for it with nbs/logits.ipynb, or give the run itself')
-    return file.rows(part.rows.filename, names)
+def _check_corpus(file, corpus):
+    "InputError for logits of another corpus"
+    theirs = file.facts.get('corpus', corpus.name)
+    if theirs == corpus.name: return
+    raise InputError(f'pseudo: {file.origin} has logits of {theirs}, and the unlabelled clips are of {corpus.name}; '
+                     'write them for it with nbs/logits.ipynb, or give the run itself')
 
 # %% ../../nbs/experiment/03_unlabelled.ipynb #3aca4ad1
 @patch
@@ -108,15 +120,22 @@ def heard(self:PseudoTeachers, model, part): # an open model -> logits (N, K)
 # %% ../../nbs/experiment/03_unlabelled.ipynb #b21694c2
 @patch
 def check_taught(self:PseudoTeachers, corpus, test, fold=1): # test: rows of the test list
-    "InputError for a teacher that was trained on clips of the test list"
-    for file in self.files:
-        listed = (file.facts.get('trained_on') or {}).get('fingerprint')
-        if listed: _check_list(file.origin, listed, test)
+    "InputError for a teacher that was trained on the test list"
+    for file in self.files: _check_list(file.origin, _list_of_file(file), test)
     for source in self.models:
-        if not resolve(source).is_dir(): continue
-        listed = recorded(resolve(source), 'data', 'lists', 'train', 'fingerprint')
-        if listed: _check_list(source, listed, test)
-        if recorded(resolve(source), 'data', 'corpus') == corpus.name: _check_fold(source, fold)
+        if resolve(source).is_dir(): _check_run(source, corpus, test, fold)
+
+# %% ../../nbs/experiment/03_unlabelled.ipynb #2dbefdbc
+def _list_of_file(file):
+    "Fingerprint of the list that the model behind some logits was trained on; None where that is not known"
+    return (file.facts.get('trained_on') or {}).get('fingerprint')
+
+# %% ../../nbs/experiment/03_unlabelled.ipynb #27df188f
+def _check_run(source, corpus, test, fold):
+    "InputError for a run that was trained on clips of the test list"
+    run = resolve(source)
+    _check_list(source, recorded(run, 'data', 'lists', 'train', 'fingerprint'), test)
+    if recorded(run, 'data', 'corpus') == corpus.name: _check_fold(source, fold)
 
 # %% ../../nbs/experiment/03_unlabelled.ipynb #a070b70d
 def _check_list(source, listed, test):
@@ -139,12 +158,16 @@ def hear_unlabelled(data,    # TrainingData, with its further corpora
     "Take in the clips that are heard without labels; the list of `UnlabelledClips`"
     taken = [facts['label'] for facts in data.facts.get('extra', [])]
     parts, seen = open_unlabelled(options.unlabelled, data.corpus, taken), set()
-    for part in parts:
-        if part.is_same: part.choose_same(data.store, options.fold, options.join, bool(options.train_list))
-        else: part.pack_for(data.store, options.join)
-        part.heard_once(data.corpus, data.store, data.learnt, held, seen)
-        say(part.remark())
+    for part in parts: _take_part(part, data, options, held, seen)
     return parts
+
+# %% ../../nbs/experiment/03_unlabelled.ipynb #1364a7da
+def _take_part(part, data, options, held, seen): # UnlabelledClips; the rest as in `hear_unlabelled`
+    "Pack the clips of an entry, and leave out those that must not be heard"
+    if part.is_same: part.choose_same(data.store, options.fold, options.join, bool(options.train_list))
+    else: part.pack_for(data.store, options.join)
+    part.heard_once(data.corpus, data.store, data.learnt, held, seen)
+    say(part.remark())
 
 # %% ../../nbs/experiment/03_unlabelled.ipynb #5173ee43
 def judged_rows(corpus, valid, tested, fold): # -> rows
@@ -174,21 +197,25 @@ def take_unlabelled(data, options, # TrainingData, TrainingOptions
                     teachers,      # as `pseudo_teachers` gives it
                     tested):       # rows of the test list, joined
     "Clips without labels, and those of them that get pseudo-labels, become part of a training"
-    held = judged_rows(data.corpus, data.valid, tested, options.fold)
-    parts = hear_unlabelled(data, options, held)
-    blocks = [(len(data.train), 1)] if data.epoch is None else [(n, w + part / max(n, 1)) for n, w, part
-                                                                in data.epoch.blocks]
-    if teachers:
-        data.pseudo = label_clips(parts, teachers, read_pseudo(options.pseudo), options.device)
-        blocks += _by_weight(data.pseudo)
-        data.facts['pseudo'] = dict(data.pseudo.facts, table=data.pseudo.table.to_dict('records'),
-                                    labels=_labels_digest(data.pseudo))
-        data.epoch = Epoch(*blocks)
-        say(data.pseudo.remark())
-        _check_files(data, Distillation(options.teacher, options.distill).files)
+    parts = hear_unlabelled(data, options, judged_rows(data.corpus, data.valid, tested, options.fold))
+    if teachers: _learn_from(data, options, label_clips(parts, teachers, read_pseudo(options.pseudo), options.device))
     data.store, data.heard = add_unlabelled(parts, data.store)
     data.heard_epoch = Epoch(*((len(part), part.entry['weight']) for part in parts))
     data.facts['unlabelled'] = [part.facts for part in parts]
+
+# %% ../../nbs/experiment/03_unlabelled.ipynb #0dfe755f
+def _learn_from(data, options, pseudo): # PseudoLabels
+    "Let the clips with pseudo-labels be trained on"
+    data.epoch = Epoch(*_labelled_blocks(data), *_by_weight(pseudo))
+    data.pseudo, data.facts['pseudo'] = pseudo, _record_of(pseudo)
+    say(pseudo.remark())
+    _check_files(data, Distillation(options.teacher, options.distill).files)
+
+# %% ../../nbs/experiment/03_unlabelled.ipynb #572c78a8
+def _labelled_blocks(data): # TrainingData -> blocks of an `Epoch`
+    "The clips of the training list, and those of further corpora as often as they come"
+    if data.epoch is None: return [(len(data.train), 1)]
+    return [(n, whole + part / max(n, 1)) for n, whole, part in data.epoch.blocks]
 
 # %% ../../nbs/experiment/03_unlabelled.ipynb #ff7002db
 def _by_weight(pseudo): # PseudoLabels -> blocks of an `Epoch`
@@ -199,9 +226,10 @@ def _by_weight(pseudo): # PseudoLabels -> blocks of an `Epoch`
     return blocks
 
 # %% ../../nbs/experiment/03_unlabelled.ipynb #c2e43d9c
-def _labels_digest(pseudo): # -> text
-    "What a checkpoint has to agree with: names and labels"
-    return fingerprint(pseudo.rows.filename + ' ' + pseudo.rows.scene)
+def _record_of(pseudo): # PseudoLabels -> dict, for params.json
+    "What is known of them, and what a checkpoint has to agree with: names and labels"
+    labels = fingerprint(pseudo.rows.filename + ' ' + pseudo.rows.scene)
+    return dict(pseudo.facts, table=pseudo.table.to_dict('records'), labels=labels)
 
 # %% ../../nbs/experiment/03_unlabelled.ipynb #33332f90
 class KnownAs:
@@ -230,13 +258,12 @@ def soften(clips, # ClipData of the training list, the pseudo-labelled clips las
            pseudo): # PseudoLabels
     "Give the clips with pseudo-labels the probabilities of their teacher, where that was asked for"
     if pseudo is None or not pseudo.how['soft']: return
-    labels = torch.nn.functional.one_hot(clips.y, len(clips.scenes)).float()
-    labels[-len(pseudo):] = torch.from_numpy(pseudo.probabilities).float()
-    clips.y = labels
+    sure = torch.nn.functional.one_hot(clips.y[:-len(pseudo)], len(clips.scenes))
+    clips.y = torch.cat([sure.float(), torch.from_numpy(pseudo.probabilities).float()])
 
 # %% ../../nbs/experiment/03_unlabelled.ipynb #31dafd51
-def heard_callbacks(model, unheard, data, options): # unheard: the `ClipData` of clips without labels, in a list
-    "What has clips without labels heard in every step; nothing where none are"
+def heard_callbacks(model, unheard, data, options): # unheard: `ClipData` of clips without labels, in a list
+    "What has clips without labels heard in every step"
     if not unheard: return []
-    return consistency_callbacks(model, unheard[0], data.heard_epoch, read_consistency(options.consistency),
-                                 options.seed)
+    how = read_consistency(options.consistency)
+    return consistency_callbacks(model, unheard[0], data.heard_epoch, how, options.seed)

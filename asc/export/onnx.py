@@ -71,20 +71,25 @@ def _on_cpu(parts):
     if torch.device(place_of(parts)).type == 'cpu': return parts
     return parts._replace(frontend=deepcopy(parts.frontend).cpu(), network=deepcopy(parts.network).cpu())
 
+# %% ../../nbs/export/10_onnx.ipynb #c7daee0a
+def _check_single(parts):
+    "InputError for networks of several devices, and for a probe"
+    if isinstance(parts.network, DeviceWise):
+        raise InputError('model: it holds a network for each device; export one of them: '
+                         "PublishedClassifier(name, frontend, network.device_models['a'], classes)")
+    if isinstance(parts.frontend, FrozenEncoder):
+        raise InputError(f'model: it is a probe on the encoder {parts.frontend.label}, a teacher alone, and is not '
+                         'exported; export a student that it has taught')
+
 # %% ../../nbs/export/10_onnx.ipynb #872a2a30
 def parts_of(model,     # Classifier or PublishedClassifier, in eval mode
              ) -> Parts:
     "Frontend, network and names of a model that can be exported; on the CPU, copies of those that live elsewhere"
     parts = _on_cpu(_split_model(model))
-    if isinstance(parts.network, DeviceWise):
-        raise InputError('model: it holds a network for each device; export one of them: '
-                         "PublishedClassifier(name, frontend, network.device_models['a'], classes)")
+    _check_single(parts)
     if any(m.training for m in (parts.frontend, *parts.network.modules())):
         raise InputError('model: it is in training mode; call model.eval() before the export')
     _check_float32(parts.network)
-    if isinstance(parts.frontend, FrozenEncoder):
-        raise InputError(f'model: it is a probe on the encoder {parts.frontend.label}, a teacher alone, and is not '
-                         'exported; export a student that it has taught')
     return parts
 
 # %% ../../nbs/export/10_onnx.ipynb #c4972062

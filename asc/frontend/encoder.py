@@ -15,13 +15,16 @@ from .encoder_files import OnnxEncoder, open_encoder
 from .mel import Float32, check_wave
 from ..run.keywords import make_checked
 
+# %% ../../nbs/frontend/09_encoder.ipynb #67b18fc7
+def _fits(answer, clips):
+    "Whether an answer has a vector, or several, for each wave"
+    return answer.ndim in (2, 3) and len(answer) == clips and answer.numel() > 0
+
 # %% ../../nbs/frontend/09_encoder.ipynb #63d11f21
 def _fault(answer, clips):
     "What is wrong with an answer for so many waves, in words; '' where nothing is"
     if not isinstance(answer, torch.Tensor): return f'gives a {type(answer).__name__}'
-    shape = tuple(answer.shape)
-    if answer.ndim not in (2, 3) or len(answer) != clips or not answer.numel():
-        return f'gives the shape {shape} for {clips} waves'
+    if not _fits(answer, clips): return f'gives the shape {tuple(answer.shape)} for {clips} waves'
     if not answer.is_floating_point(): return f'gives {answer.dtype}, which is no floating-point type'
     return '' if answer.isfinite().all() else 'gives numbers that are NaN or infinite'
 
@@ -91,25 +94,36 @@ def _other(label, wanted, found):
     return InputError(f'encoder {label}: is not the one that was used (its digest is {found[:16]}…, that one had '
                       f'{wanted[:16]}…); bring that one back, or train a probe on this one')
 
+# %% ../../nbs/frontend/09_encoder.ipynb #b44dbc97
+def _check_seconds(rate, window, hop):
+    "InputError for windows and hops without a sample"
+    check_range(window=(window, 0, 600), hop=(hop, 0, window))
+    for seconds in filter(None, (window, hop)):
+        if round(seconds * rate): continue
+        raise InputError(f'window={window}, hop={hop}: hold no sample at {rate} Hz; give seconds')
+
 # %% ../../nbs/frontend/09_encoder.ipynb #94a53222
 def _samples(encoder, label, rate, window, hop) -> tuple: # samples of a window (0: the clip), and of a hop
     "How much an encoder hears at a time; InputError where its file says otherwise"
-    check_range(window=(window, 0, 600), hop=(hop, 0, window))
+    _check_seconds(rate, window, hop)
     n, fixed = round(window * rate), encoder.samples
-    if window and not n or hop and not round(hop * rate):
-        raise InputError(f'window={window}, hop={hop}: hold no sample at {rate} Hz; give seconds')
     if fixed and n not in (0, fixed):
         raise InputError(f'window={window:g}: is {n} samples at {rate} Hz, and {label} takes {fixed}; give '
                          f'window: {fixed / rate:g}, or another rate')
     n = n or fixed or 0
     return n, round(hop * rate) or n
 
+# %% ../../nbs/frontend/09_encoder.ipynb #58968a63
+def _of_noise(encoder, samples, name) -> list:
+    "What an encoder says of two waves of noise, once more, and of the first alone"
+    noise = torch.randn(2, samples, generator=torch.Generator().manual_seed(0)) / 10
+    return [_tokens(encoder, wave, name) for wave in (noise, noise, noise[:1])]
+
 # %% ../../nbs/frontend/09_encoder.ipynb #b8c3a04b
 @torch.no_grad()
 def probe_encoder(encoder, samples, name) -> int: # numbers of an embedding
     "Ask an encoder about noise; InputError unless its answers are embeddings of the single wave"
-    noise = torch.randn(2, samples, generator=torch.Generator().manual_seed(0)) / 10
-    both, again, alone = (_tokens(encoder, wave, name) for wave in (noise, noise, noise[:1]))
+    both, again, alone = _of_noise(encoder, samples, name)
     room = 1e-3 * both.abs().max()
     if (both - again).abs().max() > room:
         raise InputError(f'encoder {name}: answers one wave twice with different numbers; put it into eval mode, and '
@@ -131,14 +145,25 @@ def mel(self:FrozenEncoder,
 ): # float32 (B, D, T)
     "What the encoder says of clips"
     windows = windowed(check_wave(wave), self.n, self.step)
-    clips = len(windows)
-    with torch.autocast(wave.device.type, enabled=False):
-        said = [_tokens(self.encoder, part, self.label) for part in windows.flatten(0, 1).split(_AT_A_TIME)]
-    tokens = torch.cat(said)
-    if tokens.shape[2] != self.width:
-        raise InputError(f'encoder {self.label}: gives {tokens.shape[2]} numbers for {windows.shape[2]} samples, and '
-                         f'{self.width} for others; give a window, so that it always hears the same length')
-    return tokens.view(clips, -1, self.width).transpose(1, 2).contiguous()
+    tokens = self.said(windows.flatten(0, 1))
+    return tokens.view(len(windows), -1, self.width).transpose(1, 2).contiguous()
+
+# %% ../../nbs/frontend/09_encoder.ipynb #bb72c6be
+@patch
+def said(self:FrozenEncoder, windows): # (B, N) -> (B, T, D)
+    "What the encoder says of windows, some at a time"
+    with torch.autocast(windows.device.type, enabled=False):
+        tokens = torch.cat([_tokens(self.encoder, part, self.label) for part in windows.split(_AT_A_TIME)])
+    self.check_width(tokens, windows)
+    return tokens
+
+# %% ../../nbs/frontend/09_encoder.ipynb #b1b679f3
+@patch
+def check_width(self:FrozenEncoder, tokens, windows):
+    "InputError for embeddings of another size than those of noise"
+    if tokens.shape[2] == self.width: return
+    raise InputError(f'encoder {self.label}: gives {tokens.shape[2]} numbers for {windows.shape[1]} samples, and '
+                     f'{self.width} for others; give a window, so that it always hears the same length')
 
 # %% ../../nbs/frontend/09_encoder.ipynb #b12376f9
 @patch

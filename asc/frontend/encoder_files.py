@@ -35,14 +35,18 @@ def _broken(path, error):
     reason = ' '.join(f'{type(error).__name__}: {error}'.split())
     return InputError(f'{path}: is no ONNX file that can be run ({reason:.160}); export the encoder again')
 
+# %% ../../nbs/frontend/08_encoder_files.ipynb #6544df1a
+def _tensors_in(path) -> list:
+    "The tensors of an ONNX file, the numbers of those in files of their own left aside"
+    onnx = _package('onnx')
+    try: return list(onnx.external_data_helper._get_all_tensors(onnx.load(path, load_external_data=False)))
+    except Exception as e: raise _broken(path, e) from e   # whatever a parser makes of a damaged file
+
 # %% ../../nbs/frontend/08_encoder_files.ipynb #89e5f40b
 def _names_beside(path):
     "Names of the files of weights that an ONNX file says belong to it"
-    onnx = _package('onnx')
-    try: tensors = list(onnx.external_data_helper._get_all_tensors(onnx.load(path, load_external_data=False)))
-    except Exception as e: raise _broken(path, e) from e   # whatever a parser makes of a damaged file
-    outside = onnx.TensorProto.EXTERNAL
-    entries = [entry for t in tensors if t.data_location == outside for entry in t.external_data]
+    outside = _package('onnx').TensorProto.EXTERNAL
+    entries = [entry for t in _tensors_in(path) if t.data_location == outside for entry in t.external_data]
     return sorted({entry.value for entry in entries if entry.key == 'location'})
 
 # %% ../../nbs/frontend/08_encoder_files.ipynb #683dde82
@@ -63,31 +67,45 @@ def digest_of_files(paths) -> str: # 64 hex digits
             while block := file.read(2**20): digest.update(block)
     return digest.hexdigest()
 
-# %% ../../nbs/frontend/08_encoder_files.ipynb #ac718a26
-def _session(path):
-    "A file in ONNX Runtime on the CPU"
-    runtime = _package('onnxruntime')
+# %% ../../nbs/frontend/08_encoder_files.ipynb #9ce9a34f
+def _quiet(runtime):
+    "Settings of a session: the threads of PyTorch, errors alone told"
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    try: return runtime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    return options
+
+# %% ../../nbs/frontend/08_encoder_files.ipynb #ac718a26
+def _session(path):
+    "A file in ONNX Runtime on the CPU"
+    runtime = _package('onnxruntime')
+    try: return runtime.InferenceSession(str(path), _quiet(runtime), providers=['CPUExecutionProvider'])
     except Exception as e: raise _broken(path, e) from e
+
+# %% ../../nbs/frontend/08_encoder_files.ipynb #5f534c97
+def _only_input(path, session):
+    "The one input of a file"
+    inputs = session.get_inputs()
+    if len(inputs) == 1: return inputs[0]
+    names = ', '.join(entry.name for entry in inputs) or 'none'
+    raise InputError(f'{path}: has the inputs {names}; an encoder takes waves alone, so export one that does')
+
+# %% ../../nbs/frontend/08_encoder_files.ipynb #a3e5badd
+def _are_waves(sizes):
+    "Whether a shape is (samples), (batch, samples) or (batch, 1, samples)"
+    return len(sizes) in (1, 2) or (len(sizes) == 3 and sizes[1] in (1, None))
 
 # %% ../../nbs/frontend/08_encoder_files.ipynb #882edc60
 _TYPES = {'tensor(float)': np.float32, 'tensor(float16)': np.float16, 'tensor(double)': np.float64}
 
 def _wave_input(path, session): # its input, and the sizes of its axes; None for those that are free
     "The one input of a file, which takes waves"
-    inputs = session.get_inputs()
-    if len(inputs) != 1:
-        names = ', '.join(entry.name for entry in inputs) or 'none'
-        raise InputError(f'{path}: has the inputs {names}; an encoder takes waves alone, so export one that does')
-    sizes = [size if isinstance(size, int) else None for size in inputs[0].shape]
-    if inputs[0].type in _TYPES and (len(sizes) in (1, 2) or (len(sizes) == 3 and sizes[1] in (1, None))):
-        return inputs[0], sizes
-    raise InputError(f'{path}: its input {inputs[0].name} is {inputs[0].type} of shape {inputs[0].shape}; an encoder '
-                     'takes floats (batch, samples) or (batch, 1, samples), so export one that does')
+    entry = _only_input(path, session)
+    sizes = [size if isinstance(size, int) else None for size in entry.shape]
+    if entry.type in _TYPES and _are_waves(sizes): return entry, sizes
+    raise InputError(f'{path}: its input {entry.name} is {entry.type} of shape {entry.shape}; an encoder takes floats '
+                     '(batch, samples) or (batch, 1, samples), so export one that does')
 
 # %% ../../nbs/frontend/08_encoder_files.ipynb #71967df2
 def _output_name(path, session, output):
@@ -112,9 +130,14 @@ class OnnxEncoder:
     def __call__(self, wave):
         x = wave.detach().cpu().numpy().astype(self.type)
         if self.rank == 3: x = x[:, None]
-        pieces = [x[i:i + self.batch] for i in range(0, len(x), self.batch)] if self.batch else [x]
-        answers = [self._ask(piece) for piece in pieces]
+        answers = [self._ask(piece) for piece in self._pieces(x)]
         return torch.from_numpy(np.concatenate(answers)).float().to(wave.device)
+
+# %% ../../nbs/frontend/08_encoder_files.ipynb #47af3a5f
+@patch
+def _pieces(self:OnnxEncoder, x):
+    "As many waves at a time as the file takes"
+    return [x[i:i + self.batch] for i in range(0, len(x), self.batch)] if self.batch else [x]
 
 # %% ../../nbs/frontend/08_encoder_files.ipynb #bb771cc5
 @patch
@@ -134,17 +157,21 @@ def _needs_arguments(part):
     kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
     return any(p.kind in kinds and p.default is p.empty for p in inspect.signature(part).parameters.values())
 
+# %% ../../nbs/frontend/08_encoder_files.ipynb #c9826198
+def _built(name, part, options):
+    "What a class, or a function without a wave, makes; whatever it draws is that of seed 0"
+    with torch.random.fork_rng(devices=[]), bounded(f'encoder {name}'):
+        torch.manual_seed(0)
+        return make_checked(f'encoder {name}', part, **options)
+
 # %% ../../nbs/frontend/08_encoder_files.ipynb #670b2838
 def _made(name, options): # 'file.py:NAME'
     "The callable that a name means"
     part = own_class(name, 'encoder')
     if inspect.isclass(part) or not _needs_arguments(part):
-        with torch.random.fork_rng(devices=[]), bounded(f'encoder {name}'):
-            torch.manual_seed(0)
-            part = make_checked(f'encoder {name}', part, **options)
-    elif options:
-        raise InputError(f'options: encoder {name} is a function of a wave, which takes none; leave them out')
-    return part
+        return _built(name, part, options)
+    if not options: return part
+    raise InputError(f'options: encoder {name} is a function of a wave, which takes none; leave them out')
 
 # %% ../../nbs/frontend/08_encoder_files.ipynb #1240dbba
 class OwnEncoder:
@@ -164,13 +191,17 @@ class OwnEncoder:
 
     def __deepcopy__(self, memo): return self
 
+# %% ../../nbs/frontend/08_encoder_files.ipynb #49364faf
+def _bytes_of(tensor):
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
 # %% ../../nbs/frontend/08_encoder_files.ipynb #129069b6
 def _digest_of_code(code, module):
     "SHA-256 of a text and of the tensors of a module"
     digest = hashlib.sha256(code)
     for name, tensor in (module.state_dict() if module is not None else {}).items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(_bytes_of(tensor))
     return digest.hexdigest()
 
 # %% ../../nbs/frontend/08_encoder_files.ipynb #9ac0fa64

@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..augment.pipeline import create_pipeline
+from ..backbone.branches import fuse_branches, is_branched, is_fused
 from ..backbone.tensors import TensorFile
 from ..backbone.weights import load_weights, varied
 from ..backbone.zoo import PROBE, backbones, create_backbone
@@ -123,6 +124,7 @@ def save_model(model, folder, **facts):
 def save_network(network, spec, folder, files=None, **facts):
     "Write a network and the specification of its classifier; `files`: further files of tensors by name"
     _check_source(spec)
+    if is_fused(network): spec = spec | dict(fused=True)
     if _is_pruned(network, spec): spec = spec | dict(pruned=True)
     tensors = TensorFile(network.state_dict(), dict(format='pt', asc='classifier'))
     write_saved(folder, dict(format=FORMATS[0], **spec, **facts), {WEIGHTS: tensors, **(files or {})})
@@ -141,6 +143,7 @@ def _is_pruned(network, spec):
     if spec['backbone'] not in backbones: return False     # networks of other libraries and of the user are not pruned
     with torch.device('meta'):
         whole = create_backbone(spec['backbone'], len(spec['scenes']), **spec['backbone_args'])
+    if is_fused(network): fuse_branches(whole)
     return _shapes(network) != _shapes(whole)
 
 # %% ../../nbs/model/05_classifier.ipynb #3a98dea7
@@ -164,9 +167,16 @@ def rebuild(saved:SavedModel,
     "The float classifier of a folder that was read; of a device-wise one the general classifier"
     path, tensors = saved.folder/WEIGHTS, saved.weights[WEIGHTS].tensors
     model = _untrained(saved)
+    if saved.description.get('fused'): _fuse(model.backbone, path)
     if saved.description.get('pruned'): _narrow(model, tensors, reshape, path)
     with varied(model.backbone, model.input_shape, path): load_weights(model.backbone, tensors, what=path)
     return model.eval()
+
+# %% ../../nbs/model/05_classifier.ipynb #8464dfe4
+def _fuse(network, path):
+    "Merge the branches of a network, as those of the file are"
+    if is_branched(network): return fuse_branches(network)
+    raise InputError(f'{path}: holds fused branches by its model.json, and its network has none; restore both')
 
 # %% ../../nbs/model/05_classifier.ipynb #fceacde8
 def _narrow(model, tensors, reshape, path):
@@ -175,12 +185,16 @@ def _narrow(model, tensors, reshape, path):
     with building(path): reshape(model.backbone, tensors)
     model.spec['pruned'] = True
 
+# %% ../../nbs/model/05_classifier.ipynb #6ce34dc4
+def _check_format(path, found, format):
+    "InputError for a folder of another format"
+    if found != format: raise InputError(f'{path}: format {found}, expected {format}; open it with asc.open_model')
+
 # %% ../../nbs/model/05_classifier.ipynb #73f2c59e
 def spec_of(saved:SavedModel, format:str) -> dict: # keywords of `create_classifier`
     "What a model is built from; InputError for a folder of another format, and for code without consent"
     description, path = saved.description, saved.folder/'model.json'
-    if description['format'] != format:
-        raise InputError(f"{path}: format {description['format']}, expected {format}; open it with asc.open_model")
+    _check_format(path, description['format'], format)
     names = [description['backbone'], description['frontend'], description['frontend_args']]
     with building(path): check_own(names, description.get('own', {}), path)
     spec = {name: description[name] for name in SPEC_KEYS}

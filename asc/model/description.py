@@ -74,7 +74,7 @@ FIELDS = dict(    # name -> whether a value can be meant, what it should be
     rate=(_is_rate, f'a whole number of Hz, {LOWEST_RATE:,} to {HIGHEST_RATE:,}'),
     scenes=(are_scenes, 'a list of different names, one for each output, none of them file, start or scene'),
     backbone_args=_TABLE, frontend_args=_TABLE, own=_TABLE,
-    pruned=(lambda v: v is True, 'true'),
+    pruned=(lambda v: v is True, 'true'), fused=(lambda v: v is True, 'true'),
     quantised=(_are_layers, 'a table of skip, logits and shape'),
     weights=(_are_digests, 'a table of digests, 64 hexadecimal digits each'),
     edited=(lambda v: v is True, 'true'), edited_on=_NAME,

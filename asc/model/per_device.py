@@ -97,12 +97,16 @@ def rebuild_devices(saved,        # asc.model.saved.SavedModel
     networks = {name: _device_network(general, name, tensors, path) for name, tensors in own.items()}
     return DeviceAware(general, networks, devices).eval()
 
+# %% ../../nbs/model/20_per_device.ipynb #b5b545c9
+def _device_file(saved):
+    "The file of the networks of devices; InputError where there is none"
+    if DEVICE_WEIGHTS in saved.weights: return saved.weights[DEVICE_WEIGHTS]
+    raise InputError(f'{saved.folder}: holds no network for a device; open it with asc.open_model')
+
 # %% ../../nbs/model/20_per_device.ipynb #832bea64
 def read_own_tensors(saved): # asc.model.saved.SavedModel
     "All devices in index order; device -> name -> tensor, of those with a network of their own"
-    if DEVICE_WEIGHTS not in saved.weights:
-        raise InputError(f'{saved.folder}: holds no network for a device; open it with asc.open_model')
-    path, file = saved.folder/DEVICE_WEIGHTS, saved.weights[DEVICE_WEIGHTS]
+    path, file = saved.folder/DEVICE_WEIGHTS, _device_file(saved)
     devices, names = _read_names(file.metadata, path)
     _check_owners(file.tensors, names, path)
     return devices, {name: _tensors_of(name, file.tensors) for name in names}

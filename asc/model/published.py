@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..backbone.beats import beats_state
+from ..backbone.branches import fuse_branches, has_fused_branches
 from ..backbone.cnn6 import Cnn6, fold_cnn6
 from ..backbone.cp_mobile import CPMobile
 from ..backbone.tensors import tensor_metadata
@@ -39,8 +40,9 @@ def _outputs(state):
 
 # %% ../../nbs/model/15_published.ipynb #697f554f
 def _empty(name, outputs, state):
-    "A registered network without weights; Cnn6 with its norms folded where the file has them so"
+    "A registered network without weights; norms of Cnn6 folded and branches fused where the file has them so"
     network = create_backbone(name, outputs)
+    if has_fused_branches(state): return fuse_branches(network)
     if isinstance(network, Cnn6) and 'conv1.sp_conv2.bias' in state: return fold_cnn6(network)
     return network
 

@@ -39,12 +39,14 @@ def same_run(record,     # of a run: dict with `notebook` and `parameters`
              parameters, # all of them
              defaults=(),# of the notebook, for parameters that older runs did not have
              ) -> list:  # what differs, in words; empty for the same run
-    "Compare a recorded run with a job; the folder, the device and whether it was resumed do not count"
+    """Compare a recorded run with a job; the folder, the device and whether it was resumed do not count.
+
+    `asked` in a record holds what was given, where the parameters there say what came of it."""
     if record.get('notebook') != notebook:
         return [f"notebook was {record.get('notebook')}, is {notebook}"]
     then = record.get('parameters', {})
     if not isinstance(then, dict): return [f'parameters was {then!r:.40}, is a table']
-    then = {**dict(defaults), **then}
+    then = {**dict(defaults), **then, **record.get('asked', {})}
     compared = [name for name in parameters if name not in NOT_OF_THE_RUN]
     return [f'{name} was {then.get(name)!r}, is {parameters[name]!r}'
             for name in compared if then.get(name) != parameters[name]]

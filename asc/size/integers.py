@@ -132,15 +132,19 @@ def _fill_network(model, network, tensors, path):
         try: _fill(network, tensors, path)
         except InputError as e: raise _misfit(path, model.spec['backbone'], e) from None
 
+# %% ../../nbs/size/42_integers.ipynb #1d596c8e
+def _own_network(general, tensors, saved):
+    "A copy of the general network with the tensors of one device"
+    network = deepcopy(general.backbone)
+    _fill_network(general, network, {**saved.weights[WEIGHTS].tensors, **tensors}, saved.folder/DEVICE_WEIGHTS)
+    return network
+
 # %% ../../nbs/size/42_integers.ipynb #9535a249
 def _with_devices(general, saved):
     "A quantised classifier with a network for each device of the file"
     devices, own = read_own_tensors(saved)
-    path, networks = saved.folder/DEVICE_WEIGHTS, {}
-    check_many(general.backbone, len(own), path)
-    for name, tensors in own.items():
-        networks[name] = deepcopy(general.backbone)
-        _fill_network(general, networks[name], {**saved.weights[WEIGHTS].tensors, **tensors}, path)
+    check_many(general.backbone, len(own), saved.folder/DEVICE_WEIGHTS)
+    networks = {name: _own_network(general, tensors, saved) for name, tensors in own.items()}
     return DeviceAware(general, networks, devices)
 
 # %% ../../nbs/size/42_integers.ipynb #23c1a633

@@ -26,8 +26,10 @@ from ..train.learner import create_learner, fit
 from ..train.options import TrainingOptions
 
 # %% ../../nbs/size/45_qat.ipynb #24b6273a
+_AS_IN_USE = nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd
+
 class QuantisedTraining(Callback):
-    "Scales learn until the last epochs; what could not be folded keeps its statistics"
+    "Scales learn until the last epochs; what could not be folded keeps its statistics, and nothing is dropped"
     def __init__(self,
                  frozen:int=4,     # last epochs without a change of the ranges
                  ranges:bool=True, # False: the calibrated ranges throughout
@@ -40,12 +42,12 @@ class QuantisedTraining(Callback):
         if not is_calibrated(model):
             raise InputError('quantised training: the network is not calibrated; see asc.size.qdq.calibrate')
         self.stretch = [q.stretch for q in quantisers(model).values()]
-        self.norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.resting = [m for m in model.modules() if isinstance(m, _AS_IN_USE)]
 
     def before_train(self):
         learns = self.ranges and self.epoch < self.n_epoch - self.frozen
         for parameter in self.stretch: parameter.requires_grad_(learns)
-        for norm in self.norms: norm.eval()
+        for part in self.resting: part.eval()
 
     def after_fit(self):
         for parameter in self.stretch: parameter.requires_grad_(False)
@@ -103,6 +105,13 @@ def with_augmentation(model): # Classifier, as `load_model` gives it
     new.backbone = model.backbone
     return new.to(place_of(model)).train(model.training)
 
+# %% ../../nbs/size/45_qat.ipynb #c1255add
+def _integer_files(model, general) -> dict: # name -> TensorFile
+    "The general network, and what those of devices have otherwise"
+    files = {WEIGHTS: TensorFile(integer_tensors(general), dict(format='pt', asc='quantised'))}
+    if general is model.backbone: return files
+    return files | {DEVICE_WEIGHTS: TensorFile(_own_integers(model), device_metadata(model))}
+
 # %% ../../nbs/size/45_qat.ipynb #97f46e0c
 def save_quantised(model,    # calibrated quantised Classifier
                    folder,   # gets model.safetensors and model.json
@@ -111,12 +120,10 @@ def save_quantised(model,    # calibrated quantised Classifier
     if not is_calibrated(model.backbone):
         raise InputError('saving: the network is not quantised or not calibrated; '
                          'save_model saves float ones')
-    several = isinstance(model.backbone, DeviceWise)
-    general = model.backbone.base_model if several else model.backbone
-    files = {WEIGHTS: TensorFile(integer_tensors(general), dict(format='pt', asc='quantised'))}
-    if several: files[DEVICE_WEIGHTS] = TensorFile(_own_integers(model), device_metadata(model))
+    general = model.backbone.base_model if isinstance(model.backbone, DeviceWise) else model.backbone
     spec = {key: model.spec[key] for key in (*SPEC_KEYS, 'own') if key in model.spec}
-    write_saved(folder, dict(format=FORMATS[1], **spec, quantised=general.quantised, **facts), files)
+    description = dict(format=FORMATS[1], **spec, quantised=general.quantised, **facts)
+    write_saved(folder, description, _integer_files(model, general))
 
 # %% ../../nbs/size/45_qat.ipynb #06047b4c
 def _own_integers(model):

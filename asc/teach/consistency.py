@@ -16,28 +16,26 @@ from fastcore.basics import patch
 
 from ..augment.mixup import MixUp, mix_rows
 from ..core import InputError, check_range, pick
-from ..run.values import check_type
 from .distill import SelfTeacher
 from ..train.learner import evaluating
+from ..train.technique import fill_table, typed_table
 
 # %% ../../nbs/teach/37_consistency.ipynb #3832c82f
 CONSISTENCY = dict(teacher='self', weight=1., threshold=.95, ramp=.2, ratio=1, decay=.999)
+_RANGES = dict(weight=(1e-6, 1e4), threshold=(0, 1), ramp=(0, 1), ratio=(1, 100), decay=(0, .999_999))
 
 # %% ../../nbs/teach/37_consistency.ipynb #e098f2aa
 def read_consistency(consistency, # of a run: '', self or mean, or a table
                      ) -> dict:   # all keys; {} for none
     "How clips without labels teach, complete and checked"
-    if not consistency: return {}
-    given = dict(teacher=consistency) if isinstance(consistency, str) else consistency
-    for key in given: pick(CONSISTENCY, key, 'key of consistency')
-    how = {key: check_type(f'consistency {key}', given.get(key, default), type(default))
-           for key, default in CONSISTENCY.items()}
+    given = typed_table(consistency, 'consistency')
+    if not given: return {}
+    if isinstance(given, str): given = dict(teacher=given)
+    how = fill_table(given, CONSISTENCY, 'consistency')
     pick(('self', 'mean'), how['teacher'], 'consistency teacher')
     if 'decay' in given and how['teacher'] == 'self':
         raise InputError("consistency: decay would do nothing without teacher: mean; leave it out")
-    check_range(**{'consistency weight': (how['weight'], 1e-6, 1e4), 'consistency threshold': (how['threshold'], 0, 1),
-                   'consistency ramp': (how['ramp'], 0, 1), 'consistency ratio': (how['ratio'], 1, 100),
-                   'consistency decay': (how['decay'], 0, .999_999)})
+    check_range(**{f'consistency {key}': (how[key], *limits) for key, limits in _RANGES.items()})
     return how
 
 # %% ../../nbs/teach/37_consistency.ipynb #b23f26ac
@@ -84,22 +82,33 @@ class Consistency(Callback):
         self.learn.loss_grad = self.loss_grad + self.weight_now() * loss
         self.sums.append(torch.stack([loss.detach(), share]))
 
-    def get_state(self):
-        version, words, gauss = self.rng.getstate()
-        return dict(version=version, words=list(words), gauss=gauss)
 
-    def set_state(self, state): self.rng.setstate((state['version'], tuple(state['words']), state['gauss']))
+# %% ../../nbs/teach/37_consistency.ipynb #053a901f
+@patch
+def get_state(self:Consistency):
+    version, words, gauss = self.rng.getstate()
+    return dict(version=version, words=list(words), gauss=gauss)
+
+# %% ../../nbs/teach/37_consistency.ipynb #8195738d
+@patch
+def set_state(self:Consistency, state):
+    self.rng.setstate((state['version'], tuple(state['words']), state['gauss']))
 
 # %% ../../nbs/teach/37_consistency.ipynb #ef84460b
 @patch
 def order_of_epoch(self:Consistency, batches, bs) -> list: # of positions of the clips of each batch
     "Full batches, as many as there are labelled ones; a clip comes again when all have come"
     order = []
-    while len(order) < batches * bs:
-        drawn = self.epoch_of.draw(self.rng)
-        self.rng.shuffle(drawn)
-        order += drawn
+    while len(order) < batches * bs: order += self.drawn()
     return [order[k * bs:(k + 1) * bs] for k in range(batches)]
+
+# %% ../../nbs/teach/37_consistency.ipynb #9274fb2f
+@patch
+def drawn(self:Consistency) -> list:
+    "The positions of all clips, as often as they come, in any order"
+    positions = self.epoch_of.draw(self.rng)
+    self.rng.shuffle(positions)
+    return positions
 
 # %% ../../nbs/teach/37_consistency.ipynb #c3c30756
 @patch
@@ -108,19 +117,30 @@ def weight_now(self:Consistency) -> float:
     done = (self.epoch + self.iter / self.n_iter) / self.n_epoch
     return self.how['weight'] * (min(1., done / self.how['ramp']) if self.how['ramp'] else 1.)
 
+# %% ../../nbs/teach/37_consistency.ipynb #d2484c32
+@patch
+@torch.no_grad()
+def targets(self:Consistency, wave, device): # -> (B, K)
+    "What is said of clips as they are"
+    with evaluating(self.mean.teacher if self.mean else self.learn.model) as teacher:
+        return clean_targets(teacher(wave, device), self.how['threshold'])
+
+# %% ../../nbs/teach/37_consistency.ipynb #03e042ed
+def _mixed(model, targets):
+    "Targets mixed as the model has just mixed their clips"
+    mixup = next((part for part in model.modules() if isinstance(part, MixUp)), None)
+    if mixup is None or mixup.lam is None: return targets
+    return mix_rows(targets, mixup.lam, mixup.perm)
+
 # %% ../../nbs/teach/37_consistency.ipynb #a4a19126
 @patch
 def loss_of(self:Consistency, positions): # -> (loss, share of the clips that teach)
     "Of one batch of clips without labels"
     wave, device, *_ = to_device(self.clips.batch(positions), self.dls.device)
-    model = self.learn.model
-    with torch.no_grad(), evaluating(self.mean.teacher if self.mean else model) as teacher:
-        targets = clean_targets(teacher(wave, device), self.how['threshold'])
-    pred = model(wave, device)
-    mixup = next((part for part in model.modules() if isinstance(part, MixUp)), None)
+    targets = self.targets(wave, device)
     share = (targets.sum(1) > 0).float().mean()
-    if mixup is not None and mixup.lam is not None: targets = mix_rows(targets, mixup.lam, mixup.perm)
-    return unheard_loss(pred, targets), share
+    pred = self.learn.model(wave, device)
+    return unheard_loss(pred, _mixed(self.learn.model, targets)), share
 
 # %% ../../nbs/teach/37_consistency.ipynb #5fb7af7f
 @patch

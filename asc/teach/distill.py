@@ -16,6 +16,7 @@ from torch import nn
 from ..core import InputError, check_range, pick
 from ..model.adapter import without_a_look
 from ..model.body import body_of, network_logits
+from .focus import focus_loss
 
 # %% ../../nbs/teach/15_distill.ipynb #7cb62d0d
 def _mean_of_classes(divergence): return divergence.mean(1)
@@ -42,23 +43,33 @@ class DistillLoss(nn.Module):
                  hard_weight:float=.02,          # weight of the loss with the labels, 0 … 1
                  reduction:str='element_mean',   # of the soft loss, key of `reductions`
                  hard=None,                      # loss with the labels; default: cross-entropy
+                 focus:bool=False,               # `asc.teach.focus` in its place
                  ):
         super().__init__()
         check_range(temperature=(temperature, 1e-3, 1e3), hard_weight=(hard_weight, 0, 1))
         pick(reductions, reduction, 'reduction')
         self.temperature, self.hard_weight = temperature, hard_weight
         self.soft_reduction = reduction
-        self.hard = hard or nn.CrossEntropyLoss()
+        self.hard, self.focus = hard or nn.CrossEntropyLoss(), focus
         self.reduction = 'mean'                                # over the clips; fastai may set 'none'
 
     def forward(self, pred, # logits (B, K)
                 target,     # labels (B,) or probabilities (B, K)
                 teacher,    # the teacher's logits (B, K)
                 ):
-        self.hard.reduction = self.reduction
         soft = soft_loss(pred, teacher, self.temperature, self.soft_reduction)
         if self.reduction != 'none': soft = soft.mean()
-        return self.hard_weight * self.hard(pred, target) + (1 - self.hard_weight) * soft
+        return self.hard_weight * self.labelled(pred, target, teacher) + (1 - self.hard_weight) * soft
+
+# %% ../../nbs/teach/15_distill.ipynb #c3f4490c
+@patch
+def labelled(self:DistillLoss, pred, target, teacher):
+    "The loss with the labels"
+    if self.focus:
+        loss = focus_loss(pred, target, teacher)
+        return loss if self.reduction == 'none' else loss.mean()
+    self.hard.reduction = self.reduction
+    return self.hard(pred, target)
 
 # %% ../../nbs/teach/15_distill.ipynb #ed3e4226
 def columns(teacher, scenes) -> list: # for every scene its column in the teacher's logits

@@ -71,14 +71,18 @@ def _by_evidence(weights, z, truth, how, n): # 'likelihood' or 'stacking'; n: in
     if weights == 'stacking': return stacking_weights(loss, len(z), n)
     return likelihood_weights([loss(one) for one in np.eye(len(z))], n)
 
+# %% ../../nbs/teach/25_ensemble.ipynb #25cc1fa0
+def _temperatures(teachers, valid):
+    "That of each member"
+    return np.array([fit_temperature(teacher.predictions(valid)) for teacher in teachers])
+
 # %% ../../nbs/teach/25_ensemble.ipynb #e433354d
 def _fit(teachers, how, weights, valid) -> tuple: # (M,), (M,)
     "Weights and temperatures of the members"
     even, ones = np.full(len(teachers), 1 / len(teachers)), np.ones(len(teachers))
     if not isinstance(weights, str): return np.array(weights, float) / sum(weights), ones
     if weights == 'uniform': return even, ones
-    if weights == 'calibrated':
-        return even, np.array([fit_temperature(t.predictions(valid)) for t in teachers])
+    if weights == 'calibrated': return even, _temperatures(teachers, valid)
     scenes = teachers[0].scenes
     z = np.stack([t.rows(valid.filename, scenes).double().numpy() for t in teachers])
     truth = pd.Categorical(valid.scene, categories=scenes).codes.astype(int)

@@ -14,27 +14,40 @@ from fastcore.basics import patch
 
 from ..core import InputError, check_range, pick
 from ..run.values import check_type
+from ..train.technique import typed_table
 
 # %% ../../nbs/teach/35_pseudo.ipynb #5795e98c
 PSEUDO = dict(teacher=('', 'str or list of str'), threshold=(.9, float), temperature=(1., float), balance=(True, bool),
               most=(0, int), soft=(False, bool), weight=(1., float))
+_RANGES = dict(threshold=(0, 1), temperature=(1e-3, 1e3), most=(0, None), weight=(1e-6, 1000))
+
+# %% ../../nbs/teach/35_pseudo.ipynb #c2457578
+def _labellers(teacher) -> list: # as key of `pseudo`
+    "Who labels; InputError where nobody can"
+    paths = [path for path in ([teacher] if isinstance(teacher, str) else teacher) if path.strip()]
+    if not paths: raise InputError('pseudo: has no teacher; give a run folder, or a file of logits')
+    if 'self' not in paths: return paths
+    raise InputError("pseudo: teacher='self' has learnt nothing yet; give a finished run, or set consistency")
 
 # %% ../../nbs/teach/35_pseudo.ipynb #41710900
 def read_pseudo(pseudo, # of a run: '', a teacher, or a table
                 ) -> dict: # all keys; {} for none
     "How pseudo-labels are made, complete and checked"
     if not pseudo: return {}
-    given = dict(teacher=pseudo) if isinstance(pseudo, str) else pseudo
+    given = typed_table(pseudo, 'pseudo')
+    if isinstance(given, str): given = dict(teacher=given)
     for key in given: pick(PSEUDO, key, 'key of pseudo')
     how = {key: check_type(f'pseudo {key}', given.get(key, default), kind) for key, (default, kind) in PSEUDO.items()}
-    if isinstance(how['teacher'], str): how['teacher'] = [how['teacher']]
-    how['teacher'] = [path for path in how['teacher'] if path.strip()]
-    if not how['teacher']: raise InputError('pseudo: has no teacher; give a run folder, or a file of logits')
-    if 'self' in how['teacher']:
-        raise InputError("pseudo: teacher='self' has learnt nothing yet; give a finished run, or set consistency")
-    check_range(**{'pseudo threshold': (how['threshold'], 0, 1), 'pseudo most': (how['most'], 0, None),
-                   'pseudo temperature': (how['temperature'], 1e-3, 1e3), 'pseudo weight': (how['weight'], 1e-6, 1000)})
+    how['teacher'] = _labellers(how['teacher'])
+    check_range(**{f'pseudo {key}': (how[key], *limits) for key, limits in _RANGES.items()})
     return how
+
+# %% ../../nbs/teach/35_pseudo.ipynb #a1007eea
+def _limit(labels, balance, most): # of the clips above the threshold; as keys of `pseudo`
+    "How many clips of a class are taken at most"
+    limits = [most or len(labels)]
+    if balance and len(labels): limits.append(np.unique(labels, return_counts=True)[1].min())
+    return min(limits)
 
 # %% ../../nbs/teach/35_pseudo.ipynb #7f2d21a2
 def surest(labels,    # class of each clip (N,)
@@ -44,10 +57,8 @@ def surest(labels,    # class of each clip (N,)
     above = np.flatnonzero(certainty >= threshold)
     order = above[np.argsort(-certainty[above], kind='stable')]
     place = pd.Series(order).groupby(labels[order]).cumcount().to_numpy()
-    counts = np.bincount(labels[order])
-    limits = [len(labels)] + ([counts[counts > 0].min()] if balance and len(order) else []) + ([most] if most else [])
     taken = np.zeros(len(labels), bool)
-    taken[order[place < min(limits)]] = True
+    taken[order[place < _limit(labels[order], balance, most)]] = True
     return taken
 
 # %% ../../nbs/teach/35_pseudo.ipynb #05be14c4
@@ -63,6 +74,17 @@ class PseudoLabels:
 
     def __len__(self): return len(self.rows)
 
+# %% ../../nbs/teach/35_pseudo.ipynb #98d97fe7
+def _refuse_unsure(certainty, threshold):
+    "InputError for a teacher that is sure of nothing"
+    raise InputError(f'pseudo: of {len(certainty):,} unlabelled clips none has a probability of {threshold:g} or more '
+                     f'(the highest is {certainty.max():.3f}); lower threshold')
+
+# %% ../../nbs/teach/35_pseudo.ipynb #b28ab2ad
+def _named(rows, labels, certainty, names):
+    "Clips with what a teacher takes them for, and how sure it is"
+    return rows.assign(scene=pd.array([names[k] for k in labels], object), certainty=certainty)
+
 # %% ../../nbs/teach/35_pseudo.ipynb #95b85d2a
 def pseudo_labels(rows,          # of unlabelled clips; `truth` where it is known, and `weight`
                   logits,        # the teacher's (N, K), a tensor
@@ -73,25 +95,33 @@ def pseudo_labels(rows,          # of unlabelled clips; `truth` where it is know
     p = (logits.double() / how['temperature']).softmax(1).numpy()
     labels, certainty = p.argmax(1), p.max(1)
     taken = surest(labels, certainty, how['threshold'], how['balance'], how['most'])
-    if not taken.any():
-        raise InputError(f"pseudo: of {len(rows):,} unlabelled clips none has a probability of "
-                         f"{how['threshold']:g} or more (the highest is {certainty.max():.3f}); lower threshold")
-    named = rows.assign(scene=pd.array([names[k] for k in labels], object), certainty=certainty)
+    if not taken.any(): _refuse_unsure(certainty, how['threshold'])
+    named = _named(rows, labels, certainty, names)
     table = _table(named, certainty >= how['threshold'], taken, names)
     chosen = named[taken].reset_index(drop=True)
     weights = (chosen.weight * how['weight']).tolist()
     return PseudoLabels(chosen, p[taken], table, weights, how, dict(how, clips=int(taken.sum()), of=len(rows)))
 
+# %% ../../nbs/teach/35_pseudo.ipynb #7a695da5
+def _counts(labels, names):
+    "How often each name is among labels"
+    return labels.value_counts().reindex(names, fill_value=0).to_numpy()
+
+# %% ../../nbs/teach/35_pseudo.ipynb #e0695e8a
+def _right(known, names):
+    "Per cent of the clips of each class that are of it"
+    right = (known.scene == known.truth).astype(float).groupby(known.scene).mean().reindex(names)
+    return (100 * right).round(1).to_numpy()
+
 # %% ../../nbs/teach/35_pseudo.ipynb #568dc86a
 def _table(named, above, taken, names):
     "How many clips of each class were found, are sure enough and were taken, and how many of those are right"
-    count = lambda which: named.scene[which].value_counts().reindex(names, fill_value=0).to_numpy()
-    table = pd.DataFrame({'class': names, 'found': count(named.scene.notna()), 'above': count(above),
-                          'taken': count(taken)})
+    parts = dict(found=named.scene.notna(), above=above, taken=taken)
+    counts = {name: _counts(named.scene[which], names) for name, which in parts.items()}
+    table = pd.DataFrame({'class': names, **counts})
     known = named[taken & named.truth.isin(list(names)).to_numpy()]
     if not len(known): return table
-    right = (known.scene == known.truth).astype(float).groupby(known.scene).mean().reindex(names)
-    return table.assign(**{'right %': (100 * right).round(1).to_numpy()})
+    return table.assign(**{'right %': _right(known, names)})
 
 # %% ../../nbs/teach/35_pseudo.ipynb #8b8a8724
 @patch

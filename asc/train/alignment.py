@@ -13,6 +13,7 @@ from torch import nn
 
 from ..augment.pipeline import pipelines
 from ..augment.sequence import parse_step
+from ..backbone.zoo import PROBE
 from ..core import InputError, check_range, pick
 from ..model.body import body_of, head_of, pooled
 from .ddp import rank_and_world
@@ -51,14 +52,29 @@ class Alignment(Callback):
         self.learn_head()
         self.listen()
 
-    def after_fit(self):
-        if self.hook is not None: self.hook.remove()
-        self.hook = self.seen = None
 
-    def undo(self): self.after_fit()
-    def before_train(self): self.sums = []
-    def get_state(self): return self.head.state_dict()
-    def set_state(self, state): self.head.load_state_dict(state)
+# %% ../../nbs/train/67_alignment.ipynb #28e7c24f
+@patch
+def after_fit(self:Alignment):
+    "Listen no longer"
+    if self.hook is not None: self.hook.remove()
+    self.hook = self.seen = None
+
+# %% ../../nbs/train/67_alignment.ipynb #c27550f8
+@patch
+def undo(self:Alignment): self.after_fit()
+
+# %% ../../nbs/train/67_alignment.ipynb #37735e47
+@patch
+def before_train(self:Alignment): self.sums = []
+
+# %% ../../nbs/train/67_alignment.ipynb #414e4397
+@patch
+def get_state(self:Alignment): return self.head.state_dict()
+
+# %% ../../nbs/train/67_alignment.ipynb #4634f4a1
+@patch
+def set_state(self:Alignment, state): self.head.load_state_dict(state)
 
 # %% ../../nbs/train/67_alignment.ipynb #55dfdcd3
 @patch
@@ -89,17 +105,22 @@ def new_head(self:Alignment):
     if self.options['kind'] != 'adversarial': return nn.Identity()
     return adversary(self.channels(), self.options['hidden'], len(self.devices))
 
+# %% ../../nbs/train/67_alignment.ipynb #7cea38f2
+@patch
+def silence(self:Alignment):
+    "What the network sees of a silent clip"
+    model, store = self.learn.model, self.dls.train_ds.store
+    return torch.zeros(model.input_shape(store.clip_len / store.rate), device=next(model.parameters()).device)
+
 # %% ../../nbs/train/67_alignment.ipynb #11ba48f8
 @patch
 @torch.no_grad()
 def channels(self:Alignment) -> int:
     "Size of an embedding"
-    model, store = self.learn.model, self.dls.train_ds.store
-    silence = torch.zeros(model.input_shape(store.clip_len / store.rate), device=next(model.parameters()).device)
-    training = model.training
+    training = self.learn.model.training
     self.listen()
-    self.network.eval()(silence)
-    model.train(training)
+    self.network.eval()(self.silence())
+    self.learn.model.train(training)
     size = self.heard().shape[1]
     self.after_fit()
     return size
@@ -126,15 +147,22 @@ def distance(self:Alignment, x, device):
     if self.options['kind'] == 'mmd': return alignment_mmd(x, device, len(self.devices), self.against)
     return alignment_adversarial(x, device, self.head, reversal(float(self.learn.pct_train)))
 
+# %% ../../nbs/train/67_alignment.ipynb #9e027d16
+@patch
+def measured(self:Alignment):
+    "The part of the loss for this batch, not weighted, which the history is told"
+    x, device = self.heard(), self.learn.xb[1]
+    with torch.autocast(x.device.type, enabled=False): extra = self.distance(x, device.to(x.device))
+    self.sums.append(extra.detach())
+    return extra
+
 # %% ../../nbs/train/67_alignment.ipynb #2aec616a
 @patch
 def after_loss(self:Alignment):
     if not self.running: return
-    x, device, weight = self.heard(), self.learn.xb[1], self.options['weight']
-    with torch.autocast(x.device.type, enabled=False): extra = self.distance(x, device.to(x.device))
-    self.sums.append(extra.detach())
-    self.learn.loss_grad = self.loss_grad + weight * extra
-    self.learn.loss = self.loss + weight * extra.detach()
+    extra = self.options['weight'] * self.measured()
+    self.learn.loss_grad = self.loss_grad + extra
+    self.learn.loss = self.loss + extra.detach()
     self.seen = None
 
 # %% ../../nbs/train/67_alignment.ipynb #ff977a44
@@ -169,6 +197,15 @@ def _step_names(steps):
     for name, keywords in map(parse_step, filter(None, steps)): names |= {name} | _step_names(keywords.get('steps', []))
     return names
 
+# %% ../../nbs/train/67_alignment.ipynb #601bd36e
+def _fixed(options):
+    "The same of what leaves nothing that could change an embedding"
+    if options.freeze == 'encoder' and not options.freeze_epochs:
+        yield 'freeze', 'encoder', 'keeps the embeddings as they are'
+    pooling = options.backbone_args.get('pooling', 'mean')
+    if options.backbone == PROBE and pooling != 'attention':
+        yield 'pooling', pooling, 'has nothing to learn before the head'
+
 # %% ../../nbs/train/67_alignment.ipynb #63ddb48f
 def _misfits(options):
     "Parameter -> its value, and what is wrong with it beside an alignment"
@@ -177,8 +214,10 @@ def _misfits(options):
     if options.target == 'device': yield 'target', 'device', 'is to be told and hidden at once'
     if options.sharpness: yield 'sharpness', options.sharpness, 'derives each batch a second time, without it'
     if options.compile: yield 'compile', True, 'does not hear layers'
-    if read_alignment(options.alignment)['kind'] == 'adversarial' and rank_and_world()[1] > 1:
+    alignment = read_alignment(options.alignment)
+    if alignment['kind'] == 'adversarial' and rank_and_world()[1] > 1:
         yield 'several processes', rank_and_world()[1], 'would have an adversary each'
+    if alignment['layer'] == 'embedding': yield from _fixed(options)
 
 # %% ../../nbs/train/67_alignment.ipynb #b1017c6b
 def check_alignable(options): # TrainingOptions

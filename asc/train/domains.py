@@ -19,12 +19,17 @@ def _median_of_pairs(squares, part): # (B, B); bool (B,): which rows count
     median = squares.detach().masked_fill(~pairs, math.nan).nanmedian()
     return torch.nan_to_num(median, nan=1.).clamp(min=1e-12)
 
+# %% ../../nbs/train/66_domains.ipynb #563bd100
+def _squares(x): # (B, C) -> (B, B)
+    "Squared distances of each two rows"
+    x = x - x.detach().mean(0)
+    norms = x.square().sum(1)
+    return (norms[:, None] + norms - 2 * x @ x.T).clamp(min=0)
+
 # %% ../../nbs/train/66_domains.ipynb #ba62b0fe
 def gaussians(x, part): # (B, C); bool (B,): which rows count for the width -> (B, B)
     "Five Gaussian kernels, as wide as the batch is"
-    x = x - x.detach().mean(0)
-    norms = x.square().sum(1)
-    squares = (norms[:, None] + norms - 2 * x @ x.T).clamp(min=0)
+    squares = _squares(x)
     width = _median_of_pairs(squares, part)
     return sum(torch.exp(-squares / (2 * width * 2.**b)) for b in range(-2, 3))
 
@@ -43,16 +48,20 @@ def device_distances(x,      # embeddings (B, C)
     there = (count > 1)[:, None] & (count > 1)
     return within[:, None] + within - 2 * across, there
 
+# %% ../../nbs/train/66_domains.ipynb #588884ac
+def _meant(n, against, place): # as of `alignment_mmd`; a torch device -> bool (n, n)
+    "Which two devices are to be compared"
+    if against is None: return torch.ones(n, n, dtype=torch.bool, device=place)
+    chosen = torch.arange(n, device=place) == against
+    return chosen[:, None] | chosen
+
 # %% ../../nbs/train/66_domains.ipynb #15dfbb08
 def alignment_mmd(x, device, n, # as of `device_distances`
                   against=None, # number of the device that all others are compared with; None: all pairs
                   ):            # a number, 0 where a batch has no two devices
     "Mean MMD² of pairs of devices"
     squares, there = device_distances(x, device, n)
-    pairs = there.triu(1)
-    if against is not None:
-        chosen = torch.arange(n, device=x.device) == against
-        pairs = pairs & (chosen[:, None] | chosen)
+    pairs = there.triu(1) & _meant(n, against, x.device)
     return torch.where(pairs, squares, 0).sum() / pairs.sum().clamp(min=1)
 
 # %% ../../nbs/train/66_domains.ipynb #dfbb6224
@@ -76,6 +85,11 @@ def adversary(channels, hidden, devices): # numbers
     "A classifier of devices"
     return nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, devices))
 
+# %% ../../nbs/train/66_domains.ipynb #839da4e1
+def _are_several(device, n): # as of `device_distances` -> bool ()
+    "Whether a batch has clips of two devices"
+    return F.one_hot(device + 1, n + 1)[:, 1:].any(0).sum() > 1
+
 # %% ../../nbs/train/66_domains.ipynb #e187df7b
 def alignment_adversarial(x, device, # as of `device_distances`
                           head,      # what `adversary` gave
@@ -83,7 +97,5 @@ def alignment_adversarial(x, device, # as of `device_distances`
                           ):         # a number, 0 where a batch has no two devices
     "Cross-entropy of the devices that are known, its gradient reversed in x"
     logits = head(ReversedGradient.apply(x, strength))
-    known = device >= 0
-    several = F.one_hot(device + 1, logits.shape[1] + 1)[:, 1:].any(0).sum() > 1
     losses = F.cross_entropy(logits, device, ignore_index=-1, reduction='none')
-    return torch.where(several, losses.sum() / known.sum().clamp(min=1), 0)
+    return torch.where(_are_several(device, logits.shape[1]), losses.sum() / (device >= 0).sum().clamp(min=1), 0)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 from fastai.callback.core import Callback
 
+from ..backbone.branches import is_branched, is_fused
 from ..backbone.weights import load_weights, weights_fingerprint
 from ..core import InputError, check_range
 from ..model.body import body_of, head_of
@@ -146,7 +147,14 @@ def _joined(layers, least):
 def check_start(model, start, source):
     "InputError unless two classifiers have one network behind one frontend"
     _check_network(start.spec['backbone'], model.spec['backbone'], source)
+    _check_branches(start.backbone, model.backbone, source)
     _check_frontend(repr(start.pipeline.frontend), repr(model.pipeline.frontend), source)
+
+# %% ../../nbs/train/65_finetune.ipynb #8e6cffb9
+def _check_branches(theirs, ours, source):
+    "InputError for branches that are one convolution already, where this run trains them"
+    if is_fused(theirs) and is_branched(ours):
+        raise InputError(f'{source}: its branches are fused, and this run trains them; give the run it was made of')
 
 # %% ../../nbs/train/65_finetune.ipynb #79926f32
 def _check_network(theirs, ours, source):

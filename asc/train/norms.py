@@ -71,17 +71,27 @@ def _look(sums, norm, x):
     sums.append(torch.stack([x.sum(1), x.square().sum(1), torch.full_like(x[:, 0], x.shape[1])]))
     raise _Measured
 
+# %% ../../nbs/train/92_norms.ipynb #9a040ff5
+def _until_measured(call):
+    "A call as far as the norm that is measured"
+    try: call()
+    except _Measured: pass
+
 # %% ../../nbs/train/92_norms.ipynb #db5b2a13
 def _statistics(norm, calls):
     "Mean and variance of all that a norm receives, each channel"
     sums = []
     with _watched([norm], partial(_look, sums)):
-        for call in calls:
-            try: call()
-            except _Measured: pass
+        for call in calls: _until_measured(call)
     total, squares, count = sum(sums)
     mean = total / count
     return mean, (squares / count - mean**2).clamp(min=0)
+
+# %% ../../nbs/train/92_norms.ipynb #4d36d626
+def _move(norm, heard, n, strength): # mean and variance of n clips; as of `moved`
+    "Change the statistics of a norm"
+    for old, new in zip((norm.running_mean, norm.running_var), heard):
+        old.copy_(moved(old.double(), new, n, strength))
 
 # %% ../../nbs/train/92_norms.ipynb #a557d68d
 @torch.no_grad()
@@ -93,9 +103,7 @@ def adapt_norms(network,     # in eval mode; it is changed
     norms = batch_norms(network)
     if not n: return
     if any(norm.training for norm in norms): raise InputError('norms: the network is in training mode; call eval()')
-    for norm in _called(norms, calls[0]):
-        for old, heard in zip((norm.running_mean, norm.running_var), _statistics(norm, calls)):
-            old.copy_(moved(old.double(), heard, n, strength))
+    for norm in _called(norms, calls[0]): _move(norm, _statistics(norm, calls), n, strength)
 
 # %% ../../nbs/train/92_norms.ipynb #31cef151
 def network_of_device(model, device): # a classifier; name of a device

@@ -47,6 +47,14 @@ def modulations(steps) -> list: # of dicts
         if name == 'spectrum_modulation' and keywords.get('p', 1): found.append(keywords)
     return found
 
+# %% ../../nbs/train/41_parallel.ipynb #843e266b
+def _parallel_recordings(rows, source) -> dict:
+    "Device -> recordings that it has beside those of the source; InputError where there is none"
+    pairs = parallel_clips(rows, source).drop_duplicates(['scene', 'recording', 'device'])
+    if len(pairs): return pairs.device.value_counts().sort_index().to_dict()
+    raise InputError(f'spectrum_modulation: no recording of device {source} in the training list was made by another '
+                     'device at the same time; leave the step out')
+
 # %% ../../nbs/train/41_parallel.ipynb #5a05995e
 def check_parallel(steps,   # of a pipeline, or the name of one
                    rows,    # of the training list
@@ -59,11 +67,7 @@ def check_parallel(steps,   # of a pipeline, or the name of one
         if source >= len(devices):
             raise InputError(f'spectrum_modulation: source={source} of a corpus that has {len(devices)} devices; give '
                              'the number of one of them, from 0 on')
-        pairs = parallel_clips(rows, devices[source]).drop_duplicates(['scene', 'recording', 'device'])
-        if not len(pairs):
-            raise InputError(f'spectrum_modulation: no recording of device {devices[source]} in the training list was '
-                             'made by another device at the same time; leave the step out')
-        facts['parallel'] = pairs.device.value_counts().sort_index().to_dict()
+        facts['parallel'] = _parallel_recordings(rows, devices[source])
     return facts
 
 # %% ../../nbs/train/41_parallel.ipynb #df98a87f
@@ -76,6 +80,11 @@ def mean_spectra(pipeline, clips, positions, bs=64) -> torch.Tensor: # (N, F)
         parts.append(frozen(pipeline, wave).mean(-1).cpu())
     return torch.cat(parts)
 
+# %% ../../nbs/train/41_parallel.ipynb #c68d946d
+def _means(groups, side, spectra, place): # of pairs; 'other' or 'ours'; (N, F); position in the list -> row
+    "The mean spectrum of each group (K, F)"
+    return torch.stack([spectra[place[group[side]].tolist()].mean(0) for _, group in groups])
+
 # %% ../../nbs/train/41_parallel.ipynb #bc051fa4
 def spectral_differences(pipeline, clips, # ClipData of a training list, cut as listed
                          source,          # name of a device
@@ -87,9 +96,9 @@ def spectral_differences(pipeline, clips, # ClipData of a training list, cut as 
     place = pd.Series(range(len(used)), used)
     spectra = mean_spectra(pipeline, clips, used).double()
     groups = pairs.groupby(['scene', 'recording', 'device'], sort=True)
-    means = [[spectra[place[group[side]].tolist()].mean(0) for side in ('other', 'ours')] for _, group in groups]
-    logs = (torch.stack([torch.stack(mean) for mean in means]) + floor).log10()
-    return (logs[:, 0] - logs[:, 1]).float(), groups.size().rename('clips').reset_index()
+    other, ours = (_means(groups, side, spectra, place) for side in ('other', 'ours'))
+    differences = (other + floor).log10() - (ours + floor).log10()
+    return differences.float(), groups.size().rename('clips').reset_index()
 
 # %% ../../nbs/train/41_parallel.ipynb #e046cbf9
 def measure_modulations(pipeline, # of a training

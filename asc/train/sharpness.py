@@ -72,9 +72,15 @@ def after_backward(self:Sharpness):
     moved = [p for p, _ in self.earlier if p.grad is not None]
     steps = uphill(moved, self.rho, self.eta)
     if steps is not None: self.again(moved, steps)
+    self.add_earlier()
+    self.earlier = self.targets = None
+
+# %% ../../nbs/train/62_sharpness.ipynb #2623b0cf
+@patch
+def add_earlier(self:Sharpness):
+    "The gradients of the batches before this one in a step"
     for p, before in self.earlier:
         if before is not None: p.grad = before if p.grad is None else p.grad.add_(before)
-    self.earlier = self.targets = None
 
 # %% ../../nbs/train/62_sharpness.ipynb #a79525a7
 @patch

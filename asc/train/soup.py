@@ -40,18 +40,23 @@ def candidate_epochs(options, # as `read_soup`
     late = [epoch for epoch in range(1, epochs + 1) if epoch > options['from'] * epochs + 1e-9]
     return [epoch for epoch in late if (epochs - epoch) % options['every'] == 0]
 
+# %% ../../nbs/train/52_soup.ipynb #511c9da1
+def _rivals(options):
+    "What stands beside a soup and does not go with it, and why"
+    for name in ('ema', 'swa'):
+        value = getattr(options, name)
+        if value: yield f'{name}={value}', f'{name} is another average of the same weights'
+    if options.patience:
+        yield f'patience={options.patience}', 'patience may end the training before there are epochs to choose from'
+    if options.keep == 'best': yield "keep='best'", 'a soup is of several epochs'
+
 # %% ../../nbs/train/52_soup.ipynb #485d381b
 def check_soup(options): # TrainingOptions
     "InputError for a soup that cannot be made"
     soup = read_soup(options.soup)
     if not soup: return
-    reasons = dict(ema='is another average of the same weights', swa='is another average of the same weights',
-                   patience='may end the training before there are epochs to choose from')
-    for name, reason in reasons.items():
-        if getattr(options, name):
-            raise InputError(f"soup={soup['kind']} and {name}={getattr(options, name)}: {name} {reason}; choose one")
-    if options.keep == 'best':
-        raise InputError(f"soup={soup['kind']} and keep='best': a soup is of several epochs; choose one")
+    for beside, reason in _rivals(options):
+        raise InputError(f"soup={soup['kind']} and {beside}: {reason}; choose one")
     found = candidate_epochs(soup, options.epochs)
     if len(found) < 2:
         raise InputError(f"soup: of {options.epochs} epochs {len(found)} would be a candidate with "
@@ -79,16 +84,19 @@ def choose_members(kind,   # 'uniform' or 'greedy'
         if score >= best: members, best = [*members, k], score
     return members
 
+# %% ../../nbs/train/52_soup.ipynb #b168dccb
+def _validation_answers(learn): # (logits, labels) of each batch
+    "What a model says of the validation list"
+    with evaluating(learn.model):
+        for batch in learn.dls.valid:
+            learn._split(learn._set_device(batch))
+            yield learn.model(*learn.xb).float().cpu(), learn.yb[0].cpu()
+
 # %% ../../nbs/train/52_soup.ipynb #4a76088d
 @torch.no_grad()
 def validation_figures(learn) -> dict: # valid_loss and accuracy
     "What a model is worth on the validation list, in float32"
-    answers = []
-    with evaluating(learn.model):
-        for batch in learn.dls.valid:
-            learn._split(learn._set_device(batch))
-            answers.append((learn.model(*learn.xb).float().cpu(), learn.yb[0].cpu()))
-    logits, labels = (torch.cat(parts) for parts in zip(*answers))
+    logits, labels = (torch.cat(parts) for parts in zip(*_validation_answers(learn)))
     loss = torch.nn.functional.cross_entropy(logits, labels)
     return dict(valid_loss=loss.item(), accuracy=(logits.argmax(1) == labels).float().mean().item())
 

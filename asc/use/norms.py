@@ -76,6 +76,11 @@ def _check_files(files, norms):
     if others := [sound for sound in files if not is_path(sound)]:
         raise InputError(f'norms: {len(others)} sounds are no files; give files, which are read twice')
 
+# %% ../../nbs/use/06_norms.ipynb #ce908777
+def _words(windows, name, norms):
+    "What was adapted to, in a cell of the table"
+    return f"{ADAPTED}: {windows} windows of device {name or UNKNOWN}, strength {norms['strength']:g}"
+
 # %% ../../nbs/use/06_norms.ipynb #5dcdc88e
 def _answers_of_device(model, files, name, norms, options, windows, unreadable, progress):
     "The table for sounds of one device"
@@ -83,8 +88,7 @@ def _answers_of_device(model, files, name, norms, options, windows, unreadable, 
     calls = [partial(_hear, waves, options['device']) for waves in torch.stack(heard).split(options['bs'])]
     adapted = adapted_model(model, options['device'], calls, len(heard), norms['strength'])
     table = predict(adapted, files, windows=windows, unreadable=unreadable, progress=progress, **options)
-    table['norms'] = f"{ADAPTED}: {len(heard)} windows of device {name or UNKNOWN}, strength {norms['strength']:g}"
-    return table
+    return table.assign(norms=_words(len(heard), name, norms))
 
 # %% ../../nbs/use/06_norms.ipynb #97f31506
 def _hear(waves, device, model): # device: as the model names it
@@ -94,11 +98,16 @@ def _hear(waves, device, model): # device: as the model names it
 # %% ../../nbs/use/06_norms.ipynb #8ebf05ce
 def _merged(tables, key): return {name: said for table in tables for name, said in table.attrs[key].items()}
 
+# %% ../../nbs/use/06_norms.ipynb #10a506ed
+def _order(names, files):
+    "Positions of names in the order of files; those of one file stay as they are"
+    place = {str(name): i for i, name in enumerate(files)}
+    return np.argsort([place[str(name)] for name in names], kind='stable')
+
 # %% ../../nbs/use/06_norms.ipynb #b811c39c
 def _together(tables, files):
     "One table in the order of the files"
-    place = {str(name): i for i, name in enumerate(files)}
     table = pd.concat(tables)
-    table = table.iloc[np.argsort([place[str(name)] for name in table.file], kind='stable')].reset_index(drop=True)
+    table = table.iloc[_order(table.file, files)].reset_index(drop=True)
     table.attrs = {key: _merged(tables, key) for key in ('unreadable', 'remarks')}
     return table

@@ -43,6 +43,13 @@ def clip_list(corpus, # asc.data.corpus.Corpus
     raise InputError(f'clips={clips!r}: choose one of train, valid, all, unlabelled, test, evaluation, or give '
                      'the path of a list')
 
+# %% ../../nbs/use/13_teachers.ipynb #f804a015
+def _check_learnable(clips, tested): # name of a list; bool (N,): which of its clips are tested
+    "InputError for the test list"
+    if not len(tested) or not tested.all(): return
+    raise InputError(f'clips={clips!r} are the test list: nothing may be learnt from it. To look at them, set '
+                     'allow_test=True')
+
 # %% ../../nbs/use/13_teachers.ipynb #92e709c5
 def _unlabelled(corpus, subset, fold, names):
     "The clips without a label; InputError where all have one"
@@ -67,9 +74,7 @@ def without_test(rows,       # of the list
                  ) -> tuple: # (rows, a sentence for the reader)
     "The clips of a list that may be learnt from"
     tested = rows.filename.isin(tested_names(corpus, fold))
-    if len(rows) and tested.all() and not allow_test:
-        raise InputError(f'clips={clips!r} are the test list: nothing may be learnt from it. '
-                         'To look at them, set allow_test=True')
+    if not allow_test: _check_learnable(clips, tested)
     remark = _test_remark(tested.sum(), allow_test)
     return rows if allow_test else rows[~tested].reset_index(drop=True), remark
 

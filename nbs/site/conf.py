@@ -38,4 +38,4 @@ pygments_dark_style = 'github-dark'
 rooms = ['core', 'run', 'data', 'frontend', 'augment', 'backbone', 'model', 'score', 'train', 'teach', 'size', 'export',
          'load', 'experiment', 'use', 'entry', 'bench', 'cli', '__init__']
 runs = ['train', 'sweep', 'search', 'report', 'evaluate', 'explore', 'logits', 'distill', 'soup', 'devices', 'quantize',
-        'submit', 'demo', 'benchmark', 'zoo']
+        'submit', 'chain', 'demo', 'benchmark', 'zoo']

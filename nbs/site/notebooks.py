@@ -139,11 +139,12 @@ def sidebar(srcdir, config):
     "The index knows every page"
     tutorials = [f'tutorials/{p.stem}' for p in sorted((srcdir/'tutorials').glob('*.md'))]
     notebooks = [p.stem for p in srcdir.glob('*.ipynb') if p.stem != 'index' and not p.stem[0].isdigit()]
+    files = [f'{p.parent.name}/README' for p in sorted(srcdir.glob('*/README.md')) if not has_notebooks(p.parent)]
     rank = {name: i for i, name in enumerate(config.runs)}
     notebooks.sort(key=lambda name: (rank.get(name, len(rank)), name))
     parts = {
         'Tutorials': tutorials,
-        'Run notebooks': ['recipes/README', 'corpora/README', *map(page_name, notebooks)],
+        'Run notebooks': [*files, *map(page_name, notebooks)],
         'Components': components(srcdir, config.rooms),
     }
     return '\n'.join(toctree(pages, f':caption: {caption}\n') for caption, pages in parts.items())
@@ -156,7 +157,7 @@ def components(srcdir, rooms):
         module = module_of(json.loads(path.read_text(encoding='utf-8')))
         homes[module.removeprefix('asc.') if module != 'asc' else '__init__'] = path.stem
     for path in srcdir.glob('*/README.md'):
-        if any(path.parent.glob('*.ipynb')):
+        if has_notebooks(path.parent):
             room, lead = heading(path)
             homes[room] = f'{room}: {lead[0].lower()}{lead[1:].rstrip(".")} <{room}/README>'
     return [homes[room] for room in rooms if room in homes]
@@ -173,26 +174,45 @@ def room_page(folder):
     return table(['notebook', 'what it is'], rows) + '\n' + toctree([book.stem for book in books])
 
 
-def recipe_page(folder):
-    "The recipes: the main values in a table, then each as it is written"
+def remarks_of(text):
+    "The lines of comment that a YAML file begins with"
+    return re.match(r'(?:#.*\n)*', text)[0]
+
+
+def file_section(path):
+    "A YAML file as it is written, what is said of it above"
+    text = path.read_text(encoding='utf-8')
+    remarks = remarks_of(text)
+    meaning = ' '.join(line.lstrip('# ') for line in remarks.splitlines())
+    return f'## {path.stem}\n\n{escape(meaning)}\n\n```yaml\n{text[len(remarks):]}```\n'
+
+
+def file_page(folder):
+    "The YAML files of a folder, recipes with their main values in a table"
     files = sorted(folder.glob('*.yaml'), key=lambda path: path.stem)
+    values = recipe_table(files) if folder.name == 'recipes' else ''
+    return values + '\n' + '\n'.join(map(file_section, files))
+
+
+def recipe_table(files):
+    "The main values of recipes"
     columns = 'frontend', 'backbone', 'pipeline', 'epochs', 'bs', 'lr'
-    rows, bodies = [], []
+    rows = []
     for path in files:
-        text = path.read_text(encoding='utf-8')
-        values = yaml.safe_load(text)
+        values = yaml.safe_load(path.read_text(encoding='utf-8'))
         rows.append([f'[{path.stem}](#{path.stem})', *(code(str(values.get(key, ''))) for key in columns)])
-        remarks = re.match(r'(?:#.*\n)*', text)[0]
-        meaning = ' '.join(line.lstrip('# ') for line in remarks.splitlines())
-        bodies.append(f'## {path.stem}\n\n{escape(meaning)}\n\n```yaml\n{text[len(remarks):]}```\n')
-    return table(['recipe', *columns], rows) + '\n' + '\n'.join(bodies)
+    return table(['recipe', *columns], rows)
+
+
+def has_notebooks(folder):
+    return any(folder.glob('*.ipynb'))
 
 
 def read_markdown(path, text):
-    "A tutorial as it is; rooms and recipes with what their folder holds"
+    "A tutorial as it is; a README with what its folder holds"
     if path.name != 'README.md':
         return text
-    page = recipe_page if path.parent.name == 'recipes' else room_page
+    page = room_page if has_notebooks(path.parent) else file_page
     return f'{text}\n{page(path.parent)}'
 
 

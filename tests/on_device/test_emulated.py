@@ -1,4 +1,6 @@
 """The emulated accelerator itself: it raises, counts, refuses and runs out of memory."""
+import copy
+
 import pytest
 import torch
 
@@ -98,6 +100,23 @@ def test_autocast(emulated):
     with torch.autocast('emulated', torch.bfloat16):
         assert (x @ x.T).dtype == torch.bfloat16
         assert (x @ x.T).softmax(1).dtype == torch.float32
+
+
+@pytest.mark.parametrize('words', [{}, {'bias': False}, {'bidirectional': True, 'num_layers': 2}],
+                         ids=['plain', 'without bias', 'both ways, two layers'])
+def test_recurrent_cells(emulated, words):
+    "A GRU calls a cell that the CPU does not have; outputs and gradients are the CPU's, and autocast has 16 bits"
+    torch.manual_seed(0)
+    net, x = torch.nn.GRU(5, 7, **words), torch.randn(4, 3, 5)
+    twin = copy.deepcopy(net).to(emulated.DEVICE)
+    y, there = net(x)[0], twin(x.to(emulated.DEVICE))[0]
+    y.square().sum().backward()
+    there.square().sum().backward()
+    assert torch.allclose(y, there.cpu(), atol=1e-6)
+    for ours, theirs in zip(net.parameters(), twin.parameters()):
+        assert torch.allclose(ours.grad, theirs.grad.cpu(), atol=1e-5)
+    with torch.autocast(emulated.NAME, torch.bfloat16): short = twin(x.to(emulated.DEVICE))[0]
+    assert short.dtype == torch.bfloat16 and torch.allclose(y, short.cpu().float(), atol=.02)
 
 
 def test_memory_ends(emulated):

@@ -151,11 +151,18 @@ def leave_named(self:UnlabelledClips, seen): # digests of the clips before, a se
     raise InputError(f"unlabelled {self.entry['data']}: all of its clips were named before; leave this corpus out")
 
 # %% ../../nbs/data/49_unlabelled.ipynb #c1988b10
+def _named_alike(rows, held): # -> bool (N,)
+    "Which clips have the recording of one that the run is judged on; short names, such as numbers, say nothing"
+    names = held.recording.dropna().astype(str)
+    return rows.recording.isin(names[names.str.len() >= 6]).to_numpy()
+
+# %% ../../nbs/data/49_unlabelled.ipynb #ddb51ea2
 @patch
 def heard_once(self:UnlabelledClips, corpus, store, train, held, seen): # seen: digests of the clips before, a set
     "Leave out what the run is judged on or trains on, and what was named before"
     own = self.rows.filename.isin(held.filename) & (self.corpus.dir == corpus.dir)
     self.leave_out(own.to_numpy(), 'of the validation or test list')
+    self.leave_out(_named_alike(self.rows, held), 'with the name of a recording of the validation or test list')
     self.keep_apart(corpus, store, train, held)
     self.leave_named(seen)
 

@@ -25,6 +25,7 @@ from ..core import SCENES, InputError, resolve, write_text
 from ..data.splits import read_test
 from ..data.trained_on import corpus_of, fold_of, trained_in
 from .files import LABEL
+from .weights import check_answered_alone
 from ..load import open_model
 from ..model.adapter import seconds_of
 from ..model.classifier import save_model
@@ -155,6 +156,7 @@ def _halved(file): # a TensorFile
 def open_system(source):
     "The model of a run, of device models or of a published device-wise checkpoint, its branches fused"
     kinds = 'float', 'pruned', 'quantised', 'device-wise', 'device-wise int8'
+    check_answered_alone(source)
     model = open_model(source, 44100).classifier('the inference package', kinds)
     for name in filter(None, (model.spec['backbone'], model.spec['frontend'])):
         if ':' in name:

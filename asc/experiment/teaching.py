@@ -10,6 +10,7 @@ from ..core import InputError
 from ..data.heard import silent_clips
 from ..data.store import pack
 from .distillation import Distillation, read_distill
+from .learnt import check_learnt, files_named
 from ..size.qat import with_augmentation
 from ..train.clips import ClipData, check_crop
 
@@ -40,10 +41,14 @@ def check_teaching(teaching,   # what `read_teaching` gave, not None
                    model,      # float Classifier
                    data,       # asc.experiment.recipe.TrainingData
                    crop='clips', # as of the run
+                   fold=1,     # that is tested
                    ) -> dict:  # what taught, for params.json
     "InputError unless a teacher can teach a network on the clips of a training list"
     _check_scenes(data, model)
     check_crop(crop, teacher=teaching.files)
+    if data.corpus:
+        taught = [('teacher', path) for path in teaching.paths]
+        check_learnt(taught, data.corpus, data.test, fold, files_named(teaching, None))
     facts = teaching.check(data.train, model.scenes, lambda: silent_clips(pack(data.corpus)))
     teaching.callbacks(with_augmentation(model), data.devices)
     return dict(facts, crop=crop)

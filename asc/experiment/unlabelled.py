@@ -11,14 +11,13 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 
-from ..core import InputError, fingerprint, resolve
+from ..core import InputError, fingerprint
 from ..data.extra import read_extra, rows_of
 from ..data.findings import say
 from ..data.splits import read_test
 from ..data.unlabelled import add_unlabelled, open_unlabelled
-from .distillation import Distillation, is_model
+from .distillation import Distillation, is_model, written_logits
 from ..load import open_model
-from ..run.folder import recorded
 from ..teach.consistency import consistency_callbacks, read_consistency
 from ..teach.logits import read_teacher
 from ..teach.pseudo import pseudo_labels, read_pseudo
@@ -80,7 +79,7 @@ def _read_file(path, names):
 class PseudoTeachers:
     "The files and models that label, refused at once where they know other classes"
     def __init__(self, sources, names): # names: of the classes, in index order
-        self.names = names
+        self.names, sources = names, [written_logits(source) for source in sources]
         self.files = [_read_file(path, names) for path in sources if not is_model(path)]
         self.models = {path: _open_labeller(path, names) for path in sources if is_model(path)}
 
@@ -117,40 +116,6 @@ def heard(self:PseudoTeachers, model, part): # an open model -> logits (N, K)
     columns = Teacher(['probe'], torch.zeros(1, len(model.classes)), model.classes).columns(self.names)
     return predict_logits(model, clips)[:, columns]
 
-# %% ../../nbs/experiment/03_unlabelled.ipynb #b21694c2
-@patch
-def check_taught(self:PseudoTeachers, corpus, test, fold=1): # test: rows of the test list
-    "InputError for a teacher that was trained on the test list"
-    for file in self.files: _check_list(file.origin, _list_of_file(file), test)
-    for source in self.models:
-        if resolve(source).is_dir(): _check_run(source, corpus, test, fold)
-
-# %% ../../nbs/experiment/03_unlabelled.ipynb #2dbefdbc
-def _list_of_file(file):
-    "Fingerprint of the list that the model behind some logits was trained on; None where that is not known"
-    return (file.facts.get('trained_on') or {}).get('fingerprint')
-
-# %% ../../nbs/experiment/03_unlabelled.ipynb #27df188f
-def _check_run(source, corpus, test, fold):
-    "InputError for a run that was trained on clips of the test list"
-    run = resolve(source)
-    _check_list(source, recorded(run, 'data', 'lists', 'train', 'fingerprint'), test)
-    if recorded(run, 'data', 'corpus') == corpus.name: _check_fold(source, fold)
-
-# %% ../../nbs/experiment/03_unlabelled.ipynb #a070b70d
-def _check_list(source, listed, test):
-    "InputError for a fingerprint that is that of the test list"
-    if listed == fingerprint(test.filename):
-        raise InputError(f'pseudo: {source} was trained on the test list; nothing may be learnt from it')
-
-# %% ../../nbs/experiment/03_unlabelled.ipynb #3a9af270
-def _check_fold(source, fold):
-    "InputError for a model of another fold of this corpus, whose training list holds the test list"
-    theirs = recorded(resolve(source), 'parameters', 'fold')
-    if theirs in (None, fold): return
-    raise InputError(f'pseudo: {source} was tested on fold {theirs} and trained on the others, so on the test list of '
-                     f'fold {fold}; give a teacher of that fold')
-
 # %% ../../nbs/experiment/03_unlabelled.ipynb #f5acbe3c
 def hear_unlabelled(data,    # TrainingData, with its further corpora
                     options, # TrainingOptions
@@ -184,13 +149,10 @@ def label_clips(parts, teachers, how, device=''): # of UnlabelledClips, PseudoTe
     return pseudo_labels(rows, logits, teachers.names, how)
 
 # %% ../../nbs/experiment/03_unlabelled.ipynb #ab37b85c
-def pseudo_teachers(options, corpus, names, test): # test: rows of the test list, None where nobody may look at it
+def pseudo_teachers(options, names):
     "Who labels, None for nobody; refused before a corpus is packed"
     how = read_pseudo(options.pseudo)
-    if not how: return None
-    teachers = PseudoTeachers(how['teacher'], names)
-    if test is not None: teachers.check_taught(corpus, test, options.fold)
-    return teachers
+    return PseudoTeachers(how['teacher'], names) if how else None
 
 # %% ../../nbs/experiment/03_unlabelled.ipynb #9e7ed457
 def take_unlabelled(data, options, # TrainingData, TrainingOptions

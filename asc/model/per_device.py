@@ -18,7 +18,7 @@ from ..backbone.tensors import TensorFile
 from ..backbone.weights import load_weights, varied
 from ..core import InputError, parse_json
 from .body import DeviceWise
-from .classifier import Classifier, rebuild, save_network
+from .classifier import Classifier, check_unadapted, rebuild, save_network
 from .description import DEVICE_WEIGHTS, are_names
 from .saved import read_saved
 from ..run.bounds import MOST_DEVICES, MOST_NUMBERS
@@ -73,6 +73,7 @@ def _own_floats(model):
 # %% ../../nbs/model/20_per_device.ipynb #2944106a
 def save_devices(model, folder, **facts):
     "Write the general model and devices.safetensors: for each device the tensors in which it differs"
+    check_unadapted(model.backbone)
     own = TensorFile(_own_floats(model), device_metadata(model))
     save_network(model.base_model, model.spec, folder, {DEVICE_WEIGHTS: own}, **facts)
 

@@ -92,6 +92,7 @@ def _move(norm, heard, n, strength): # mean and variance of n clips; as of `move
     "Change the statistics of a norm"
     for old, new in zip((norm.running_mean, norm.running_var), heard):
         old.copy_(moved(old.double(), new, n, strength))
+    norm.is_adapted = True                                 # such a network is not saved
 
 # %% ../../nbs/train/92_norms.ipynb #a557d68d
 @torch.no_grad()

@@ -35,13 +35,19 @@ def table_text(
     n=3, # scenes shown for each row
 ) -> str:
     "One line a row: the file, the second of a window, and the most probable scenes"
-    windows = 'start' in df
+    windows, (df, marks) = 'start' in df, _without_marks(df)
     rows = [['file', 'second', 'scenes'] if windows else ['file', 'scenes']]
     for record in df.drop(columns='scene').to_dict('records'):
         row = [record.pop('file')]
         if windows: row.append(f"{record.pop('start'):.1f}")
         rows.append([*row, _likeliest(record, n)])
-    return _align(rows)
+    return '\n'.join([_align(rows), *marks])
+
+# %% ../../nbs/use/25_commands.ipynb #2e59dbc5
+def _without_marks(df): # as of `table_text`
+    "A table without the column `norms` of adapted answers, and what that says, each sentence once"
+    if 'norms' not in df or df.norms.dtype.kind == 'f': return df, []
+    return df.drop(columns='norms'), list(dict.fromkeys(df.norms))
 
 # %% ../../nbs/use/25_commands.ipynb #94254d3e
 def _json_text(df): return df.to_json(orient='records', indent=1, double_precision=6)

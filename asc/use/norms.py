@@ -60,6 +60,7 @@ def predict_adapted(model,         # see `asc.open_model`; left as it is
     model, files = open_model(model), sound_files(sounds)
     norms = norms or read_norms('device')
     check_adaptable(model)
+    if 'norms' in model.classes: raise InputError('norms: a class is called so, as the column of the mark; rename it')
     _check_files(files, norms)
     groups = devices_of_files(files)
     if '' in groups: print(f'norms: the {len(files)} sounds count as those of one device', file=sys.stderr)

@@ -154,7 +154,9 @@ def _run(words):
     try: commands[name](**_parse(name, words))
     except InputError as e: raise Refusal(f'asc {name}: {e}') from None
     except RunFailed as e: sys.exit(f'asc {name}: {e}')
-    except KeyboardInterrupt: sys.exit(130)
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(130)
 
 # %% ../nbs/90_cli.ipynb #1a36941f
 def main(

@@ -186,7 +186,8 @@ def test_own_loss_and_optimiser(data, mine, tmp_path):
 
 
 @pytest.mark.parametrize('options, words', [
-    (dict(loss='Poli'), 'no class Poli'), (dict(optimizer='Sing'), 'no class Sing'), (dict(loss='Sign'), 'loss'),
+    (dict(loss='Poli'), 'no class or function Poli'), (dict(optimizer='Sing'), 'no class or function Sing'),
+    (dict(loss='Sign'), 'loss'),
     (dict(optimizer='Poly'), 'optimizer'), (dict(loss={'Poly': {'eps': 1.}}), 'eps'),
     (dict(optimizer='nowhere.py:X'), 'nowhere.py'),
 ])

@@ -80,7 +80,7 @@ def test_trained_saved_and_loaded(packed, tmp_path, mine):
 @pytest.mark.parametrize(
     'options, sentence',
     [
-        (dict(backbone='Tiny'), 'no class Tiny in this file'),
+        (dict(backbone='Tiny'), 'no class or function Tiny in this file'),
         (dict(backbone='TinyNet', backbone_args=dict(depth=3)), "'depth'"),
         (dict(frontend='TinyNet'), 'it has no sample_rate'),
         (dict(steps=['Nowhere', 'mel', 'log']), 'needs `stage`'),

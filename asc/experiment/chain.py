@@ -51,8 +51,10 @@ def _find_chain(recipe):
 
 # %% ../../nbs/experiment/40_chain.ipynb #6f8259d8
 def _changed_link(link, table):
-    "A link with some of its parameters changed; a list of teachers is replaced"
-    return {**(link or {}), **table} if isinstance(table, dict) else table
+    "A link with some of its parameters changed; those of a list of teachers in each that is trained"
+    if not isinstance(table, dict): return table
+    if isinstance(link, list): return [entry if isinstance(entry, str) else {**entry, **table} for entry in link]
+    return {**(link or {}), **table}
 
 # %% ../../nbs/experiment/40_chain.ipynb #fd5e5ead
 def _change_links(recipe, leave_out, changed):

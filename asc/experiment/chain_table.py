@@ -98,14 +98,15 @@ def _gain(row):
 def _stage_row(table): # of `gain_table`, or None
     "The figures of a stage, as text"
     if table is None: return {'macro accuracy': 'not finished'}
-    return {f'{name}{part}': show(table.loc[name]) for name in ('macro accuracy', 'log loss')
-            for part, show in {'': _figure, ', gain': _gain}.items()}
+    return {f'{name}{part}': show(table.loc[name])
+            for name, change in {'macro accuracy': ', gain', 'log loss': ', change (below 0 is better)'}.items()
+            for part, show in {'': _figure, change: _gain}.items()}
 
 # %% ../../nbs/experiment/42_chain_table.ipynb #005bcdd0
 def chain_table(gains, stages, left_out=()) -> pd.DataFrame: # of text, a row a link
     "Macro accuracy in percent and log loss of each stage, and what it gave over the stage before"
     rows = {words: _stage_row(gains[kind]) for kind, words in stages.items()}
-    for link in left_out: rows[f'({link})'] = {'macro accuracy': 'left out'}
+    for link in left_out: rows[f'({link})'] = {'macro accuracy': 'not in this chain'}
     return pd.DataFrame(rows).T.fillna('').rename_axis('link')
 
 # %% ../../nbs/experiment/42_chain_table.ipynb #cb7e0dd1
@@ -133,7 +134,7 @@ def _cost(sweep, name):
     folder, swept = sweep.out(name), sweep.cells[name].swept
     record = run_record(folder)
     metrics = record['metrics']
-    return dict(link=swept['link'], run=swept['kind'], hours=record.get('seconds', 0) / 3600,
+    return dict(link=swept['link'], run=swept['kind'], minutes=record.get('seconds', 0) / 60,
                 parameters=metrics.get('params'), bytes=_weight_bytes(folder),
                 MACs=metrics.get('macs'))
 
@@ -141,12 +142,12 @@ def _cost(sweep, name):
 _COUNTED = ['parameters', 'bytes', 'MACs']                  # of the network that a run leaves
 
 def chain_costs(sweep) -> pd.DataFrame: # a row a kind of run, and one for all of them
-    "Runs and hours of each link, and parameters, bytes and multiply-accumulates of the network it leaves"
+    "Runs and minutes of each link, and parameters, bytes and multiply-accumulates of the network it leaves"
     rows = [_cost(sweep, name) for name in sweep.cells if sweep.state(name) == 'finished']
-    table = pd.DataFrame(rows, columns=['link', 'run', 'hours', *_COUNTED])
+    table = pd.DataFrame(rows, columns=['link', 'run', 'minutes', *_COUNTED])
     kinds = table.groupby(['link', 'run'], sort=False)
-    costs = kinds.agg(runs=('hours', 'size'), hours=('hours', 'sum'), **{key: (key, 'first') for key in _COUNTED})
-    costs.loc[('all', ''), ['runs', 'hours']] = len(table), table.hours.sum()
+    costs = kinds.agg(runs=('minutes', 'size'), minutes=('minutes', 'sum'), **{key: (key, 'first') for key in _COUNTED})
+    costs.loc[('all', ''), ['runs', 'minutes']] = len(table), table.minutes.sum()
     return costs.astype(dict.fromkeys(['runs', *_COUNTED], 'Int64'))
 
 # %% ../../nbs/experiment/42_chain_table.ipynb #951ad0d3

@@ -53,10 +53,10 @@ def _is_part(value, module):
     return inspect.isclass(value) and any(base.__module__.startswith('torch.') for base in value.__mro__)
 
 # %% ../../nbs/run/06_plugin.ipynb #b2ff391b
-def _classes(module):
-    "Names of the classes that a module defines"
-    classes = [v for v in vars(module).values() if inspect.isclass(v) and v.__module__ == module.__name__]
-    return ', '.join(c.__name__ for c in classes) or 'none'
+def _parts(module):
+    "Names of the classes and functions that a module defines"
+    parts = [v for v in vars(module).values() if inspect.isclass(v) or inspect.isfunction(v)]
+    return ', '.join(part.__name__ for part in parts if part.__module__ == module.__name__) or 'none'
 
 # %% ../../nbs/run/06_plugin.ipynb #f8cac181
 def own_class(name, what):
@@ -65,7 +65,7 @@ def own_class(name, what):
     attribute = name.rpartition(':')[2]
     value = getattr(module, attribute, None)
     if _is_part(value, module): return value
-    raise InputError(f'{what} {name}: no class {attribute} in this file; it has {_classes(module)}: name one')
+    raise InputError(f'{what} {name}: no class or function {attribute} in this file; it has {_parts(module)}: name one')
 
 # %% ../../nbs/run/06_plugin.ipynb #c0d9cc13
 def make_own(name, what, /, **kw):

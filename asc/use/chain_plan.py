@@ -8,6 +8,7 @@ __all__ = ['PlannedChain', 'plan_chain']
 # %% ../../nbs/use/26_chain_plan.ipynb #d058d597
 from dataclasses import dataclass
 
+from ..core import InputError
 from ..experiment.cells import TRIAL, check_devices_of
 from ..experiment.chain import LINKS, ChainPlan, chain_targets, check_targets, read_chain
 from ..experiment.chain_checks import check_chain, check_pretrained
@@ -18,7 +19,9 @@ def _check_ready(links, corpora):
     "InputError for teachers that are there and know other classes, or are no models"
     from asc.use.teachers import open_teachers            # loads torch
     ready = [entry for entry in links.get('teachers', []) if isinstance(entry, str)]
-    for corpus in corpora: open_teachers(ready, corpus.scenes)
+    for corpus in corpora:
+        try: open_teachers(ready, corpus.scenes)
+        except InputError as e: raise InputError(f'teachers: {e}') from e
 
 # %% ../../nbs/use/26_chain_plan.ipynb #9ada37be
 @dataclass

@@ -102,7 +102,7 @@ def _check_scenes(model, scenes):
     "InputError for a model with other classes"
     if set(model.classes) != set(scenes):
         raise InputError(f"{model.label} knows other classes ({', '.join(model.classes[:3])} …) than "
-                         f"the corpus ({', '.join(scenes[:3])} …): it cannot teach here")
+                         f"the corpus ({', '.join(scenes[:3])} …); give one of these classes")
 
 # %% ../../nbs/use/13_teachers.ipynb #7e16aa4a
 def _new_label(label, labels):

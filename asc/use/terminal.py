@@ -92,7 +92,7 @@ def watch(
 def _print_tables(out, names):
     "Print the tables that a run has left, as far as there are any"
     for path in [path for name in names for path in sorted(out.glob(f'{name}.md'))]:
-        print()
+        print(f'\n{path.stem}')
         print(path.read_text(encoding='utf-8'), end='')
 
 # %% ../../nbs/use/30_terminal.ipynb #ac4a9d45
@@ -107,6 +107,7 @@ def run_watched(out,        # run folder
         try: watch(out/'cells.csv', job.done)
         except BaseException:
             end_runs()
+            print('The same command goes on from here.', flush=True)
             raise
     _print_tables(out, tables)
     job.result()

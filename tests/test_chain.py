@@ -44,6 +44,14 @@ def test_the_links_of_our_own_chain(tmp_path):
     assert cells['int8-split5-seed0'].parameters['source'] == str(tmp_path/'runs/devices-split5-seed0')
 
 
+def test_a_teacher_with_a_share_of_its_own_is_trained_once(tmp_path):
+    "And teaches on every share"
+    links = read_chain(dict(TAUGHT, teachers=[dict(recipe='cpjku23-cp_resnet', subset=25)]))
+    cells = {cell.name: cell for cell in ChainPlan(links, tmp_path/'runs')(chain_targets(), [5, 10, 25], [0])}
+    assert [name for name in cells if name.startswith('teacher')] == ['teacher1-split25-seed0']
+    for subset in (5, 10, 25): assert cells[f'logits-split{subset}'].after == ('teacher1-split25-seed0',)
+
+
 def test_a_soup_of_students(tmp_path):
     "Its members differ in the seed only, and what comes next is made of the soup"
     links = read_chain(dict(TAUGHT, pretrain={'recipe': 'dcase24-baseline'}, soup=dict(members=3, kind='uniform'),
@@ -70,6 +78,7 @@ def test_a_soup_of_students(tmp_path):
     (dict(TAUGHT, soup={}), {}, 'add the link pretrain'),
     (dict(TAUGHT, pretrain={}, soup=dict(members=1)), {}, 'soup: members'),
     (dict(TAUGHT, teachers=[{}, dict(valid=.2)]), {}, 'valid is 0.1 and 0.2'),
+    (dict(TAUGHT, average=dict(valid=.2)), {}, 'valid is 0.1 and 0.2'),
     (dict(student={}, quantize=dict(teacher='average')), {}, 'the chain has no teachers'),
     (dict(TAUGHT, soups={}), {}, "unknown link of the chain 'soups'"),
     (TAUGHT, dict(data_dir='x'), 'data_dir is set by the chain'),

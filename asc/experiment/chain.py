@@ -233,16 +233,19 @@ def average(self:ChainPlan, place, target) -> str: # name of the run, '' without
 # %% ../../nbs/experiment/40_chain.ipynb #1e2c957a
 @patch
 def carved(self:ChainPlan, trained) -> dict: # names of the teachers' runs
-    "The share that the teachers did not learn from; InputError where they differ"
-    shares = sorted({self.cells[name].parameters['valid'] for name in trained})
+    "The share that the teachers did not learn from; InputError where they differ, or `average` has another"
+    shares = {self.cells[name].parameters['valid'] for name in trained}
+    if 'valid' in self.links['average']: shares |= {self.links['average']['valid']}
     if len(shares) < 2: return {'valid': share for share in shares}
-    raise InputError(f"teachers: valid is {' and '.join(map(str, shares))}; give all teachers the same validation list")
+    raise InputError(f"teachers: valid is {' and '.join(map(str, sorted(shares)))}; give all teachers and average the "
+                     'same')
 
 # %% ../../nbs/experiment/40_chain.ipynb #2e3dffad
 @patch
 def teacher(self:ChainPlan, kind, entry, place, target) -> list: # names of the runs
-    "One teacher with each of its seeds; it may have a subset of its own"
-    own = dict(self.common, subset=entry.get('subset', place['subset']), **target)
+    "One teacher with each of its seeds; one with a subset of its own teaches on every share"
+    place = dict(place, subset=entry.get('subset', place['subset']))
+    own = dict(self.common, subset=place['subset'], **target)
     return [self.add('teachers', kind, dict(place, seed=seed), entry, dict(own, seed=seed)) for seed in entry['seeds']]
 
 # %% ../../nbs/experiment/40_chain.ipynb #cd4069db

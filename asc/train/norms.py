@@ -67,7 +67,7 @@ def _called(norms, call):
 # %% ../../nbs/train/92_norms.ipynb #d9a0daa9
 def _look(sums, norm, x):
     "Keep sum, sum of squares and number of what a norm receives, and end the pass"
-    x = x.double().transpose(0, 1).flatten(1)
+    x = x.cpu().double().transpose(0, 1).flatten(1)        # not every accelerator has this type
     sums.append(torch.stack([x.sum(1), x.square().sum(1), torch.full_like(x[:, 0], x.shape[1])]))
     raise _Measured
 
@@ -91,7 +91,7 @@ def _statistics(norm, calls):
 def _move(norm, heard, n, strength): # mean and variance of n clips; as of `moved`
     "Change the statistics of a norm"
     for old, new in zip((norm.running_mean, norm.running_var), heard):
-        old.copy_(moved(old.double(), new, n, strength))
+        old.copy_(moved(old.cpu().double(), new, n, strength).to(old.dtype))
     norm.is_adapted = True                                 # such a network is not saved
 
 # %% ../../nbs/train/92_norms.ipynb #a557d68d

@@ -20,7 +20,7 @@ from ..data.reading import is_path
 from ..experiment.norms import adapted_model, check_adaptable
 from ..load import open_model
 from ..train.norms import ADAPTED, evenly, read_norms
-from .predict import ask, predict, sound_files
+from .predict import ask, predict, refuse_unreadable, sound_files
 
 # %% ../../nbs/use/06_norms.ipynb #e900edd3
 def _device_in(name):
@@ -46,7 +46,7 @@ def _windows(model, files, most, options):
             if len(kept.setdefault(name, [])) < each: kept[name].append(wave.clone())
         return np.zeros((len(names), 0), np.float32)
 
-    table = ask(model, chosen, keep, [], windows=True, unreadable='list', progress=False, **options)
+    table = ask(model, chosen, keep, [], windows=True, unreadable='part', progress=False, **options)
     return [wave for name, waves in kept.items() if name not in table.attrs['unreadable'] for wave in waves]
 
 # %% ../../nbs/use/06_norms.ipynb #7acc6a0c
@@ -65,9 +65,12 @@ def predict_adapted(model,         # see `asc.open_model`; left as it is
     groups = devices_of_files(files)
     if '' in groups: print(f'norms: the {len(files)} sounds count as those of one device', file=sys.stderr)
     options = dict(window=window, hop=hop, device=device, bs=bs, workers=workers)
-    parts = [_answers_of_device(model, own, name, norms, options, windows, unreadable, progress)
+    faulty = 'part' if unreadable == 'list' else unreadable # a device may have no other sounds
+    parts = [_answers_of_device(model, own, name, norms, options, windows, faulty, progress)
              for name, own in groups.items()]
-    return _together(parts, files)
+    table = _together(parts, files)
+    if not len(table): refuse_unreadable(table.attrs['unreadable'], len(files))
+    return table
 
 # %% ../../nbs/use/06_norms.ipynb #4de08189
 def _check_files(files, norms):
@@ -86,7 +89,8 @@ def _words(windows, name, norms):
 def _answers_of_device(model, files, name, norms, options, windows, unreadable, progress):
     "The table for sounds of one device"
     heard = _windows(model, files, norms['most'], options)
-    calls = [partial(_hear, waves, options['device']) for waves in torch.stack(heard).split(options['bs'])]
+    parts = torch.stack(heard).split(options['bs']) if heard else []
+    calls = [partial(_hear, waves, options['device']) for waves in parts]
     adapted = adapted_model(model, options['device'], calls, len(heard), norms['strength'])
     table = predict(adapted, files, windows=windows, unreadable=unreadable, progress=progress, **options)
     return table.assign(norms=_words(len(heard), name, norms))

@@ -7,6 +7,7 @@ from asc.augment.zoo import augments, create_augment
 from asc.backbone.zoo import backbones, create_backbone, list_backbones
 from asc.frontend.logmel import create_frontend, list_frontends
 from asc.frontend.matmul import graph_frontend
+from asc.train.norms import adapt_norms
 from networks import SHAPES, SMALL
 from twins import assert_same, twice, with_gradients
 
@@ -71,3 +72,15 @@ def test_network(name, training):
         network.zero_grad()
         return with_gradients(network, place, x), network.state_dict()
     assert_same(*twice(run))
+
+
+def test_adapted_norms():
+    "The statistics of a device's clips, where 64 bits are refused too"
+    x = 2 + 3 * torch.randn(4, 3, 5, 6)
+
+    def statistics(place):
+        norm = torch.nn.BatchNorm2d(3).eval().to(place)
+        adapt_norms(norm, [lambda: norm(x.to(place))], n=4)
+        return norm.running_mean, norm.running_var
+
+    assert_same(*twice(statistics))

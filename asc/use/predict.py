@@ -193,7 +193,7 @@ def ask(model,            # OpenModel
     table = _answers(model, reader, number, answer, columns)
     faults = reader.unreadable
     table = table[~table.file.isin(faults)].reset_index(drop=True)    # half a file is no answer
-    if faults and (unreadable == 'raise' or unreadable == 'list' and not len(table)): refuse_unreadable(faults, len(files))
+    if faults and unreadable in ('raise', '' if len(table) else 'list'): refuse_unreadable(faults, len(files))
     if not windows: table = _vote(table)
     table.attrs |= dict(unreadable=faults, remarks=reader.remarks)
     return table

@@ -17,6 +17,7 @@ from .core import InputError, resolve
 from .run.process import RunFailed, run_notebook
 from .experiment.engines import visible_gpus
 from .run.plugin import consent_to
+from .use.ablate_command import ablate_command
 from .use.commands import demo_command, predict_command, trust_command
 from .use.corpora import data_get_command, data_list_command
 from .use.own_corpora import data_check_command, data_import_command
@@ -106,6 +107,7 @@ commands = dict(
     predict=predict_command,
     sweep=sweep_command,
     chain=chain_command,
+    ablate=ablate_command,
     check=check_command,
     seal=seal_command,
     trust=trust_command,

@@ -13,7 +13,7 @@ from asc.score.metrics import clips, expected_calibration_error
 from asc.score.paper import by_line, runs_table
 from asc.score.runs import comparable, find_runs, read_run
 from asc.score.differences import intervals_table
-from asc.score.stats import crossed
+from asc.score.spread import crossed
 from asc.score.temperature import apply_temperature, fit_temperature
 from asc.score.stats import bootstrap
 from asc.score.stats import compare

@@ -9,7 +9,7 @@ __all__ = ['TRIAL', 'Cell', 'naming_cell', 'plan_cell', 'refuse_twins', 'sweep_c
 import json
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -29,6 +29,10 @@ class Cell:
     env:dict = field(default_factory=dict)   # environment variables: the recipe it comes from
     notebook:Path = None                    # that runs
     after:tuple = ()                        # names of the cells it needs, which are finished first
+
+    def telling(self, **swept):
+        "The same run, told apart by other things than its parameters"
+        return replace(self, swept=dict(recipe=self.swept['recipe'], **swept))
 
 # %% ../../nbs/experiment/17_cells.ipynb #3292dfdf
 TRIAL = dict(epochs=1, backbone='cnn3', frontend='cnn3', pipeline='none') # a training that is only to try things

@@ -6,7 +6,6 @@
 __all__ = ['LINKS', 'read_chain', 'check_once', 'chain_targets', 'check_targets', 'ChainPlan']
 
 # %% ../../nbs/experiment/40_chain.ipynb #1c6f5d35
-from dataclasses import replace
 from functools import partial
 
 from fastcore.basics import patch
@@ -175,8 +174,10 @@ class ChainPlan:
                  folder,             # of the runs
                  common=None,        # parameters of every training, over the recipes
                  device='',          # that computes
-                 compare=True):      # also train the student without the links before it
+                 compare=True,       # also train the student without the links before it
+                 mark=''):           # before the names of all runs
         self.links, self.folder, self.compare = links, usable_folder(folder, 'folder'), compare
+        self.mark = mark
         self.common = dict(_check_common(common or {}), device=device)
         self.cells = {}
 
@@ -194,9 +195,9 @@ def add(self:ChainPlan, link, kind, place, table, parameters, after=()) -> str: 
     "One run of a link, called by what it is and where"
     words = dict(target='', subset='split', seed='seed')
     where = [f'{words[key]}{value}' for key, value in place.items() if value != '']
-    name = '-'.join([kind, *where])
+    name = '-'.join([self.mark + kind, *where])
     cell = plan_cell(LINKS[link], table.get('recipe', ''), _stated(link, table), parameters, name, filter(None, after))
-    self.cells[name] = replace(cell, swept=dict(recipe=cell.swept['recipe'], link=link, kind=kind, **place))
+    self.cells[name] = cell.telling(link=link, kind=self.mark + kind, **place)
     return name
 
 # %% ../../nbs/experiment/40_chain.ipynb #ec1af6fe

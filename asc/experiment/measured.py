@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'run_marks', 'tally_run', 'tally_finished', 'write_measured', 'read_measured', 'measured_runs']
 
-# %% ../../nbs/experiment/46_measured.ipynb #e5a00973
+# %% ../../nbs/experiment/46_measured.ipynb #97371d21
 import json
 from functools import cache
+from gzip import GzipFile
 
 import pandas as pd
 
@@ -78,13 +79,13 @@ def tally_finished(sweep,      # of runs that were not measured before
     return [tally_run(sweep.out(name), marks[name], scenes) for name, cell in sweep.cells.items()
             if cell.swept['kind'] in kinds and sweep.state(name) == 'finished']
 
-# %% ../../nbs/experiment/46_measured.ipynb #f22ae822
+# %% ../../nbs/experiment/46_measured.ipynb #4c0485c8
 def write_measured(path,  # .csv.gz
                    table, # of `COLUMNS`
                    ):
     "Write tallies, the same bytes for the same tallies"
-    with atomic(path) as file:
-        table.to_csv(file, index=False, float_format='%.6g', compression=dict(method='gzip', mtime=0))
+    with atomic(path) as file, open(file, 'wb') as raw, GzipFile('', 'wb', fileobj=raw, mtime=0) as packed:
+        table.to_csv(packed, index=False, float_format='%.6g')
 
 # %% ../../nbs/experiment/46_measured.ipynb #768534f6
 def _check_measured(table):

@@ -118,7 +118,8 @@ def row(self:Sweep, name) -> dict:
 def table(self:Sweep) -> pd.DataFrame:
     "A row a run, see `Sweep.row`"
     rows = [self.row(name) for name in self.cells]
-    return pd.DataFrame(rows).round(dict(done=0, minutes=1, accuracy=2))
+    columns = ['cell', 'state', 'done', 'minutes', 'accuracy']
+    return pd.DataFrame(rows, columns=columns).round(dict(done=0, minutes=1, accuracy=2))
 
 # %% ../../nbs/experiment/20_sweeps.ipynb #c2cd7953
 @patch

@@ -1,0 +1,100 @@
+"""An ablation: what it plans, what it refuses, and its table from runs that were measured before."""
+import numpy as np
+import pandas as pd
+import pytest
+
+from asc.core import InputError, project_root, read_json
+from asc.data.choose import find_corpus
+from asc.data.splits import read_test
+from asc.experiment.ablation import AblationPlan, check_ablation, read_ablation
+from asc.experiment.cells import TRIAL
+from asc.experiment.measured import COLUMNS, run_marks, write_measured
+from asc.run.process import run_notebook
+from asc.use.ablation_plan import plan_ablation
+from effects import false_alarms
+
+FILES = sorted(path.stem for path in (project_root()/'nbs/ablations').glob('*.yaml'))
+TAUGHT = dict(base=TRIAL, teachers=dict(pair=[dict(TRIAL, lr=2e-3, seeds=[0, 1])]),
+              changes=dict(taught=dict(teachers='pair', distill=dict(temperature=1.)), slow=dict(lr=1e-3)))
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_files_can_be_run(name, tmp_path):
+    "Every change of every file is planned, and no machine is asked for what it cannot do"
+    table = read_ablation(name)
+    cells = AblationPlan(table, tmp_path/'runs')({'': dict(data='synthetic', fold=1)}, [5], [0, 1])
+    check_ablation(table, cells)
+    kinds = {cell.swept['kind'] for cell in cells}
+    assert {'base', *table['changes']} <= kinds
+    assert all(len([c for c in cells if c.swept['kind'] == kind]) == 2 for kind in table['changes'])
+
+
+def test_teachers_come_before_their_student(tmp_path):
+    plan = AblationPlan(read_ablation(TAUGHT), tmp_path/'runs')
+    cells = {cell.name: cell for cell in plan({'': dict(data='synthetic', fold=1)}, [25], [0, 1])}
+    for seed in (0, 1):
+        logits, = cells[f'taught-split25-seed{seed}'].after
+        assert [cells[name].swept['seed'] for name in cells[logits].after] == [0, 1]
+        assert cells[f'taught-split25-seed{seed}'].parameters['teacher'] == str(tmp_path/'runs'/logits)
+    assert sum(cell.notebook.stem == 'logits' for cell in cells.values()) == 1   # one group teaches all seeds
+    assert cells['slow-split25-seed0'].after == ()
+
+
+def test_marks_tell_what_a_run_needs(tmp_path):
+    "Another length of the teacher makes another student; another folder does not"
+    def marks(folder, **changed):
+        teachers = dict(pair=[dict(TRIAL, seeds=[0, 1], **dict(lr=2e-3) | changed)])
+        cells = AblationPlan(read_ablation(dict(TAUGHT, teachers=teachers)), folder)(
+            {'': dict(data='synthetic', fold=1)}, [25], [0])
+        return run_marks(cells, folder)
+    first, other = marks(tmp_path/'a'), marks(tmp_path/'a', lr=1e-4)
+    assert first == marks(tmp_path/'b')
+    assert first['taught-split25-seed0'] != other['taught-split25-seed0']
+    assert first['slow-split25-seed0'] == other['slow-split25-seed0']
+
+
+@pytest.mark.parametrize('change,words', [
+    (dict(changes=dict(slow=dict(lrr=1))), 'lrr'),
+    (dict(changes=dict(slow=dict(teachers='nobody'))), "unknown slow: teachers 'nobody'"),
+    (dict(changes=dict(taught=dict(crop='windows'))), 'taught'),
+    (dict(subsets=[7]), 'subset'),
+    (dict(seeds=[0, 0]), 'seeds: 0 is given twice'),
+    (dict(only=['fast']), "unknown change 'fast'"),
+])
+def test_refused_before_anything_runs(change, words, tmp_path):
+    with pytest.raises(InputError, match=words): plan_ablation(TAUGHT, folder=str(tmp_path/'runs'), **change)
+    assert not (tmp_path/'runs').exists()
+
+
+def measured_before(folder, gain, seeds):
+    "A file of imaginary runs of the trial: a change that is worth `gain`"
+    planned = plan_ablation(dict(base=TRIAL, changes=dict(slower=dict(lr=1e-3))), seeds=seeds,
+                            folder=str(folder/'runs'))
+    marks, rng, tables = run_marks(planned.cells, planned.folder), np.random.default_rng(0), []
+    test = read_test(find_corpus('synthetic'))
+    clips = test.groupby(['scene', 'location', 'device', 'city']).size().rename('clips').reset_index()
+    for cell in planned.cells:
+        share = np.clip(.5 + gain * (cell.swept['kind'] == 'slower') + rng.normal(0, .02, len(clips)), 0, 1)
+        correct = rng.binomial(clips.clips, share).astype(float)
+        tables.append(clips.rename(columns=dict(scene='scene_label')).assign(
+            run=cell.name, mark=marks[cell.name], minutes=1., unit='location', correct=correct, loss=clips.clips * 1.))
+    write_measured(folder/'measured.csv.gz', pd.concat(tables)[COLUMNS])
+    return str(folder/'measured.csv.gz')
+
+
+def test_table_from_measured_runs(tmp_path):
+    "Nothing is trained where everything was measured, and a large effect is seen"
+    seeds = [0, 1, 2]
+    file = measured_before(tmp_path, .3, seeds)
+    run_notebook(tmp_path/'out', 'ablate', dict(seeds=seeds, measured=[file], folder=str(tmp_path/'runs')))
+    metrics = read_json(tmp_path/'out/metrics.json')
+    assert metrics['verdicts'] == {'split25': {'slower': 'gain'}} and metrics['measured'] == 6
+    assert not list((tmp_path/'runs').glob('*'))
+    assert '3 on 1 folds' in (tmp_path/'out/effects-split25.md').read_text()
+    assert (tmp_path/'out/measured.csv.gz').read_bytes() == (tmp_path/'measured.csv.gz').read_bytes()
+
+
+@pytest.mark.parametrize('fold_luck', [0, 2])
+def test_false_alarms(fold_luck):
+    "Twelve changes that do nothing: in about one ablation of twenty any of them is called an effect"
+    assert false_alarms(30, fold_luck=fold_luck) <= .15

@@ -23,10 +23,11 @@ def imaginary_run(rng, easy, luck):
 
 
 def imaginary_ablation(rng, changes, folds, seeds, fold_luck):
-    "Corrected p values of changes that do nothing on average; their effect differs by `fold_luck` points from fold to fold"
+    "Corrected p values of changes that do nothing on average, but differ by `fold_luck` points from fold to fold"
     easy = rng.normal(.4, .2, (folds, PLACES))
     def runs(worth): # (folds,)
-        return {f: [imaginary_run(rng, easy[f], worth[f] + rng.normal(0, 2)) for _ in range(seeds)] for f in range(folds)}
+        return {fold: [imaginary_run(rng, easy[fold], worth[fold] + rng.normal(0, 2)) for _ in range(seeds)]
+                for fold in range(folds)}
     base = runs(np.zeros(folds))
     changed = [runs(rng.normal(0, fold_luck, folds)) for _ in range(changes)]
     return holm([effect_table(base, after, scores=['macro_accuracy']).p.item() for after in changed])

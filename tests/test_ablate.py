@@ -8,7 +8,7 @@ from asc.data.choose import find_corpus
 from asc.data.splits import read_test
 from asc.experiment.ablation import AblationPlan, check_ablation, read_ablation
 from asc.experiment.cells import TRIAL
-from asc.experiment.measured import COLUMNS, run_marks, write_measured
+from asc.experiment.measured import MEASURED, run_marks, write_measured
 from asc.run.process import run_notebook
 from asc.use.ablation_plan import plan_ablation
 from effects import false_alarms
@@ -78,7 +78,7 @@ def measured_before(folder, gain, seeds):
         correct = rng.binomial(clips.clips, share).astype(float)
         tables.append(clips.rename(columns=dict(scene='scene_label')).assign(
             run=cell.name, mark=marks[cell.name], minutes=1., unit='location', correct=correct, loss=clips.clips * 1.))
-    write_measured(folder/'measured.csv.gz', pd.concat(tables)[COLUMNS])
+    write_measured(folder/'measured.csv.gz', pd.concat(tables)[MEASURED])
     return str(folder/'measured.csv.gz')
 
 

@@ -14,7 +14,7 @@ from asc.run.command import read_options, split_argv
 from asc.run.parameters import declared_parameters, find_notebook, full_parameters
 from asc.score.printed import not_counted, paper_summary, paper_table, verdict_table
 from asc.score.published import paper_files, read_paper
-from asc.score.reproduction import answers, judge, reproduce, row_parameters
+from asc.score.reproduction import answers, judge_figures, reproduce, row_parameters
 from asc.score.runs import find_runs, usable_runs
 from conftest import ROOT
 
@@ -179,8 +179,8 @@ def test_masked_versions_fill_their_own_row(tmp_path):
 
 def test_equal_seeds_and_no_figure_are_no_verdict():
     figure = read_paper('dcase24-baseline').tables[0].rows[0].figures['tram']
-    assert judge(figure, 5, [35.2, 35.2, 35.2]).word == 'too few seeds'
-    assert judge(None, 5, [35.2, 35.3, 35.2]).word == '–' and judge(figure, 5, []).word == '–'
+    assert judge_figures(figure, 5, [35.2, 35.2, 35.2]).word == 'too few seeds'
+    assert judge_figures(None, 5, [35.2, 35.3, 35.2]).word == '–' and judge_figures(figure, 5, []).word == '–'
 
 
 # what is missing
@@ -234,7 +234,8 @@ def test_the_commands_train_what_is_missing(name, tmp_path):
             continue
         words, options = read_line(line)
         folders += options['--folder']
-        trained += check_sweep(words, options) if line.startswith('asc sweep') else check_chain(words, options, tmp_path)
+        if line.startswith('asc sweep'): trained += check_sweep(words, options)
+        else: trained += check_chain(words, options, tmp_path)
     assert len(set(folders)) == len(folders)
     assert trained == sum(len(seeds.split()) for seeds in missing.seeds)
 

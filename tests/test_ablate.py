@@ -81,8 +81,8 @@ def measured_before(folder, gain, seeds):
         tables.append(clips.rename(columns=dict(scene='scene_label')).assign(
             run=cell.name, identity=json.dumps(identities[cell.name]), minutes=1., unit='location', correct=correct,
             loss=clips.clips * 1.))
-    write_measured(folder/'measured.csv.gz', pd.concat(tables)[MEASURED])
-    return str(folder/'measured.csv.gz')
+    write_measured(folder/'measured.csv.xz', pd.concat(tables)[MEASURED])
+    return str(folder/'measured.csv.xz')
 
 
 def test_table_from_measured_runs(tmp_path):
@@ -94,7 +94,7 @@ def test_table_from_measured_runs(tmp_path):
     assert metrics['verdicts'] == {'split25': {'slower': 'gain'}} and metrics['measured'] == 6
     assert not list((tmp_path/'runs').glob('*'))
     assert '3 on 1 folds' in (tmp_path/'out/effects-split25.md').read_text()
-    left, given = (read_measured(path/'measured.csv.gz') for path in (tmp_path/'out', tmp_path))
+    left, given = (read_measured(path/'measured.csv.xz') for path in (tmp_path/'out', tmp_path))
     pd.testing.assert_frame_equal(left.drop(columns='identity'), given.drop(columns='identity'))
 
 

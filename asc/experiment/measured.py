@@ -6,10 +6,10 @@
 __all__ = ['MEASURED', 'run_identities', 'same_identity', 'tally_run', 'tally_finished', 'write_measured', 'read_measured',
            'measured_runs']
 
-# %% ../../nbs/experiment/46_measured.ipynb #8e41cf92
+# %% ../../nbs/experiment/46_measured.ipynb #ded4c2f8
 import json
 from functools import cache
-from gzip import GzipFile
+from lzma import LZMAFile
 
 import pandas as pd
 
@@ -98,12 +98,12 @@ def tally_finished(sweep,      # of runs that were not measured before
     return [tally_run(sweep.out(name), identities[name], scenes) for name, cell in sweep.cells.items()
             if cell.swept['kind'] in kinds and sweep.state(name) == 'finished']
 
-# %% ../../nbs/experiment/46_measured.ipynb #fe1ca324
-def write_measured(path,  # .csv.gz
+# %% ../../nbs/experiment/46_measured.ipynb #8299184e
+def write_measured(path,  # .csv.xz
                    table, # of `MEASURED`
                    ):
     "Write tallies, the same bytes for the same tallies"
-    with atomic(path) as file, open(file, 'wb') as raw, GzipFile('', 'wb', fileobj=raw, mtime=0) as packed:
+    with atomic(path) as file, open(file, 'wb') as raw, LZMAFile(raw, 'wb') as packed:
         table.to_csv(packed, index=False, float_format='%.5g')
 
 # %% ../../nbs/experiment/46_measured.ipynb #36e94566
@@ -115,13 +115,13 @@ def _check_measured(table):
     if wrong.any(): raise ValueError(f'row {wrong.idxmax() + 2} holds no counts of clips')
     if table.duplicated(['run', *TALLY]).any(): raise ValueError('it holds a run twice')
 
-# %% ../../nbs/experiment/46_measured.ipynb #55ee7340
+# %% ../../nbs/experiment/46_measured.ipynb #afe9c590
 def read_measured(path) -> pd.DataFrame: # of `MEASURED`
     "Tallies that were written before"
     text = dict.fromkeys(['run', 'identity', *TALLY], str)
     try:
         table = pd.read_csv(resolve(path), dtype=text, keep_default_na=False, na_values=dict(minutes=['']),
-                            compression='gzip')
+                            compression='xz')
         _check_measured(table)
     except Exception as e:
         raise InputError(f'measured: {path} cannot be used ({e}); give a file that ablate.ipynb wrote') from e

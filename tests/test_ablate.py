@@ -1,5 +1,6 @@
 """An ablation: what it plans, what it refuses, and its table from runs that were measured before."""
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -37,9 +38,19 @@ def test_teachers_come_before_their_student(tmp_path):
     for seed in (0, 1):
         logits, = cells[f'taught-split25-seed{seed}'].after
         assert [cells[name].swept['seed'] for name in cells[logits].after] == [0, 1]
-        assert cells[f'taught-split25-seed{seed}'].parameters['teacher'] == str(tmp_path/'runs'/logits)
+        assert cells[f'taught-split25-seed{seed}'].parameters['teacher'] == [str(tmp_path/'runs'/logits)]
     assert sum(cell.notebook.stem == 'logits' for cell in cells.values()) == 1   # one group teaches all seeds
     assert cells['slow-split25-seed0'].after == ()
+
+
+def test_live_teachers(tmp_path):
+    "Teachers that answer every batch are the runs themselves; nobody writes their logits"
+    changes = dict(live=dict(teachers='pair', live=True, distill=dict(temperature=1.)))
+    cells = AblationPlan(read_ablation(dict(TAUGHT, changes=changes)), tmp_path/'runs')(
+        {'': dict(data='synthetic', fold=1)}, [25], [0])
+    student = next(cell for cell in cells if cell.swept['kind'] == 'live')
+    assert [Path(path).name for path in student.parameters['teacher']] == list(student.after)
+    assert len(student.after) == 2 and not any(cell.notebook.stem == 'logits' for cell in cells)
 
 
 def test_a_run_is_what_it_needs(tmp_path):

@@ -18,10 +18,10 @@ from ..run.folder import usable_folder
 from ..run.parameters import full_parameters
 from ..run.values import check_type
 
-# %% ../../nbs/experiment/44_ablation.ipynb #94f0c37e
+# %% ../../nbs/experiment/44_ablation.ipynb #d9a22d44
 ABLATION = 'base', 'starts', 'teachers', 'average', 'changes'       # keys of an ablation
 AFTERWARDS = {'devices': 'folder', 'quantize': 'source'}             # notebook: its parameter that names the base run
-_READ = 'recipe', 'start', 'teachers', 'then'                        # keys of a change that are no parameters
+_READ = 'recipe', 'start', 'teachers', 'live', 'then'                # keys of a change that are no parameters
 
 # %% ../../nbs/experiment/44_ablation.ipynb #afb96a23
 def _find_ablation(recipe):
@@ -35,12 +35,21 @@ def _stated(table):
     "The parameters of a change, without what the ablation reads"
     return {key: value for key, value in table.items() if key not in _READ}
 
-# %% ../../nbs/experiment/44_ablation.ipynb #c1db5367
+# %% ../../nbs/experiment/44_ablation.ipynb #f9ae273c
+def _check_live(name, table, groups):
+    "InputError for live teachers that there are not, or that are no runs of the ablation"
+    if not table.get('live'): return
+    if 'teachers' not in table: raise InputError(f'{name}: live does nothing without teachers; name a group of them')
+    ready = [entry for entry in groups[table['teachers']] if isinstance(entry, str)]
+    if ready: raise InputError(f'{name}: {ready[0]} is not trained here; leave live out, or name it as teacher')
+
+# %% ../../nbs/experiment/44_ablation.ipynb #bd4e276c
 def _check_change(name, table, ablation):
     "InputError for what a change names and there is not"
     check_type(name, table, dict)
     for key in ('start', 'teachers'):
         if key in table: pick(ablation.get(f"{key.removesuffix('s')}s", {}), table[key], f'{name}: {key}')
+    _check_live(name, table, ablation['teachers'])
     own = sorted(set(table) & {'out', 'resume', 'device', 'seed', 'subset', 'fold', 'data', 'data_dir'})
     if own: raise InputError(f"{name}: {', '.join(own)} is set by the ablation; leave it out")
     notebook = pick({'train': 'train', **dict.fromkeys(AFTERWARDS)}, table.get('then', 'train'), f'{name}: then')
@@ -48,21 +57,21 @@ def _check_change(name, table, ablation):
     try: full_parameters(notebook or table['then'], table.get('recipe'), _stated(table))
     except InputError as e: raise InputError(f'{name}: {e}') from e
 
-# %% ../../nbs/experiment/44_ablation.ipynb #84395bbe
+# %% ../../nbs/experiment/44_ablation.ipynb #512f1bd6
 def _over(tables, changed):
     "Tables by name, some of their values changed; a new name is a new table"
     tables = {name: table or {} for name, table in tables.items()}
     for name, table in changed.items(): tables[name] = {**tables.get(name, {}), **check_type(name, table, dict)}
     return tables
 
-# %% ../../nbs/experiment/44_ablation.ipynb #195c0391
+# %% ../../nbs/experiment/44_ablation.ipynb #cdd72ed7
 def _check_names(changes):
     "InputError for what cannot be part of the name of a folder"
     for name in changes:
         if name == 'base' or not name.replace('.', '').replace('-', '').isidentifier():
             raise InputError(f'changes: {name!r} is no name for a change: give it one of letters, digits and _')
 
-# %% ../../nbs/experiment/44_ablation.ipynb #bae88ad1
+# %% ../../nbs/experiment/44_ablation.ipynb #5cea6cb0
 def read_ablation(recipe,        # name of a file in nbs/ablations, path of a YAML file, or a dict
                   only=(),       # changes that are made; none for all
                   changed=(),    # change -> parameters over those of the file
@@ -80,7 +89,7 @@ def read_ablation(recipe,        # name of a file in nbs/ablations, path of a YA
     for name, change in dict(base={}, **table['changes']).items(): _check_change(name, change, table)
     return table
 
-# %% ../../nbs/experiment/44_ablation.ipynb #a8500390
+# %% ../../nbs/experiment/44_ablation.ipynb #2316b7d1
 class AblationPlan:
     "The runs of an ablation"
     def __init__(self, table,     # of `read_ablation`
@@ -98,7 +107,7 @@ class AblationPlan:
         refuse_twins(list(self.cells.values()))
         return list(self.cells.values())
 
-# %% ../../nbs/experiment/44_ablation.ipynb #88cf0e36
+# %% ../../nbs/experiment/44_ablation.ipynb #01ce38d6
 @patch
 def share(self:AblationPlan, seed, subset, targets):
     "The runs of one seed on one share"
@@ -106,7 +115,7 @@ def share(self:AblationPlan, seed, subset, targets):
         for label, target in targets.items():
             self.change(name, change, dict(target=label, subset=subset, seed=seed), target)
 
-# %% ../../nbs/experiment/44_ablation.ipynb #6fb61148
+# %% ../../nbs/experiment/44_ablation.ipynb #1586f25a
 @patch
 def add(self:AblationPlan, kind, notebook, recipe, parameters, place, after=(), **swept) -> str: # its name
     "One run, called by what it is and where"
@@ -118,7 +127,7 @@ def add(self:AblationPlan, kind, notebook, recipe, parameters, place, after=(), 
     self.cells[name] = cell.telling(kind=kind, **place, **swept)
     return name
 
-# %% ../../nbs/experiment/44_ablation.ipynb #3ee99a50
+# %% ../../nbs/experiment/44_ablation.ipynb #9c5a8baa
 @patch
 def change(self:AblationPlan, name, change, place, target):
     "A run with a change, and what it needs"
@@ -128,41 +137,42 @@ def change(self:AblationPlan, name, change, place, target):
         source = {AFTERWARDS[change['then']]: str(self.folder/base)}
         return add(change['then'], '', dict(_stated(change), **source, seed=place['seed']), after=[base])
     recipe, parameters = self.training(change, place, target)
-    needed = [name for name in (self.start(change, place), self.teach(change, place, target)) if name]
-    begun = {'init_from': str(self.folder/needed[0])} if 'start' in change else {}
-    taught = {'teacher': str(self.folder/needed[-1])} if 'teachers' in change else {}
-    add('train', recipe, parameters | begun | taught, after=needed)
+    begun, taught = self.start(change, place), self.teach(change, place, target)
+    if begun: parameters['init_from'] = str(self.folder/begun[0])
+    if taught: parameters['teacher'] = [str(self.folder/name) for name in taught]
+    add('train', recipe, parameters, after=[*begun, *taught])
 
-# %% ../../nbs/experiment/44_ablation.ipynb #419f9572
+# %% ../../nbs/experiment/44_ablation.ipynb #55e9c2ad
 @patch
 def training(self:AblationPlan, change, place, target): # -> recipe, parameters
     "What the training of a change is given"
     table = {**self.table['base'], **self.common, **change}
     return table.get('recipe', ''), dict(_stated(table), subset=place['subset'], seed=place['seed'], **target)
 
-# %% ../../nbs/experiment/44_ablation.ipynb #9d86f673
+# %% ../../nbs/experiment/44_ablation.ipynb #970d7871
 @patch
-def start(self:AblationPlan, change, place) -> str: # name of the run, '' for none
+def start(self:AblationPlan, change, place) -> list: # with the name of the run; empty for none
     "The network that a change begins with, trained once a seed"
-    if 'start' not in change: return ''
+    if 'start' not in change: return []
     table = self.table['starts'][change['start']]
     parameters = dict(_stated(table), seed=place['seed'])
-    return self.add(f"start_{change['start']}", 'train', table.get('recipe', ''), parameters, dict(seed=place['seed']))
+    kind, place = f"start_{change['start']}", dict(seed=place['seed'])
+    return [self.add(kind, 'train', table.get('recipe', ''), parameters, place)]
 
-# %% ../../nbs/experiment/44_ablation.ipynb #4a03d4b8
+# %% ../../nbs/experiment/44_ablation.ipynb #6f637716
 @patch
-def teach(self:AblationPlan, change, place, target) -> str: # name of the run, '' for none
-    "The logits of the teachers of a change, trained once a fold and share"
-    if 'teachers' not in change: return ''
-    group = change['teachers']
+def teach(self:AblationPlan, change, place, target) -> list: # names of runs
+    "The logits of the teachers of a change, or the live teachers, trained once a fold and share"
+    if 'teachers' not in change: return []
+    group, place = change['teachers'], {key: place[key] for key in ('target', 'subset')}
     plan = ChainPlan(dict(teachers=self.table['teachers'][group], average=self.table['average']), self.folder,
                      device=self.device, mark=f'{group}_')
-    place = {key: place[key] for key in ('target', 'subset')}
-    name = plan.average(place, target)
+    logits = plan.average(place, target)
+    names = list(plan.cells.pop(logits).after) if change.get('live') else [logits]
     self.cells |= {key: cell for key, cell in plan.cells.items() if key not in self.cells}
-    return name
+    return names
 
-# %% ../../nbs/experiment/44_ablation.ipynb #93d6b1ce
+# %% ../../nbs/experiment/44_ablation.ipynb #cf767bbe
 def check_ablation(table, cells):
     "InputError for a training that no machine can do, for a start of another network, for teachers of other clips"
     from asc.experiment.checks import check_plan          # loads torch
@@ -172,5 +182,5 @@ def check_ablation(table, cells):
         try:
             check_plan(dict(cell.parameters, teacher='', distill={}, init_from=''))
             if 'start' in change: check_same_network(trainings[f"start_{change['start']}"].parameters, cell.parameters)
-            if 'teachers' in change: check_taught(table['average'], cell.parameters)
+            if 'teachers' in change and not change.get('live'): check_taught(table['average'], cell.parameters)
         except InputError as e: raise InputError(f'{kind}: {e}') from e

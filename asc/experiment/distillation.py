@@ -79,15 +79,17 @@ def _refuse_idle_keys(distill, kind):
 # %% ../../nbs/experiment/03_distillation.ipynb #f19f549a
 class Distillation:
     "What `teacher` and `distill` of a run mean; without a teacher, nothing"
-    def __init__(self, teacher='', # '', file or files of logits, a model for `asc.open_model`, a classifier, or 'self'
+    def __init__(self, teacher='', # '', files of logits, models for `asc.open_model`, a classifier, or 'self'
                  distill=None,     # see `read_distill`
                  ):
         self.paths = _paths(teacher)
         self.kind = kind_of_teacher(self.paths)
         self.options = read_distill(distill or {}, self.kind)
+        if self.options.get('features') and len(self.paths) > 1:
+            raise InputError(f'teacher: a student learns the features of one teacher; give one, not {len(self.paths)}')
         self.temperature = self.options.get('temperature', 1.)
         self.files = MeanTeacher(self.paths) if self.kind == 'files' else None                     # for ClipData
-        self.model = _open_live(self.paths[0]) if self.kind == 'run' else None
+        self.models = [_open_live(path) for path in self.paths] if self.kind == 'run' else []
 
 # %% ../../nbs/experiment/03_distillation.ipynb #03914bae
 def _known(folder, name, key):
@@ -129,11 +131,12 @@ def is_model(path) -> bool:
 def kind_of_teacher(paths) -> str: # key of `KEYS`
     "What the word or words of a run's `teacher` mean"
     if not paths: return 'none'
-    if not any(path == 'self' or is_model(path) for path in paths): return 'files'
-    if len(paths) > 1:
-        raise InputError(f"teacher: {', '.join(map(str, paths))} holds a live one; only files can be several "
-                         '(logits.ipynb writes the logits of a run to a file)')
-    return 'self' if paths == ['self'] else 'run'
+    live = [path != 'self' and is_model(path) for path in paths]
+    if paths == ['self']: return 'self'
+    if all(live): return 'run'
+    if not any(live) and 'self' not in paths: return 'files'
+    raise InputError(f"teacher: {', '.join(map(str, paths))} are of several kinds; give files of logits, or runs "
+                     '(logits.ipynb writes the logits of a run to a file)')
 
 # %% ../../nbs/experiment/03_distillation.ipynb #3172fe12
 @patch
@@ -151,8 +154,9 @@ def callbacks(self:Distillation, model, # the student, a classifier
     "What asks a live teacher, and `FeatureLoss` where features are compared"
     if self.kind not in ('run', 'self'): return []
     live = self._live_teacher(model, devices)
-    columns(live.teacher, model.scenes)                    # refuses now, not in the first step
-    view(model, live.teacher, self.options['sees'], cached)
+    for teacher in live.teachers:                          # refuses now, not in the first step
+        columns(teacher, model.scenes)
+        view(model, teacher, self.options['sees'], cached)
     features = self.options['features']
     return [live, FeatureLoss(model, live, features, seconds)] if features else [live]
 
@@ -162,7 +166,7 @@ def _live_teacher(self:Distillation, model, devices):
     "What asks the teacher for every batch"
     sees = self.options['sees']
     if self.kind == 'self': return SelfTeacher(model, self.options['decay'], sees)
-    return LiveTeacher(Hearing(self.model, model.pipeline.rate, devices), sees)
+    return LiveTeacher([Hearing(teacher, model.pipeline.rate, devices) for teacher in self.models], sees)
 
 # %% ../../nbs/experiment/03_distillation.ipynb #3f4cdc47
 @patch
@@ -173,7 +177,7 @@ def check(self:Distillation, train, # rows of the training list
     "InputError unless the teacher has learnt these classes and answers for these clips"
     facts = dict(kind=self.kind, **self.options)
     if self.kind == 'files': facts['teachers'] = _file_facts(self, train, scenes, silent)
-    if self.kind == 'run': facts['teachers'] = [_live_facts(self.model, scenes)]
+    if self.kind == 'run': facts['teachers'] = [_live_facts(model, scenes) for model in self.models]
     return facts
 
 # %% ../../nbs/experiment/03_distillation.ipynb #615e826f

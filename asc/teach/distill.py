@@ -117,21 +117,25 @@ def view(student, teacher,
 
 # %% ../../nbs/teach/15_distill.ipynb #58295e99
 class LiveTeacher(Callback):
-    "Put a network's logits for the training batch beside its labels"
+    "Put a network's logits for the training batch, or the mean of several networks', beside its labels"
     run_valid = False
-    def __init__(self, teacher,        # a classifier, or a module that takes what the student takes
+    def __init__(self, teacher,        # a classifier, or a module that takes what the student takes; or several
                  sees:str='augmented', # see `view`
                  ):
-        self.teacher, self.sees, self.hook = teacher.eval().requires_grad_(False), sees, None
+        teachers = teacher if isinstance(teacher, (list, tuple)) else [teacher]
+        self.teachers = [one.eval().requires_grad_(False) for one in teachers]
+        self.sees, self.hook = sees, None
+
+    @property
+    def teacher(self): return self.teachers[0]
 
     def before_fit(self):
         student = self.learn.model
         self.after_fit()
-        self.teacher.to(next(student.parameters()).device)
-        self.columns = slice(None)
-        if hasattr(student, 'scenes'): self.columns = self.place_columns(student)
+        for teacher in self.teachers: teacher.to(next(student.parameters()).device)
+        self.columns = [_columns_of(teacher, student) for teacher in self.teachers]
         cached = getattr(self.dls.train_ds, 'cache', None) is not None
-        part, mixed = view(student, self.teacher, self.sees, cached)
+        part, mixed = [view(student, teacher, self.sees, cached) for teacher in self.teachers][0]
         self.order = 1 if mixed else -1                        # after or before MixUpLoss
         if part is not None: self.hook = part.register_forward_pre_hook(self.look)
 
@@ -140,9 +144,10 @@ class LiveTeacher(Callback):
         self.hook = self.seen = None
 
 # %% ../../nbs/teach/15_distill.ipynb #8a88868f
-@patch
-def place_columns(self:LiveTeacher, student): # -> tensor beside the student's weights, so that no step copies it
-    return torch.tensor(columns(self.teacher, student.scenes), device=next(student.parameters()).device)
+def _columns_of(teacher, student): # -> tensor beside the student's weights, so that no step copies it
+    "Where a teacher has the classes of a student; all of them where the student names none"
+    if not hasattr(student, 'scenes'): return slice(None)
+    return torch.tensor(columns(teacher, student.scenes), device=next(student.parameters()).device)
 
 # %% ../../nbs/teach/15_distill.ipynb #0433ac0e
 @patch
@@ -151,21 +156,25 @@ def look(self:LiveTeacher, part, args):
     if self.learn.training: self.seen = args[0].detach()
 
 # %% ../../nbs/teach/15_distill.ipynb #7d0f2b1c
-@patch
-def devices(self:LiveTeacher, device):
-    "Device numbers of a batch as the teacher counts them"
-    translate = getattr(self.teacher, 'translate', None)   # an `asc.load.Hearing` counts devices in its own order
+def _devices_of(teacher, device):
+    "Device numbers of a batch as a teacher counts them"
+    translate = getattr(teacher, 'translate', None)        # an `asc.load.Hearing` counts devices in its own order
     return device if translate is None else translate(device)
+
+# %% ../../nbs/teach/15_distill.ipynb #f07030b4
+@patch
+def ask(self:LiveTeacher, teacher):
+    "The logits of one teacher for the batch"
+    wave, device = self.learn.xb
+    if self.hook is not None: return network_logits(body_of(teacher), self.seen, _devices_of(teacher, device))
+    with without_a_look(): return teacher(wave, device)
 
 # %% ../../nbs/teach/15_distill.ipynb #005f4c19
 @patch
 @torch.no_grad()
 def after_pred(self:LiveTeacher):
-    wave, device = self.learn.xb
-    if self.hook is None:
-        with without_a_look(): answer = self.teacher(wave, device)
-    else: answer = network_logits(body_of(self.teacher), self.seen, self.devices(device))
-    self.learn.yb = (*self.learn.yb, answer.float()[:, self.columns])
+    answers = [self.ask(teacher).float()[:, columns] for teacher, columns in zip(self.teachers, self.columns)]
+    self.learn.yb = (*self.learn.yb, torch.stack(answers).mean(0))
     self.seen = None
 
 # %% ../../nbs/teach/15_distill.ipynb #485ce230

@@ -97,7 +97,7 @@ class FitOptions:
 @dataclass
 class TeacherOptions:
     "By whom it is taught"
-    teacher: 'str or list of str' = option('', 'file or files of logits, folder of a run that answers live, or self')
+    teacher: 'str or list of str' = option('', 'files of logits, folders of runs that answer live, or self')
     distill: dict = option({}, 'temperature, hard_weight, reduction and more, see asc.experiment.distillation')
     pseudo: 'str or dict' = option('', 'who labels unlabelled clips: a run, a file, or a table, see asc.teach.pseudo')
     consistency: 'str or dict' = option('', 'self or mean, or a table, see asc.teach.consistency; empty for none')

@@ -177,6 +177,19 @@ def test_consistency_resumes_bit_for_bit(options, tmp_path, how):
     assert whole.dls.train.n == len(data.train)
 
 
+def test_a_live_teacher_hears_clips_without_labels(options, tmp_path):
+    "Two that answer alike: the loss is zero where the student is the teacher, and the student comes nearer to another"
+    first = options(epochs=1, unlabelled=[], seed=5)
+    quietly(train_and_save, tmp_path/'teacher', first)
+    how = dict(teacher=[str(tmp_path/'teacher')]*2, distill=dict(temperature=1., hard_weight=0.))
+    chosen = options(consistency=dict(teacher='live', ramp=0.), epochs=4, lr=5e-3, **how)
+    learn, table = history(quietly(read_training_data, chosen), chosen)
+    assert table.consistency.iloc[-1] < .8 * table.consistency.iloc[0] and table.passing.iloc[-1] == 1
+    still = options(consistency='live', epochs=1, lr=1e-9, pipeline='none', init_from=str(tmp_path/'teacher'), **how)
+    learn, table = history(quietly(read_training_data, still), still)
+    assert table.consistency.iloc[0] < .1 * np.log(10)          # batch norms in training, and nothing else, differ
+
+
 @pytest.mark.parametrize('more', [dict(pipeline='easy_tfsepnet', frontend='cp512'), dict(accumulate=2),
                                   dict(precision='bf16')])
 def test_consistency_goes_with(options, more):

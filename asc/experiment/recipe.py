@@ -290,7 +290,7 @@ def create_training(data,         # TrainingData
     distillation = Distillation(options.teacher, options.distill)
     dls, unheard = _loaders(data, options, model, distillation, resident)
     callbacks = _callbacks(data, options, model, distillation, dls)
-    callbacks += heard_callbacks(model, unheard, data, options)
+    callbacks += heard_callbacks(model, unheard, data, options, callbacks)
     loss = distillation.loss(create_loss(options.loss))
     learn, rates = _learner(dls, model, options, loss, history, [*callbacks, *cbs])
     learn.start = start                                    # what `start_from` did

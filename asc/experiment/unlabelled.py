@@ -16,9 +16,10 @@ from ..data.extra import read_extra, rows_of
 from ..data.findings import say
 from ..data.splits import read_test
 from ..data.unlabelled import add_unlabelled, open_unlabelled
-from .distillation import Distillation, is_model, written_logits
+from .distillation import DISTILL, Distillation, is_model, kind_of_teacher, written_logits
 from ..load import open_model
 from ..teach.consistency import consistency_callbacks, read_consistency
+from ..teach.distill import LiveTeacher
 from ..teach.logits import read_teacher
 from ..teach.pseudo import pseudo_labels, read_pseudo
 from ..teach.teacher import Teacher
@@ -61,10 +62,21 @@ def _misfits(options):
         yield 'features of a teacher would be compared for clips without labels; leave out distill features'
     if rank_and_world()[1] > 1: yield 'does not go with a training shared by several processes; train in one'
 
+# %% ../../nbs/experiment/03_unlabelled.ipynb #593bf99e
+def _check_live(options):
+    "InputError unless a live teacher hears what the student hears"
+    given = options.teacher if isinstance(options.teacher, list) else [options.teacher]
+    if kind_of_teacher([written_logits(path) for path in given if path]) != 'run':
+        raise InputError('consistency: teacher: live needs somebody who answers live; give teacher=RUN')
+    if options.distill.get('sees', 'augmented') != 'augmented':
+        raise InputError('consistency: a live teacher of clips without labels hears them as the student does; give '
+                         'distill sees: augmented, and a teacher with the frontend of the student')
+
 # %% ../../nbs/experiment/03_unlabelled.ipynb #af439b59
 def _check_consistency(options):
     "InputError for what consistency does not go with"
-    read_consistency(options.consistency)
+    how = read_consistency(options.consistency)
+    if how['teacher'] == 'live': _check_live(options)
     for fault in _misfits(options): raise InputError(f'consistency: {fault}')
 
 # %% ../../nbs/experiment/03_unlabelled.ipynb #dfc8a29d
@@ -224,8 +236,12 @@ def soften(clips, # ClipData of the training list, the pseudo-labelled clips las
     clips.y = torch.cat([sure.float(), torch.from_numpy(pseudo.probabilities).float()])
 
 # %% ../../nbs/experiment/03_unlabelled.ipynb #31dafd51
-def heard_callbacks(model, unheard, data, options): # unheard: `ClipData` of clips without labels, in a list
+def heard_callbacks(model, unheard, data, options, # unheard: `ClipData` of clips without labels, in a list
+                    callbacks=(),                  # of the run, a live teacher among them where there is one
+                    ) -> list:
     "What has clips without labels heard in every step"
     if not unheard: return []
     how = read_consistency(options.consistency)
-    return consistency_callbacks(model, unheard[0], data.heard_epoch, how, options.seed)
+    live = next((callback for callback in callbacks if isinstance(callback, LiveTeacher)), None)
+    temperature = options.distill.get('temperature', DISTILL['temperature'])
+    return consistency_callbacks(model, unheard[0], data.heard_epoch, how, options.seed, live, temperature)

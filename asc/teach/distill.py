@@ -163,19 +163,23 @@ def _devices_of(teacher, device):
 
 # %% ../../nbs/teach/15_distill.ipynb #f07030b4
 @patch
-def ask(self:LiveTeacher, teacher):
-    "The logits of one teacher for the batch"
-    wave, device = self.learn.xb
+def ask(self:LiveTeacher, teacher, wave, device):
+    "The logits of one teacher for a batch"
     if self.hook is not None: return network_logits(body_of(teacher), self.seen, _devices_of(teacher, device))
     with without_a_look(): return teacher(wave, device)
 
 # %% ../../nbs/teach/15_distill.ipynb #005f4c19
 @patch
 @torch.no_grad()
-def after_pred(self:LiveTeacher):
-    answers = [self.ask(teacher).float()[:, columns] for teacher, columns in zip(self.teachers, self.columns)]
-    self.learn.yb = (*self.learn.yb, torch.stack(answers).mean(0))
+def answer(self:LiveTeacher, wave, device): # -> (B, K)
+    "What the teachers say of clips that the student has just heard"
+    answers = [self.ask(one, wave, device).float()[:, columns] for one, columns in zip(self.teachers, self.columns)]
     self.seen = None
+    return torch.stack(answers).mean(0)
+
+# %% ../../nbs/teach/15_distill.ipynb #1a427e7f
+@patch
+def after_pred(self:LiveTeacher): self.learn.yb = (*self.learn.yb, self.answer(*self.learn.xb))
 
 # %% ../../nbs/teach/15_distill.ipynb #485ce230
 def _move_towards(mean, # state dict, changed in place

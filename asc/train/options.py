@@ -100,7 +100,7 @@ class TeacherOptions:
     teacher: 'str or list of str' = option('', 'files of logits, folders of runs that answer live, or self')
     distill: dict = option({}, 'temperature, hard_weight, reduction and more, see asc.experiment.distillation')
     pseudo: 'str or dict' = option('', 'who labels unlabelled clips: a run, a file, or a table, see asc.teach.pseudo')
-    consistency: 'str or dict' = option('', 'self or mean, or a table, see asc.teach.consistency; empty for none')
+    consistency: 'str or dict' = option('', 'self, mean or live, or a table, see asc.teach.consistency; empty for none')
 
 # %% ../../nbs/train/72_options.ipynb #43f0f2e2
 @dataclass

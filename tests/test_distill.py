@@ -158,7 +158,7 @@ def test_dragonsearch_teacher_sees_the_batch_before_mixstyle():
         for b in (r['backbone'], 'tf_sepnet_dragon_80')
     )
     kd = Distillation('self', r['distill'])
-    kd.kind, kd.model = 'run', opened(big)
+    kd.kind, kd.models = 'run', [opened(big)]
     live, = kd.callbacks(student)
     assert live.sees == 'freq_mixstyle'
     assert sum(p.numel() for p in live.teacher.backbone.parameters()) == 194_770

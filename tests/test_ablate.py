@@ -8,11 +8,14 @@ import pytest
 
 from asc.core import InputError, project_root, read_json
 from asc.data.choose import find_corpus
+from asc.data.rest import rest_of_training
 from asc.data.splits import read_test
 from asc.experiment.ablation import AblationPlan, check_ablation, read_ablation
 from asc.experiment.cells import TRIAL
 from asc.experiment.measured import MEASURED, read_measured, run_identities, same_identity, write_measured
+from asc.experiment.recipe import read_lists
 from asc.run.process import run_notebook
+from asc.train.options import TrainingOptions
 from asc.use.ablation_plan import plan_ablation
 from effects import false_alarms
 
@@ -51,6 +54,20 @@ def test_live_teachers(tmp_path):
     student = next(cell for cell in cells if cell.swept['kind'] == 'live')
     assert [Path(path).name for path in student.parameters['teacher']] == list(student.after)
     assert len(student.after) == 2 and not any(cell.notebook.stem == 'logits' for cell in cells)
+
+
+def test_judged_by_the_rest(tmp_path):
+    "The runs are tested on clips of the training list at other places, and are others than those of the test list"
+    def planned(judge):
+        found = plan_ablation(TAUGHT, subsets=[5], judge=judge, folder=str(tmp_path/'runs'), only=['slow'])
+        found.write_rests()
+        return found
+    rest, cell = planned('rest'), planned('rest').cells[0]
+    corpus = find_corpus('synthetic')
+    lists = read_lists(corpus, TrainingOptions.of(cell.parameters))
+    assert lists['test'].filename.tolist() == rest_of_training(corpus, 5).filename.tolist()
+    first, second = (run_identities(p.cells, p.folder)[cell.name] for p in (rest, planned('test')))
+    assert not same_identity(first, second)
 
 
 def test_a_run_is_what_it_needs(tmp_path):

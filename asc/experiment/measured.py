@@ -6,7 +6,7 @@
 __all__ = ['MEASURED', 'run_identities', 'same_identity', 'tally_run', 'tally_finished', 'write_measured', 'read_measured',
            'measured_runs']
 
-# %% ../../nbs/experiment/46_measured.ipynb #ded4c2f8
+# %% ../../nbs/experiment/46_measured.ipynb #46c38a19
 import json
 from functools import cache
 from lzma import LZMAFile
@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..core import InputError, atomic, fingerprint, resolve
 from ..data.choose import find_corpus
+from ..data.own_lists import own_list
 from ..data.splits import read_split, read_test
 from .chain_table import predictions_file
 from ..run.folder import NOT_OF_THE_RUN
@@ -23,19 +24,21 @@ from ..run.process import run_record
 from ..score.effects import TALLY, place_tally
 from ..score.metrics import read_predictions
 
-# %% ../../nbs/experiment/46_measured.ipynb #316d1946
+# %% ../../nbs/experiment/46_measured.ipynb #b691ea69
 @cache
-def _names_of_lists(data, data_dir, classes, subset, fold):
+def _names_of_lists(data, data_dir, classes, subset, fold, train_list, test_list):
     "A digest of the names of the clips that a corpus trains and tests on"
     corpus = find_corpus(data, data_dir, json.loads(classes))
-    lists = read_split(corpus, subset, fold=fold), read_test(corpus, fold=fold)
-    return fingerprint([*lists[0].filename, 'test', *lists[1].filename])
+    train = own_list(corpus, train_list, 'train_list') if train_list else read_split(corpus, subset, fold=fold)
+    test = own_list(corpus, test_list, 'test_list') if test_list else read_test(corpus, fold=fold)
+    return fingerprint([*train.filename, 'test', *test.filename])
 
-# %% ../../nbs/experiment/46_measured.ipynb #852d2bd6
+# %% ../../nbs/experiment/46_measured.ipynb #6d12e7a0
 def _lists(parameters):
     "The same for the parameters of a training"
     place = [parameters[key] for key in ('data', 'data_dir')]
-    return _names_of_lists(*place, json.dumps(parameters['classes']), parameters['subset'], parameters['fold'])
+    lists = [parameters[key] for key in ('subset', 'fold', 'train_list', 'test_list')]
+    return _names_of_lists(*place, json.dumps(parameters['classes']), *lists)
 
 # %% ../../nbs/experiment/46_measured.ipynb #b7a493ac
 def run_identities(cells,   # of a plan
@@ -46,11 +49,14 @@ def run_identities(cells,   # of a plan
     for cell in cells: _identity(cell, by_name, folder, found)
     return found
 
-# %% ../../nbs/experiment/46_measured.ipynb #80b22bdc
+# %% ../../nbs/experiment/46_measured.ipynb #555ae681
+_ELSEWHERE = *NOT_OF_THE_RUN, 'data', 'data_dir', 'train_list', 'test_list'   # where something lies
+
+# %% ../../nbs/experiment/46_measured.ipynb #ea477048
 def _identity(cell, cells, folder, found):
     "What a run is; `found` is added to"
     if cell.name in found: return found[cell.name]
-    own = {key: value for key, value in cell.parameters.items() if key not in (*NOT_OF_THE_RUN, 'data', 'data_dir')}
+    own = {key: value for key, value in cell.parameters.items() if key not in _ELSEWHERE}
     stated = json.dumps(own).replace(json.dumps(str(folder))[1:-1], '')
     found[cell.name] = dict(
         notebook=cell.notebook.stem, parameters=json.loads(stated),
@@ -58,13 +64,13 @@ def _identity(cell, cells, folder, found):
         needs=[_identity(cells[name], cells, folder, found) for name in cell.after])
     return found[cell.name]
 
-# %% ../../nbs/experiment/46_measured.ipynb #142498e5
+# %% ../../nbs/experiment/46_measured.ipynb #33c8a201
 @cache
 def _default(notebook, key):
     "The default of a parameter, None where there is none of this name"
     return declared_parameters(find_notebook(notebook)).get(key, (None, None))[1]
 
-# %% ../../nbs/experiment/46_measured.ipynb #9c012a2e
+# %% ../../nbs/experiment/46_measured.ipynb #05ebf78e
 def same_identity(there,   # of a run that was measured
                   planned, # of a run of the plan
                   ) -> bool:
@@ -75,10 +81,10 @@ def same_identity(there,   # of a run that was measured
     if any(stated.get(key, _default(planned['notebook'], key)) != value for key, value in asked.items()): return False
     return all(map(same_identity, there['needs'], planned['needs']))
 
-# %% ../../nbs/experiment/46_measured.ipynb #bee6a131
+# %% ../../nbs/experiment/46_measured.ipynb #449aaa63
 MEASURED = ['run', 'identity', 'minutes', *TALLY, 'clips', 'correct', 'loss']   # of a file of tallies
 
-# %% ../../nbs/experiment/46_measured.ipynb #7c6415fb
+# %% ../../nbs/experiment/46_measured.ipynb #702e16fe
 def tally_run(folder,     # of a finished run
               identity,   # see `run_identities`
               scenes=None,# in index order
@@ -88,7 +94,7 @@ def tally_run(folder,     # of a finished run
     minutes = run_record(folder).get('seconds', float('nan')) / 60
     return tally.assign(run=folder.name, identity=json.dumps(identity, sort_keys=True), minutes=minutes)[MEASURED]
 
-# %% ../../nbs/experiment/46_measured.ipynb #cc454d20
+# %% ../../nbs/experiment/46_measured.ipynb #9d2e3bfc
 def tally_finished(sweep,      # of runs that were not measured before
                    kinds,      # of runs that are compared; others have no tally
                    identities, # see `run_identities`
@@ -98,7 +104,7 @@ def tally_finished(sweep,      # of runs that were not measured before
     return [tally_run(sweep.out(name), identities[name], scenes) for name, cell in sweep.cells.items()
             if cell.swept['kind'] in kinds and sweep.state(name) == 'finished']
 
-# %% ../../nbs/experiment/46_measured.ipynb #8299184e
+# %% ../../nbs/experiment/46_measured.ipynb #8cc748ab
 def write_measured(path,  # .csv.xz
                    table, # of `MEASURED`
                    ):
@@ -106,7 +112,7 @@ def write_measured(path,  # .csv.xz
     with atomic(path) as file, open(file, 'wb') as raw, LZMAFile(raw, 'wb') as packed:
         table.to_csv(packed, index=False, float_format='%.5g')
 
-# %% ../../nbs/experiment/46_measured.ipynb #36e94566
+# %% ../../nbs/experiment/46_measured.ipynb #bbf3c0e0
 def _check_measured(table):
     "ValueError for what no run has measured"
     if [*table] != MEASURED: raise ValueError(f"its columns are not {', '.join(MEASURED)}")
@@ -115,7 +121,7 @@ def _check_measured(table):
     if wrong.any(): raise ValueError(f'row {wrong.idxmax() + 2} holds no counts of clips')
     if table.duplicated(['run', *TALLY]).any(): raise ValueError('it holds a run twice')
 
-# %% ../../nbs/experiment/46_measured.ipynb #afe9c590
+# %% ../../nbs/experiment/46_measured.ipynb #1a3442e0
 def read_measured(path) -> pd.DataFrame: # of `MEASURED`
     "Tallies that were written before"
     text = dict.fromkeys(['run', 'identity', *TALLY], str)
@@ -127,7 +133,7 @@ def read_measured(path) -> pd.DataFrame: # of `MEASURED`
         raise InputError(f'measured: {path} cannot be used ({e}); give a file that ablate.ipynb wrote') from e
     return table
 
-# %% ../../nbs/experiment/46_measured.ipynb #1362b35d
+# %% ../../nbs/experiment/46_measured.ipynb #2014cd33
 def _names_in_plan(table, planned):
     "identity -> name in the plan, for the runs of a file that are planned"
     names = {}
@@ -137,7 +143,7 @@ def _names_in_plan(table, planned):
             if same_identity(there, identity): names[text] = name
     return names
 
-# %% ../../nbs/experiment/46_measured.ipynb #01850e59
+# %% ../../nbs/experiment/46_measured.ipynb #af26f01f
 def measured_runs(planned, # name -> identity, see `run_identities`
                   paths,   # of files of tallies
                   ) -> pd.DataFrame: # of `MEASURED`, under the names of the plan

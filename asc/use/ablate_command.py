@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['ablate_command']
 
-# %% ../../nbs/use/32_ablate_command.ipynb #80b8c11a
+# %% ../../nbs/use/32_ablate_command.ipynb #20c73167
 from fastcore.script import Param, store_true
 
 from ..core import resolve
+from ..experiment.ablation import JUDGES
 from ..experiment.engines import engines
 from ..run.folder import fresh_folder
 from ..run.plugin import consent_to
 from .ablation_plan import plan_ablation
 from .terminal import read_settings, read_tables, run_watched
 
-# %% ../../nbs/use/32_ablate_command.ipynb #bad7a4ac
+# %% ../../nbs/use/32_ablate_command.ipynb #ffea7dfb
 def ablate_command(
     recipe:Param('name in nbs/ablations, or path of a YAML file', str, opt=False),
     data:Param('corpus by name, see asc data list; default: synthetic', str)='',
@@ -27,6 +28,8 @@ def ablate_command(
     set:Param('parameters of every training, over the base: name=value', str, nargs='+')=(),
     changes:Param('parameters of changes: change.name=value', str, nargs='+')=(),
     starts:Param('parameters of networks that are trained first: start.name=value', str, nargs='+')=(),
+    judge:Param('what the runs are tested on: the test list, or, to choose by, the rest of the training list', str,
+                choices=list(JUDGES))='test',
     measured:Param('files of runs that were measured before', str, nargs='+')=(),
     plan:Param('train nothing: say what it would take, and print the table of what is there', store_true)=False,
     folder:Param('of the runs, one folder each', str)='runs/ablation',
@@ -44,7 +47,7 @@ def ablate_command(
     for typed in (parameters, *changes.values(), *starts.values()): consent_to(typed)
     asked = dict(recipe=recipe, data=data, data_dir=list(data_dir), folds=list(folds), subsets=list(subsets),
                  seeds=list(seeds), only=list(only), parameters=parameters, changes=changes, starts=starts,
-                 folder=folder, device=device)
+                 judge=judge, folder=folder, device=device)
     plan_ablation(**asked, local=engine == 'local')        # refuses what is wrong before anything starts
     run_watched(resolve(out) if out else fresh_folder('ablate'), 'ablate', dict(
         asked, measured=list(measured), train=not plan, engine=engine, workers=workers, threads=threads,

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['PlannedAblation', 'plan_ablation']
 
-# %% ../../nbs/use/27_ablation_plan.ipynb #618de277
+# %% ../../nbs/use/27_ablation_plan.ipynb #0dce8d75
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core import write_text
 from ..experiment.ablation import AblationPlan, check_ablation, read_ablation
 from ..experiment.cells import TRIAL, check_devices_of
 from ..experiment.chain import chain_targets, check_targets
 
-# %% ../../nbs/use/27_ablation_plan.ipynb #c24910c8
+# %% ../../nbs/use/27_ablation_plan.ipynb #77d5cf4f
 @dataclass
 class PlannedAblation:
     "An ablation, read and checked"
@@ -22,10 +23,15 @@ class PlannedAblation:
     fold: int        # that is tested of the first
     cells: list      # its runs
     folder: Path     # of the runs
+    rests: dict      # path -> text of the lists that judge in place of the test list
 
-# %% ../../nbs/use/27_ablation_plan.ipynb #d2a4a363
+    def write_rests(self):
+        "Write these lists"
+        for path, text in self.rests.items(): write_text(path, text)
+
+# %% ../../nbs/use/27_ablation_plan.ipynb #c3c1744f
 def plan_ablation(recipe='', data='', data_dir=(), folds=(), subsets=(25,), seeds=(0,), only=(), parameters=None,
-                  changes=(), starts=(), folder='runs/ablation', device='',
+                  changes=(), starts=(), judge='test', folder='runs/ablation', device='',
                   local=True, # whether it runs on this machine
                   ) -> PlannedAblation:
     "All runs of an ablation, as `ablate.ipynb` takes it; InputError for what does not fit. Without a recipe a trial"
@@ -33,8 +39,9 @@ def plan_ablation(recipe='', data='', data_dir=(), folds=(), subsets=(25,), seed
     table = read_ablation(recipe or trial, only, changes, starts)
     targets = chain_targets(data, data_dir, folds)
     corpora = dict(zip(targets, check_targets(targets)))
-    plan = AblationPlan(table, folder, parameters, device)
+    plan = AblationPlan(table, folder, parameters, device, judge)
     cells = plan(targets, subsets, seeds)
     check_ablation(table, cells)
     if local: check_devices_of(cells)
-    return PlannedAblation(table['changes'], corpora, [*targets.values()][0]['fold'], cells, plan.folder)
+    rests = plan.rests(corpora, targets, subsets)
+    return PlannedAblation(table['changes'], corpora, [*targets.values()][0]['fold'], cells, plan.folder, rests)

@@ -346,11 +346,26 @@ PARTS = {'cnn_gru': lambda: Read(), 'rep_ctfa': lambda: Narrow(RepBlock(8, 16, 2
          'mn01': lambda: Narrow(InvertedResidual(8, Row(5, 24, 16, True, torch.nn.Hardswish, 2), 1.))}
 
 
+def sums_are_cut():
+    "Whether ONNX Runtime cuts sums of products of bytes on this processor, as it does where there is no VNNI"
+    from onnx import TensorProto, helper
+    value = helper.make_tensor_value_info
+    node = helper.make_node('MatMulInteger', ['x', 'w'], ['y'])
+    weights = helper.make_tensor('w', TensorProto.INT8, [64, 16], np.full(64 * 16, 127))
+    graph = helper.make_graph([node], 'sum', [value('x', TensorProto.UINT8, [1, 64])],
+                              [value('y', TensorProto.INT32, [1, 16])], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 20)], ir_version=9)
+    found = session(model.SerializeToString()).run(['y'], {'x': np.full((1, 64), 255, np.uint8)})[0]
+    return found[0, 0] != 64 * 255 * 127
+
+
 @torch.no_grad()
 @pytest.mark.parametrize('name', PARTS)
 def test_parts_in_onnx(name):
     "What each network is made of, in float and in eight bits, answers in ONNX Runtime as here, for any batch"
     pytest.importorskip('onnxruntime')
+    if name in ('cnn_gru', 'rep_ctfa') and sums_are_cut():
+        pytest.skip('ONNX Runtime cuts sums of products of bytes on this processor, which has no VNNI')
     net = with_weights(PARTS[name]())
     x = torch.randn(5, 1, 4, 16, generator=torch.Generator().manual_seed(0))
     for form, precision in ((net, 'float32'), (calibrate(prepare(net, x, skip=()), x), 'int8')):

@@ -149,6 +149,6 @@ def test_unfinished_logits_teach_nobody(tmp_path):
 @pytest.mark.parametrize('left', [['predictions-ptq.csv'], ['predictions-ptq.csv', 'predictions-qat.csv']])
 def test_eight_bits_are_judged_as_they_were_made(tmp_path, left):
     "The form trained in eight bits where there is one, else the one quantised after training; never the float network"
-    from asc.experiment.chain_table import _predictions_file
+    from asc.experiment.chain_table import predictions_file
     for name in (*left, 'predictions-float.csv'): (tmp_path/name).touch()
-    assert _predictions_file(tmp_path).name == left[-1]
+    assert predictions_file(tmp_path).name == left[-1]

@@ -153,10 +153,13 @@ def test_refused_teachers(options, corpus, project, teacher):
         with pytest.raises(InputError, match=words): quietly(read_training_data, options(pseudo=path))
 
 
-@pytest.mark.parametrize('how', ['self', dict(teacher='mean', threshold=0., decay=.5)])
+@pytest.mark.parametrize('how', ['self', dict(teacher='mean', threshold=0., decay=.5), 'live'])
 def test_consistency_resumes_bit_for_bit(options, tmp_path, how):
     "Two epochs in one go, and one after the other from the checkpoint; as many steps as without; columns"
     chosen = options(consistency=how, epochs=3)
+    if how == 'live':
+        quietly(train_and_save, tmp_path/'teacher', options(epochs=1, unlabelled=[], seed=5))
+        chosen = options(consistency=how, epochs=3, teacher=str(tmp_path/'teacher'))
     data = quietly(read_training_data, chosen)
     whole, table = history(data, chosen)
     assert {'consistency', 'passing'} <= set(table) and (table.passing.iloc[-1] == 1 or how == 'self')

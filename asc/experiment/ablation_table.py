@@ -46,7 +46,7 @@ def missing(self:AblationScores, kind, subset) -> int:
     planned = ((self.planned.kind == kind) & (self.planned.subset == subset)).sum()
     return int(planned) - sum(map(len, self.pairs(kind, subset)[0].values()))
 
-# %% ../../nbs/experiment/47_ablation_table.ipynb #0abbcd2b
+# %% ../../nbs/experiment/47_ablation_table.ipynb #8e85c923
 @patch
 def by_fold(self:AblationScores, changes, subset) -> pd.DataFrame: # changes × folds, points of macro accuracy
     "The mean effect of each change on each fold"
@@ -56,7 +56,7 @@ def by_fold(self:AblationScores, changes, subset) -> pd.DataFrame: # changes × 
         effects = {fold: effect_table({fold: before[fold]}, {fold: after[fold]}, scores=['macro_accuracy'])
                    for fold in before}
         rows[name] = {fold or 'all': table.effect['macro accuracy'] for fold, table in effects.items()}
-    return pd.DataFrame(rows).T.rename_axis('change')
+    return pd.DataFrame(rows).T.dropna(how='all').rename_axis('change')
 
 # %% ../../nbs/experiment/47_ablation_table.ipynb #59406f28
 def change_effects(scores,    # AblationScores
@@ -68,13 +68,14 @@ def change_effects(scores,    # AblationScores
     paired = {name: scores.pairs(name, subset) for name in changes}
     return {name: effect_table(*pair, groups, tests=len(changes)) for name, pair in paired.items() if pair[0]}
 
-# %% ../../nbs/experiment/47_ablation_table.ipynb #528626c2
+# %% ../../nbs/experiment/47_ablation_table.ipynb #9368e0d1
 def effects_of(effects,               # of `change_effects`
                row='macro accuracy',  # a row of these tables
+               tests=0,               # changes that are planned
                ) -> pd.DataFrame:     # a row a change: before, after, effect, low, high, p, detectable, corrected
     "One figure of all changes, with p values corrected for their number"
     table = pd.DataFrame({name: effect.loc[row] for name, effect in effects.items()}).T
-    return table.assign(corrected=holm(table.p)) if len(table) else table
+    return table.assign(corrected=holm(table.p, tests)) if len(table) else table
 
 # %% ../../nbs/experiment/47_ablation_table.ipynb #af19f152
 def _interval_text(row, digits=2):
@@ -87,18 +88,20 @@ def _known_text(value, digits):
     "A number, a dash where it is not known"
     return '–' if value != value else f'{value:.{digits}f}'
 
-# %% ../../nbs/experiment/47_ablation_table.ipynb #ca73d863
+# %% ../../nbs/experiment/47_ablation_table.ipynb #9ee9d134
 def effect_word(row, # effect, corrected
-            ) -> str:
+                ) -> str:
     "What may be said of an effect"
     if row.corrected != row.corrected: return 'no test'
     if row.corrected >= .05: return 'not seen'
     return 'gain' if row.effect > 0 else 'loss'
 
-# %% ../../nbs/experiment/47_ablation_table.ipynb #54337534
-def ablation_table(scores, effects, subset, parts=('real', 'seen', 'unseen')) -> pd.DataFrame: # of text
+# %% ../../nbs/experiment/47_ablation_table.ipynb #4c297bfe
+def ablation_table(scores, effects, subset, parts=('real', 'seen', 'unseen'),
+                   tests=0, # changes that are planned
+                   ) -> pd.DataFrame: # of text
     "The table of an ablation on a share: a row a change"
-    macro = effects_of(effects)
+    macro = effects_of(effects, tests=tests)
     rows = {}
     for name, row in macro.iterrows():
         before, _ = scores.pairs(name, subset)
@@ -108,7 +111,7 @@ def ablation_table(scores, effects, subset, parts=('real', 'seen', 'unseen')) ->
             visible=_known_text(row.detectable, 2))
         rows[name] |= {part: _interval_text(effects[name].loc[part]) for part in parts if part in effects[name].index}
         rows[name]['log loss'] = _interval_text(effects[name].loc['log loss'], 3)
-        rows[name]['minutes'] = f'{pd.Series(scores.minutes[name]).median():.1f}'
+        rows[name]['minutes'] = _known_text(pd.Series(scores.minutes[name]).median(), 1)
     words = dict(base='macro accuracy of the base', corrected='p, corrected', visible='smallest visible effect',
                  minutes='minutes a run')
     return pd.DataFrame(rows).T.rename(columns=words).rename_axis('change')

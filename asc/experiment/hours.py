@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AROUND', 'Stopwatch', 'training_seconds', 'kind_minutes', 'plan_minutes']
 
-# %% ../../nbs/experiment/48_hours.ipynb #885fa534
+# %% ../../nbs/experiment/48_hours.ipynb #11da1592
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from fastai.callback.core import Callback, CancelFitException
 
+from .ablation import untaught
 from .recipe import create_training, read_training_data
 from ..train.learner import predictions
 from ..train.options import TrainingOptions
@@ -35,10 +36,10 @@ class Stopwatch(Callback):
 # %% ../../nbs/experiment/48_hours.ipynb #38a776cb
 AROUND = 25                                                # seconds: start of a notebook, its tables and pictures
 
-# %% ../../nbs/experiment/48_hours.ipynb #a7a14ee5
+# %% ../../nbs/experiment/48_hours.ipynb #00d902f6
 def training_seconds(parameters) -> float: # of train.ipynb
     "What a training and its test will take on this machine, from a few batches of it; NaN where none can be tried"
-    options = TrainingOptions.of(dict(parameters, teacher='', distill={}, init_from=''))
+    options = TrainingOptions.of(untaught(parameters))
     data, watch = read_training_data(options), Stopwatch()
     with TemporaryDirectory() as folder:
         learn, fit = create_training(data, options, Path(folder)/'history.csv', [watch])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TALLY', 'EFFECT_SCORES', 'place_tally', 'fold_variance', 'effect_table', 'holm', 'design_effect', 'plot_effects']
 
-# %% ../../nbs/score/26_effects.ipynb #55a09055
+# %% ../../nbs/score/26_effects.ipynb #71db21cc
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -15,7 +15,7 @@ from scipy import stats
 from ..core import InputError
 from ..run.text import literal
 from .metrics import clips
-from .spread import spread_parts, variance_over_both
+from .spread import p_value, spread_parts, variance_over_both
 from .stats import system_parts
 
 # %% ../../nbs/score/26_effects.ipynb #2025c8dc
@@ -40,22 +40,24 @@ def _check_pairs(before, after):
         if not all(first.equals(other) for other in others):
             raise InputError(f'effect: fold {fold}: the runs were not tested on the same clips')
 
-# %% ../../nbs/score/26_effects.ipynb #da0dbdda
+# %% ../../nbs/score/26_effects.ipynb #f53641e6
 def _fold_parts(before, after, statistic, groups): # lists of tallies, one a seed
     "Means before and after, and the parts of the variance of their difference, on one fold"
     theta_b, u_b, sums = system_parts(before, statistic, groups=groups)
     theta_a, u_a, _ = system_parts(after, statistic, groups=groups)
     parts = spread_parts([theta_a - theta_b], [u_a - u_b], sums.strata)
+    if not sums.placed: parts['places'] = np.full_like(parts['places'], np.nan)
     means = pd.DataFrame(dict(before=theta_b.mean(0), after=theta_a.mean(0)), index=sums.names)
     return means, parts
 
-# %% ../../nbs/score/26_effects.ipynb #15fed35f
+# %% ../../nbs/score/26_effects.ipynb #2c25b66a
 def _inside(parts): # of each fold
     "Variance of the mean over folds from what varies inside them, and its degrees of freedom"
     count = len(parts)
     total = {key: sum(part[key] for part in parts) for key in parts[0]}
     for key in ('seeds', 'places', 'both'): total[key] = total[key] / count ** 2
-    return variance_over_both(**total)
+    variance, df = variance_over_both(**total)
+    return variance, np.where(total['df_seeds'] < 2, total['df_seeds'], df)  # too bold for two seeds of one fold
 
 # %% ../../nbs/score/26_effects.ipynb #7680476c
 def fold_variance(differences, # (folds, J): mean difference of each fold
@@ -68,7 +70,7 @@ def fold_variance(differences, # (folds, J): mean difference of each fold
     use = ~(inside >= between)                               # also where the first is unknown: one seed
     return np.where(use, between, inside), np.where(use, len(differences) - 1., df)
 
-# %% ../../nbs/score/26_effects.ipynb #03e9fda3
+# %% ../../nbs/score/26_effects.ipynb #e4ff971c
 def _effect_rows(before, after, statistic, groups, level, power, tests):
     "The rows of one statistic"
     folds = [_fold_parts(before[fold], after[fold], statistic, groups) for fold in before]
@@ -80,7 +82,7 @@ def _effect_rows(before, after, statistic, groups, level, power, tests):
     corrected = stats.t.ppf(1 - (1 - level) / (2 * tests), df)
     effect = differences.mean(0)
     return means.assign(effect=effect, low=effect - t * error, high=effect + t * error,
-                        p=2 * stats.t.sf(np.abs(effect) / error, df),
+                        p=p_value(effect, error, df),
                         detectable=(corrected + stats.t.ppf(power, df)) * error)
 
 # %% ../../nbs/score/26_effects.ipynb #4f55ae3a
@@ -108,13 +110,14 @@ def effect_table(before,         # fold -> tallies, one a seed, see `place_tally
         rows.append(table.assign(**{name: table[name] * scale for name in table.columns.drop('p')}))
     return pd.concat(rows).rename({'macro_accuracy': 'macro accuracy', 'log_loss': 'log loss'})
 
-# %% ../../nbs/score/26_effects.ipynb #b5a76af6
+# %% ../../nbs/score/26_effects.ipynb #31b3198f
 def holm(p,            # p values; NaN where there was no test
+         tests=0,      # how many there are in all, some of which may be still to come
          ) -> np.ndarray: # the same, corrected
     "p values of several tests, corrected so that all together are wrong in one case of twenty at 0.05"
     p = np.asarray(p, float)
     order = np.argsort(p)                                    # NaN last
-    count = (~np.isnan(p)).sum()
+    count = max((~np.isnan(p)).sum(), tests)
     corrected = np.minimum(np.maximum.accumulate(p[order] * np.maximum(count - np.arange(len(p)), 1)), 1)
     result = np.empty(len(p))
     result[order] = corrected

@@ -15,7 +15,7 @@ from scipy import stats
 from ..core import DEVICE_GROUPS, InputError, pick
 from .labels import known_parts
 from .metrics import clips, group_column
-from .spread import crossed
+from .spread import crossed, p_value
 
 # %% ../../nbs/score/10_stats.ipynb #25ec3d06
 # statistic: (what a clip contributes, the column whose values are cells, whether cells are averaged)
@@ -191,13 +191,6 @@ def _parts(runs): # -> (seeds, clusters, J)
     parts = np.stack([(r.value - r.value.sum(0) / total * r.count) / total for r in runs])
     return np.nanmean(parts, -1, keepdims=True) if runs[0].averaged else parts
 
-# %% ../../nbs/score/10_stats.ipynb #a1608af2
-def _p_value(difference, se, df):
-    "Two-sided p; without any spread 1 for no difference, else 0; NaN if the spread is unknown"
-    with np.errstate(invalid='ignore', divide='ignore'):
-        p = 2 * stats.t.sf(np.abs(difference) / se, df)
-    return np.where(se > 0, p, np.where(difference == 0, 1., se))
-
 # %% ../../nbs/score/10_stats.ipynb #736a4780
 def _difference_table(a, b, spread, level, power, names):
     "Rows of a comparison, from two means and what `crossed` returned"
@@ -206,7 +199,7 @@ def _difference_table(a, b, spread, level, power, names):
     t = stats.t.ppf((1 + level) / 2, df)
     return pd.DataFrame(dict(
         a=a, b=b, difference=difference, low=difference - t * se, high=difference + t * se,
-        p=_p_value(difference, se, df), detectable=(t + stats.t.ppf(power, df)) * se,
+        p=p_value(difference, se, df), detectable=(t + stats.t.ppf(power, df)) * se,
         se_seeds=np.sqrt(seeds), se_locations=np.sqrt(places)), index=names)
 
 # %% ../../nbs/score/10_stats.ipynb #0c9c9be4

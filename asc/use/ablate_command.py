@@ -16,7 +16,7 @@ from ..run.plugin import consent_to
 from .ablation_plan import plan_ablation
 from .terminal import read_settings, read_tables, run_watched
 
-# %% ../../nbs/use/32_ablate_command.ipynb #ffea7dfb
+# %% ../../nbs/use/32_ablate_command.ipynb #7d4636d5
 def ablate_command(
     recipe:Param('name in nbs/ablations, or path of a YAML file', str, opt=False),
     data:Param('corpus by name, see asc data list; default: synthetic', str)='',
@@ -25,7 +25,7 @@ def ablate_command(
     subsets:Param('per cent of the training list', int, nargs='+')=(25,),
     seeds:Param('of weights, order and augmentation', int, nargs='+')=(0,),
     only:Param('changes that are made; default: all', str, nargs='+')=(),
-    set:Param('parameters of every training, over the base: name=value', str, nargs='+')=(),
+    set:Param('parameters of the base and of every change: name=value', str, nargs='+')=(),
     changes:Param('parameters of changes: change.name=value', str, nargs='+')=(),
     starts:Param('parameters of networks that are trained first: start.name=value', str, nargs='+')=(),
     judge:Param('what the runs are tested on: the test list, or, to choose by, the rest of the training list', str,

@@ -114,8 +114,8 @@ def measured_before(folder, gain, seeds):
         share = np.clip(.5 + gain * (cell.swept['kind'] == 'slower') + rng.normal(0, .02, len(clips)), 0, 1)
         correct = rng.binomial(clips.clips, share).astype(float)
         tables.append(clips.rename(columns=dict(scene='scene_label')).assign(
-            run=cell.name, identity=json.dumps(identities[cell.name]), minutes=1., unit='location', correct=correct,
-            loss=clips.clips * 1.))
+            run=cell.name, identity=json.dumps(identities[cell.name]), commit='', minutes=1., unit='location',
+            correct=correct, loss=clips.clips * 1.))
     write_measured(folder/'measured.csv.xz', pd.concat(tables)[MEASURED])
     return str(folder/'measured.csv.xz')
 

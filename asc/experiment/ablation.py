@@ -101,7 +101,7 @@ def _check_names(changes):
         if name == 'base' or not name.replace('.', '').replace('-', '').isidentifier():
             raise InputError(f'changes: {name!r} is no name for a change: give it one of letters, digits and _')
 
-# %% ../../nbs/experiment/44_ablation.ipynb #b61fb828
+# %% ../../nbs/experiment/44_ablation.ipynb #ec73ee84
 def read_ablation(recipe,        # name of a file in nbs/ablations, path of a YAML file, or a dict
                   only=(),       # changes that are made; none for all
                   changed=(),    # change -> parameters over those of the file
@@ -119,7 +119,8 @@ def read_ablation(recipe,        # name of a file in nbs/ablations, path of a YA
     _check_base('base', table['base'])
     table['teachers'] = {name: read_link('teachers', entries) for name, entries in table['teachers'].items()}
     table['average'] = read_link('average', table['average'])
-    for name, start in table['starts'].items(): _check_own(f'starts: {name}', start, ('out', 'resume', 'device', 'seed'))
+    for name, start in table['starts'].items():
+        _check_own(f'starts: {name}', start, ['out', 'resume', 'device', 'seed'])
     for name, change in dict(base={}, **table['changes']).items(): _check_change(name, change, table)
     return table
 

@@ -36,9 +36,9 @@ class Stopwatch(Callback):
 # %% ../../nbs/experiment/48_hours.ipynb #38a776cb
 AROUND = 25                                                # seconds: start of a notebook, its tables and pictures
 
-# %% ../../nbs/experiment/48_hours.ipynb #00d902f6
+# %% ../../nbs/experiment/48_hours.ipynb #e97917eb
 def training_seconds(parameters) -> float: # of train.ipynb
-    "What a training and its test will take on this machine, from a few batches of it; NaN where none can be tried"
+    "What a training and its test will take on this machine, from a few batches of it"
     options = TrainingOptions.of(untaught(parameters))
     data, watch = read_training_data(options), Stopwatch()
     with TemporaryDirectory() as folder:

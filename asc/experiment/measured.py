@@ -81,18 +81,19 @@ def same_identity(there,   # of a run that was measured
     if any(stated.get(key, _default(planned['notebook'], key)) != value for key, value in asked.items()): return False
     return all(map(same_identity, there['needs'], planned['needs']))
 
-# %% ../../nbs/experiment/46_measured.ipynb #449aaa63
-MEASURED = ['run', 'identity', 'minutes', *TALLY, 'clips', 'correct', 'loss']   # of a file of tallies
+# %% ../../nbs/experiment/46_measured.ipynb #2cc73342
+MEASURED = ['run', 'identity', 'commit', 'minutes', *TALLY, 'clips', 'correct', 'loss']   # of a file of tallies
 
-# %% ../../nbs/experiment/46_measured.ipynb #702e16fe
+# %% ../../nbs/experiment/46_measured.ipynb #21595340
 def tally_run(folder,     # of a finished run
               identity,   # see `run_identities`
               scenes=None,# in index order
               ) -> pd.DataFrame: # the columns of `MEASURED`
     "What a run has measured"
     tally = place_tally(read_predictions(predictions_file(folder), scenes))
-    minutes = run_record(folder).get('seconds', float('nan')) / 60
-    return tally.assign(run=folder.name, identity=json.dumps(identity, sort_keys=True), minutes=minutes)[MEASURED]
+    record = run_record(folder)
+    known = dict(minutes=record.get('seconds', float('nan')) / 60, commit=(record.get('git') or {}).get('commit', ''))
+    return tally.assign(run=folder.name, identity=json.dumps(identity, sort_keys=True), **known)[MEASURED]
 
 # %% ../../nbs/experiment/46_measured.ipynb #9d2e3bfc
 def tally_finished(sweep,      # of runs that were not measured before
@@ -121,10 +122,10 @@ def _check_measured(table):
     if wrong.any(): raise ValueError(f'row {wrong.idxmax() + 2} holds no counts of clips')
     if table.duplicated(['run', *TALLY]).any(): raise ValueError('it holds a run twice')
 
-# %% ../../nbs/experiment/46_measured.ipynb #1a3442e0
+# %% ../../nbs/experiment/46_measured.ipynb #f5ff4fa8
 def read_measured(path) -> pd.DataFrame: # of `MEASURED`
     "Tallies that were written before"
-    text = dict.fromkeys(['run', 'identity', *TALLY], str)
+    text = dict.fromkeys(['run', 'identity', 'commit', *TALLY], str)
     try:
         table = pd.read_csv(resolve(path), dtype=text, keep_default_na=False, na_values=dict(minutes=['']),
                             compression='xz')

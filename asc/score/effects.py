@@ -43,8 +43,9 @@ def _check_pairs(before, after):
 # %% ../../nbs/score/26_effects.ipynb #f53641e6
 def _fold_parts(before, after, statistic, groups): # lists of tallies, one a seed
     "Means before and after, and the parts of the variance of their difference, on one fold"
-    theta_b, u_b, sums = system_parts(before, statistic, groups=groups)
-    theta_a, u_a, _ = system_parts(after, statistic, groups=groups)
+    theta, u, sums = system_parts([*before, *after], statistic, groups=groups)
+    theta_b, theta_a = np.split(theta, 2)
+    u_b, u_a = np.split(u, 2)
     parts = spread_parts([theta_a - theta_b], [u_a - u_b], sums.strata)
     if not sums.placed: parts['places'] = np.full_like(parts['places'], np.nan)
     means = pd.DataFrame(dict(before=theta_b.mean(0), after=theta_a.mean(0)), index=sums.names)

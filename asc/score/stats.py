@@ -74,24 +74,24 @@ def _add_up(values, place, shape):
     return np.bincount(place, values, np.prod(shape)).reshape(shape)
 
 # %% ../../nbs/score/10_stats.ipynb #c6e3130d
-def _sums(one, statistic, by='location', groups=DEVICE_GROUPS) -> _Sums:
-    "The sums of a run, from what `clips` returned"
+def _sums(runs, statistic, by='location', groups=DEVICE_GROUPS) -> list: # of `_Sums`
+    "The sums of each of several runs on the same clips, from what `clips` returned"
     value, column, averaged = pick(SCORES, statistic, 'statistic')
     pick(['location', 'recording', 'filename', 'city'], by, 'unit of resampling')
-    _check_known(one, statistic, by)
-    one = one.assign(group=group_column(one, groups), all='all')
+    _check_known(runs[0], statistic, by)
+    one = runs[0].assign(group=group_column(runs[0], groups), all='all')
     cell, cells = pd.factorize(one[column or 'all'], sort=True)
     unit, units = pd.factorize(one[by], sort=True)
     shape = len(units), len(cells)
     kept = cell >= 0                                     # a device may be in no group
     place = (unit * len(cells) + cell)[kept]
     clips_of = one['clips'].to_numpy() if 'clips' in one else np.ones(len(one))
-    return _Sums(value=_add_up(one[value].to_numpy()[kept], place, shape),
-                 count=_add_up(clips_of[kept], place, shape),
-                 strata=_strata(one, unit, len(units)),
-                 names=[statistic] if averaged or column is None else list(cells),
-                 averaged=averaged,
-                 placed=by in ('filename', 'city') or (one['unit'] != '').all())
+    shared = dict(count=_add_up(clips_of[kept], place, shape),
+                  strata=_strata(one, unit, len(units)),
+                  names=[statistic] if averaged or column is None else list(cells),
+                  averaged=averaged,
+                  placed=by in ('filename', 'city') or (one['unit'] != '').all())
+    return [_Sums(value=_add_up(run[value].to_numpy()[kept], place, shape), **shared) for run in runs]
 
 # %% ../../nbs/score/10_stats.ipynb #f7ea14b6
 def _check_known(one, statistic, by):
@@ -171,7 +171,7 @@ def bootstrap(preds,                        # a table of predictions, or a list 
         parts = [bootstrap(preds, s, n, by, seed, level, groups) for s in known_scores(runs[0], statistic)]
         return pd.concat(parts) if parts else pd.DataFrame(columns=['estimate', 'low', 'high'], dtype=float)
     _check_same_clips(runs)
-    runs = [_sums(r, statistic, by, groups) for r in _with_common_places(runs)]
+    runs = _sums(_with_common_places(runs), statistic, by, groups)
     sums = runs[0]
     value = sum(r.value for r in runs) / len(runs)
     low, high = _interval(sums, value, n, seed, level)
@@ -203,13 +203,13 @@ def _difference_table(a, b, spread, level, power, names):
         se_seeds=np.sqrt(seeds), se_locations=np.sqrt(places)), index=names)
 
 # %% ../../nbs/score/10_stats.ipynb #0c9c9be4
-def system_parts(runs,                 # of one system: what `clips` gave, or tallies with a column clips
+def system_parts(runs,                 # on the same clips: what `clips` gave, or tallies with a column clips
                  statistic,            # a key of SCORES
                  by='location',        # unit that is independent
                  groups=DEVICE_GROUPS, # group name -> devices
                  ) -> tuple: # statistics (seeds, J), parts of clusters (seeds, clusters, J), sums of the first run
     "What the variance of a system's mean is made of"
-    sums = [_sums(r, statistic, by, groups) for r in runs]
+    sums = _sums(runs, statistic, by, groups)
     return _statistics(sums), _parts(sums), sums[0]
 
 # %% ../../nbs/score/10_stats.ipynb #80f30166

@@ -6,7 +6,7 @@
 __all__ = ['ABLATION', 'AFTERWARDS', 'JUDGES', 'read_ablation', 'AblationPlan', 'untaught', 'check_ablation']
 
 # %% ../../nbs/experiment/44_ablation.ipynb #d8b0a233
-from functools import partial
+from dataclasses import replace
 from itertools import product
 
 from fastcore.basics import patch
@@ -155,47 +155,60 @@ def share(self:AblationPlan, seed, subset, targets):
 
 # %% ../../nbs/experiment/44_ablation.ipynb #9fc3590c
 @patch
-def add(self:AblationPlan, kind, notebook, recipe, parameters, place, after=(), **swept) -> str: # its name
-    "One run, called by what it is and where"
+def add(self:AblationPlan, kind, notebook, recipe, parameters, place,
+        after=(),        # names of runs that come before
+        name='',         # empty: what it is, and where
+        ) -> str:        # its name
+    "One run"
     words = dict(target='', subset='split', seed='seed')
-    name = '-'.join([kind, *(f'{words[key]}{value}' for key, value in place.items() if value != '')])
+    name = name or '-'.join([kind, *(f'{words[key]}{value}' for key, value in place.items() if value != '')])
     if name in self.cells: return name
     parameters = dict(parameters, device=self.device)
-    cell = plan_cell(notebook, recipe, {}, parameters, name, after)
-    self.cells[name] = cell.telling(kind=kind, **place, **swept)
+    self.cells[name] = plan_cell(notebook, recipe, {}, parameters, name, after).telling(kind=kind, **place)
     return name
 
 # %% ../../nbs/experiment/44_ablation.ipynb #327ea7dd
 @patch
 def change(self:AblationPlan, name, change, place, target):
     "A run with a change, and what it needs"
-    add = partial(self.add, name, place=place)
-    if 'then' in change:
-        self.check_judge(name, change)
-        base = self.add('base', 'train', *self.training({}, place, target), place)
-        source = {AFTERWARDS[change['then']]: str(self.folder/base)}
-        return add(change['then'], '', dict(_stated(change), **source, seed=place['seed']), after=[base])
+    make = self.afterwards if 'then' in change else self.trained
+    self.judged(name, make(name, change, place, target), place, target)
+
+# %% ../../nbs/experiment/44_ablation.ipynb #327ea7d1
+@patch
+def afterwards(self:AblationPlan, name, change, place, target) -> str: # name of the run
+    "A run that works on the base run"
+    base = self.add('base', 'train', *self.training({}, place, target), place)
+    source = {AFTERWARDS[change['then']]: str(self.folder/base)}
+    return self.add(name, change['then'], '', dict(_stated(change), **source, seed=place['seed']), place, [base])
+
+# %% ../../nbs/experiment/44_ablation.ipynb #327ea7d2
+@patch
+def trained(self:AblationPlan, name, change, place, target) -> str: # name of the run
+    "A training with a change, and what it needs"
     recipe, parameters = self.training(change, place, target)
     begun, taught = self.start(change, place), self.teach(change, place, target)
     if begun: parameters['init_from'] = str(self.folder/begun[0])
     if taught: parameters['teacher'] = [str(self.folder/name) for name in taught]
-    add('train', recipe, parameters, after=[*begun, *taught])
+    return self.add(name, 'train', recipe, parameters, place, [*begun, *taught])
 
 # %% ../../nbs/experiment/44_ablation.ipynb #6f0f0f35
 @patch
-def check_judge(self:AblationPlan, name, change):
-    "InputError for a run that knows only the test list, where others judge"
-    if self.judge == 'test': return
-    raise InputError(f"{name}: {change['then']} is tested on the test list; name the other changes in only, or give "
-                     'judge=test')
+def judged(self:AblationPlan, change, run, place, target):
+    "What a change is judged by: the run, which is tested on the test list, or what it answers for the rest"
+    if self.judge == 'rest':
+        asked = dict(model=str(self.folder/run), test_list=str(self.rest_list(place)))
+        parameters = dict(target, subset=place['subset'], seed=place['seed'], **asked)
+        run = self.add('rest', 'evaluate', '', parameters, place, [run], name=f'{run}-rest')
+    cell = self.cells[run]
+    self.cells[run] = replace(cell, swept=dict(cell.swept, change=change))
 
 # %% ../../nbs/experiment/44_ablation.ipynb #20495b11
 @patch
 def training(self:AblationPlan, change, place, target): # -> recipe, parameters
     "What the training of a change is given"
     table = {**self.table['base'], **self.common, **change}
-    listed = {'test_list': str(self.rest_list(place))} if self.judge == 'rest' else {}
-    parameters = dict(_stated(table), subset=place['subset'], seed=place['seed'], **target, **listed)
+    parameters = dict(_stated(table), subset=place['subset'], seed=place['seed'], **target)
     return table.get('recipe', ''), parameters
 
 # %% ../../nbs/experiment/44_ablation.ipynb #2c0eaf33

@@ -15,18 +15,17 @@ from ..score.effects import TALLY, effect_table, holm
 
 # %% ../../nbs/experiment/47_ablation_table.ipynb #77a5099b
 class AblationScores:
-    "The tallies of an ablation by kind of run, share, fold and seed"
+    "The tallies of an ablation by change, share, fold and seed"
     def __init__(self, cells,    # of the plan
                  tallies):       # table with columns run, minutes and those of a tally
         self.kinds, self.minutes = defaultdict(dict), defaultdict(list)
-        swept = {cell.name: cell.swept for cell in cells}
+        swept = {cell.name: cell.swept for cell in cells if 'change' in cell.swept}   # neither starts nor logits
         self.planned = pd.DataFrame(swept.values())
         for name, rows in tallies.groupby('run', sort=False):
             place = swept[name]
-            self.minutes[place['kind']].append(rows.minutes.iloc[0])
-            if 'target' not in place or 'seed' not in place: continue    # a start, or logits
+            self.minutes[place['change']].append(rows.minutes.iloc[0])
             key = place['subset'], place['target'], place['seed']
-            self.kinds[place['kind']][key] = rows[[*TALLY, 'clips', 'correct', 'loss']].reset_index(drop=True)
+            self.kinds[place['change']][key] = rows[[*TALLY, 'clips', 'correct', 'loss']].reset_index(drop=True)
 
 # %% ../../nbs/experiment/47_ablation_table.ipynb #0258da94
 @patch
@@ -43,7 +42,7 @@ def pairs(self:AblationScores, kind, subset) -> tuple: # before, after: fold -> 
 @patch
 def missing(self:AblationScores, kind, subset) -> int:
     "How many pairs of a change are not there yet"
-    planned = ((self.planned.kind == kind) & (self.planned.subset == subset)).sum()
+    planned = ((self.planned.change == kind) & (self.planned.subset == subset)).sum()
     return int(planned) - sum(map(len, self.pairs(kind, subset)[0].values()))
 
 # %% ../../nbs/experiment/47_ablation_table.ipynb #8e85c923

@@ -63,6 +63,7 @@ def kind_minutes(cells,         # that are missing
         known = measured.get(kind, [])
         tried = float('nan')
         if not known and cell.notebook.stem == 'train': tried = training_seconds(cell.parameters) / 60
+        if cell.notebook.stem == 'evaluate': tried = AROUND / 60
         minutes[kind] = float(np.median(known)) if known else tried
     return minutes
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASURED', 'run_identities', 'same_identity', 'tally_run', 'tally_finished', 'write_measured', 'read_measured',
-           'measured_runs']
+           'measured_runs', 'runs_to_make']
 
 # %% ../../nbs/experiment/46_measured.ipynb #46c38a19
 import json
@@ -35,9 +35,9 @@ def _names_of_lists(data, data_dir, classes, subset, fold, train_list, test_list
 
 # %% ../../nbs/experiment/46_measured.ipynb #6d12e7a0
 def _lists(parameters):
-    "The same for the parameters of a training"
+    "The same for the parameters of a training, or of an evaluation"
     place = [parameters[key] for key in ('data', 'data_dir')]
-    lists = [parameters[key] for key in ('subset', 'fold', 'train_list', 'test_list')]
+    lists = [parameters.get(key, '') for key in ('subset', 'fold', 'train_list', 'test_list')]
     return _names_of_lists(*place, json.dumps(parameters['classes']), *lists)
 
 # %% ../../nbs/experiment/46_measured.ipynb #b7a493ac
@@ -57,10 +57,11 @@ def _identity(cell, cells, folder, found):
     "What a run is; `found` is added to"
     if cell.name in found: return found[cell.name]
     own = {key: value for key, value in cell.parameters.items() if key not in _ELSEWHERE}
-    stated = json.dumps(own).replace(json.dumps(str(folder))[1:-1], '')
+    stated = json.dumps(own)
+    for place, name in enumerate(cell.after): stated = stated.replace(json.dumps(str(folder/name)), f'"run {place}"')
     found[cell.name] = dict(
         notebook=cell.notebook.stem, parameters=json.loads(stated),
-        lists=_lists(cell.parameters) if cell.notebook.stem == 'train' else '',
+        lists=_lists(cell.parameters) if cell.notebook.stem in ('train', 'evaluate') else '',
         needs=[_identity(cells[name], cells, folder, found) for name in cell.after])
     return found[cell.name]
 
@@ -86,24 +87,29 @@ MEASURED = ['run', 'identity', 'commit', 'minutes', *TALLY, 'clips', 'correct', 
 
 # %% ../../nbs/experiment/46_measured.ipynb #21595340
 def tally_run(folder,     # of a finished run
+              trained,    # folder of the run that it judges; often the same
               identity,   # see `run_identities`
               scenes=None,# in index order
-              ) -> pd.DataFrame: # the columns of `MEASURED`
+              ) -> pd.DataFrame: # the columns of `MEASURED`; minutes and commit are those of the training
     "What a run has measured"
     tally = place_tally(read_predictions(predictions_file(folder), scenes))
-    record = run_record(folder)
+    record = run_record(trained)
     known = dict(minutes=record.get('seconds', float('nan')) / 60, commit=(record.get('git') or {}).get('commit', ''))
     return tally.assign(run=folder.name, identity=json.dumps(identity, sort_keys=True), **known)[MEASURED]
 
 # %% ../../nbs/experiment/46_measured.ipynb #9d2e3bfc
-def tally_finished(sweep,      # of runs that were not measured before
-                   kinds,      # of runs that are compared; others have no tally
+def tally_finished(sweep,      # of the runs that are missing
+                   known,      # tallies of runs that were measured before
                    identities, # see `run_identities`
                    scenes=None,
-                   ) -> list:  # of tables
-    "What the finished runs of a sweep have measured"
-    return [tally_run(sweep.out(name), identities[name], scenes) for name, cell in sweep.cells.items()
-            if cell.swept['kind'] in kinds and sweep.state(name) == 'finished']
+                   ) -> pd.DataFrame: # the columns of `MEASURED`
+    "What is known, and what the finished runs of a sweep have measured as well; only compared runs have tallies"
+    tallies, there = [known], set(known.run)
+    for name, cell in sweep.cells.items():
+        if 'change' not in cell.swept or name in there or sweep.state(name) != 'finished': continue
+        trained = cell.after[0] if cell.notebook.stem == 'evaluate' else name
+        tallies.append(tally_run(sweep.out(name), sweep.out(trained), identities[name], scenes))
+    return pd.concat(tallies, ignore_index=True)
 
 # %% ../../nbs/experiment/46_measured.ipynb #8cc748ab
 def write_measured(path,  # .csv.xz
@@ -153,3 +159,13 @@ def measured_runs(planned, # name -> identity, see `run_identities`
     known = pd.concat([table.assign(run=table.identity.map(_names_in_plan(table, planned))) for table in tables])
     known = known[known.run.notna()].drop_duplicates(['run', *TALLY]).reset_index(drop=True)
     return known.astype(dict(minutes=float, clips=int, correct=float, loss=float))
+
+# %% ../../nbs/experiment/46_measured.ipynb #4fa1c0de
+def runs_to_make(cells, # of a plan
+                 known, # names of the runs that were measured before
+                 ) -> list: # of cells, in the order of the plan
+    "The runs that a plan still takes"
+    wanted = [cell.name for cell in cells if 'change' in cell.swept and cell.name not in known]
+    needs = {cell.name: cell.after for cell in cells}
+    for name in wanted: wanted += [needed for needed in needs[name] if needed not in wanted]
+    return [cell for cell in cells if cell.name in wanted]

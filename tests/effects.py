@@ -1,7 +1,7 @@
 """False alarms of an ablation: python tests/effects.py TRIALS
 
 Ablations of changes that do nothing, five folds and three seeds as a rule; the share of them in which any change has a
-p below 0.05, corrected for their number. What nbs/score/26_effects.ipynb reports was measured with it.
+p below 0.05, corrected for their number. nbs/score/26_effects.ipynb says what it printed.
 """
 import sys
 

@@ -151,5 +151,5 @@ def test_table_from_measured_runs(tmp_path):
 
 
 def test_false_alarms():
-    "Twelve changes that do nothing on average: in about one ablation of twenty any of them is called an effect"
+    "Four changes that do nothing on average: in about one ablation of twenty any of them is called an effect"
     assert false_alarms(25, fold_luck=2) <= .16

@@ -36,7 +36,7 @@ def test_the_links_of_our_own_chain(tmp_path):
     cells = {cell.name: cell for cell in ChainPlan(read_chain('asc-chain'), tmp_path/'runs')(chain_targets(), [5], [0])}
     student = cells['student-split5-seed0']
     assert student.after == ('pretrain-seed0', 'logits-split5')
-    assert student.parameters['teacher'] == str(tmp_path/'runs/logits-split5')
+    assert student.parameters['teacher'] == [str(tmp_path/'runs/logits-split5')]
     assert cells['logits-split5'].after == ('teacher1-split5-seed0', 'teacher1-split5-seed1')
     assert not cells['alone-split5-seed0'].parameters['init_from'] and not cells['alone-split5-seed0'].after
     assert not cells['start-split5-seed0'].parameters['teacher']
@@ -73,13 +73,15 @@ def test_a_soup_of_students(tmp_path):
     (dict(TAUGHT, student=dict(recipe='asc-best-kd', crop='windows')), {}, "crop='windows' cuts clips"),
     (dict(TAUGHT, student=dict(distill=dict(temprature=2.))), {}, 'did you mean temperature'),
     (dict(TAUGHT, student=dict(backbone='cnn3')), dict(lr=-1.), 'lr'),
-    (dict(TAUGHT, pretrain=dict(backbone='cnn3')), {}, "pretrain: its backbone is 'cnn3'"),
+    (dict(TAUGHT, pretrain=dict(backbone='cnn3')), {}, "with which it begins, 'cnn3'"),
     (dict(TAUGHT, teachers=[dict(seeds=[0, 0])]), {}, 'teachers: seeds: 0 is given twice'),
+    (dict(TAUGHT, teachers=[dict(pretrain=dict(backbone='cp_resnet'))]), {}, "with which it begins, 'cp_resnet'"),
+    (dict(TAUGHT, teachers=[dict(pretrain=dict(epoch=8))]), {}, 'epoch'),
     (dict(TAUGHT, soup={}), {}, 'add the link pretrain'),
     (dict(TAUGHT, pretrain={}, soup=dict(members=1)), {}, 'soup: members'),
     (dict(TAUGHT, teachers=[{}, dict(valid=.2)]), {}, 'valid is 0.1 and 0.2'),
     (dict(TAUGHT, average=dict(valid=.2)), {}, 'valid is 0.1 and 0.2'),
-    (dict(student={}, quantize=dict(teacher='average')), {}, 'the chain has no teachers'),
+    (dict(student={}, quantize=dict(teacher='average')), {}, 'the chain averages no logits'),
     (dict(TAUGHT, soups={}), {}, "unknown link of the chain 'soups'"),
     (TAUGHT, dict(data_dir='x'), 'data_dir is set by the chain'),
 ], ids=lambda value: value if isinstance(value, str) else '')
@@ -94,6 +96,8 @@ def test_pretraining_on_the_tested_corpus_is_refused():
     corpora = check_targets(chain_targets())
     with pytest.raises(InputError, match='the corpus that the chain is measured on'):
         check_pretrained(dict(pretrain=dict(data='synthetic')), corpora)
+    with pytest.raises(InputError, match='the corpus that the chain is measured on'):
+        check_pretrained(dict(teachers=['runs/a', dict(pretrain=dict(data='synthetic'))]), corpora)
 
 
 def sweep_of(after, states):

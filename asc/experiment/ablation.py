@@ -15,7 +15,7 @@ from ..core import InputError, pick, project_root, read_yaml, resolve
 from ..data.rest import rest_of_training
 from .cells import plan_cell, refuse_twins
 from .chain import ChainPlan, check_once, read_link
-from .chain_checks import check_same_network, check_taught
+from .chain_checks import check_begun, check_taught
 from ..run.folder import usable_folder
 from ..run.parameters import full_parameters
 from ..run.values import check_type
@@ -245,10 +245,10 @@ def teach(self:AblationPlan, change, place, target) -> list: # names of runs
     "The logits of the teachers of a change, or the live teachers, trained once a fold and share"
     if 'teachers' not in change: return []
     group, place = change['teachers'], {key: place[key] for key in ('target', 'subset')}
-    plan = ChainPlan(dict(teachers=self.table['teachers'][group], average=self.table['average']), self.folder,
-                     device=self.device, mark=f'{group}_')
-    logits = plan.average(place, target)
-    names = list(plan.cells.pop(logits).after) if change.get('live') else [logits]
+    links = dict(teachers=self.table['teachers'][group], average=self.table['average'],
+                 student=dict(live=change.get('live', False)))
+    plan = ChainPlan(links, self.folder, device=self.device, mark=f'{group}_')
+    _, names = plan.lessons(place, target)
     self.cells |= {key: cell for key, cell in plan.cells.items() if key not in self.cells}
     return names
 
@@ -263,13 +263,11 @@ def untaught(parameters) -> dict: # of train.ipynb
 def check_ablation(table, cells):
     "InputError for a training that no machine can do, for a start of another network, for teachers of other clips"
     from asc.experiment.checks import check_plan          # loads torch
-    from asc.experiment.distillation import read_distill
     trainings = {cell.swept['kind']: cell for cell in cells if cell.notebook.stem == 'train'} # one speaks for all
     for kind, cell in trainings.items():
         change = table['changes'].get(kind, {})
         try:
             check_plan(untaught(cell.parameters))
-            if 'start' in change: check_same_network(trainings[f"start_{change['start']}"].parameters, cell.parameters)
-            if change.get('live'): read_distill(cell.parameters['distill'], 'run')
-            elif 'teachers' in change: check_taught(table['average'], cell.parameters)
+            if 'teachers' in change: check_taught(table['average'], cell.parameters, change.get('live'))
         except InputError as e: raise InputError(f'{kind}: {e}') from e
+    check_begun(cells)

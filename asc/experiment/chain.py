@@ -111,7 +111,14 @@ def _read_teacher(entry):
     entry = dict(seeds=[0]) | check_type('teachers', entry, dict)
     _check_seeds(entry['seeds'])
     _check_keys('teachers', entry)
+    if 'pretrain' in entry: _check_keys('pretrain', _first_training(entry))
     return entry
+
+# %% ../../nbs/experiment/40_chain.ipynb #73e044d1
+def _first_training(entry):
+    "What a teacher is trained on first: its own recipe, on another corpus"
+    changed = check_type('teachers: pretrain', entry['pretrain'], dict)
+    return {**{key: value for key, value in entry.items() if key not in ('seeds', 'subset', 'pretrain')}, **changed}
 
 # %% ../../nbs/experiment/40_chain.ipynb #e0fe169a
 def _check_keys(name, table):
@@ -124,8 +131,8 @@ def _check_keys(name, table):
 # %% ../../nbs/experiment/40_chain.ipynb #67241c69
 def _stated(link, table):
     "The parameters of a link, without what the chain reads"
-    read = dict(teachers=('recipe', 'seeds'), soup=('members',)).get(link, ('recipe',))
-    return {key: value for key, value in table.items() if key not in read}
+    read = dict(teachers=('seeds', 'pretrain'), student=('live',), soup=('members',)).get(link, ())
+    return {key: value for key, value in table.items() if key not in ('recipe', *read)}
 
 # %% ../../nbs/experiment/40_chain.ipynb #beefb4af
 def chain_targets(data='', data_dir=(), folds=()) -> dict: # label -> data, data_dir, fold
@@ -215,21 +222,24 @@ def pretrain(self:ChainPlan, seed) -> str: # name of the run, '' without this li
 @patch
 def share(self:ChainPlan, place, target, seeds):
     "All runs on one share of one target"
-    logits = self.average(place, target)
-    for seed in seeds: self.student(dict(place, seed=seed), target, logits)
+    lessons = self.lessons(place, target)
+    for seed in seeds: self.student(dict(place, seed=seed), target, *lessons)
 
 # %% ../../nbs/experiment/40_chain.ipynb #a301dfeb
 @patch
-def average(self:ChainPlan, place, target) -> str: # name of the run, '' without teachers
-    "The teachers, and their logits"
-    if 'teachers' not in self.links: return ''
+def lessons(self:ChainPlan, place, target) -> tuple: # what teaches, and the runs to wait for
+    "The averaged logits of the teachers, or, where they are asked live, the teachers"
+    if 'teachers' not in self.links: return [], []
     entries = self.links['teachers']
     ready = [entry for entry in entries if isinstance(entry, str)]
     trained = [name for i, entry in enumerate(entries) if entry not in ready
                for name in self.teacher(f'teacher{i + 1}', entry, place, target)]
-    asked = dict(target, subset=place['subset'], models=[*ready, *map(self.out, trained)], clips='train',
-                 device=self.common['device'], **self.carved(trained))
-    return self.add('average', 'logits', place, self.links['average'], asked, trained)
+    models = [*ready, *map(self.out, trained)]
+    if self.links.get('student', {}).get('live'): return models, trained
+    asked = dict(target, subset=place['subset'], models=models, clips='train', device=self.common['device'],
+                 **self.carved(trained))
+    logits = self.add('average', 'logits', place, self.links['average'], asked, trained)
+    return [self.out(logits)], [logits]
 
 # %% ../../nbs/experiment/40_chain.ipynb #1e2c957a
 @patch
@@ -246,24 +256,36 @@ def carved(self:ChainPlan, trained) -> dict: # names of the teachers' runs
 def teacher(self:ChainPlan, kind, entry, place, target) -> list: # names of the runs
     "One teacher with each of its seeds; one with a subset of its own teaches on every share"
     place = dict(place, subset=entry.get('subset', place['subset']))
-    own = dict(self.common, subset=place['subset'], **target)
-    return [self.add('teachers', kind, dict(place, seed=seed), entry, dict(own, seed=seed)) for seed in entry['seeds']]
+    begun = self.begun(kind, entry)
+    start = dict(init_from=self.out(*begun)) if begun else {}
+    own = dict(self.common, subset=place['subset'], **target, **start)
+    return [self.add('teachers', kind, dict(place, seed=seed), entry, dict(own, seed=seed), begun)
+            for seed in entry['seeds']]
+
+# %% ../../nbs/experiment/40_chain.ipynb #2e3dffa1
+@patch
+def begun(self:ChainPlan, kind, entry) -> list: # with the name of the run; empty for none
+    "The network that a teacher begins with, one for all its seeds"
+    if 'pretrain' not in entry: return []
+    seed = entry['seeds'][0]
+    parameters = dict(self.common, seed=seed)
+    return [self.add('pretrain', f'{kind}_start', dict(seed=seed), _first_training(entry), parameters)]
 
 # %% ../../nbs/experiment/40_chain.ipynb #cd4069db
 @patch
-def student(self:ChainPlan, place, target, logits):
+def student(self:ChainPlan, place, target, teachers, lessons): # of `lessons`
     "The student, what it is compared with, and what is made of it"
     start = f"pretrain-seed{place['seed']}" if 'pretrain' in self.links else ''
     own = dict(self.common, subset=place['subset'], seed=place['seed'], **target)
     untaught = dict(own, teacher='', distill={})
     begun = dict(init_from=self.out(start)) if start else {}
-    taught = dict(own, teacher=self.out(logits)) if logits else untaught
+    taught = dict(own, teacher=teachers) if teachers else untaught
     add = partial(self.add, 'student', place=place, table=self.links['student'])
-    if self.compare and (start or logits): add('alone', parameters=untaught)
-    if self.compare and start and logits: add('start', parameters=untaught | begun, after=[start])
-    names = [add(kind, parameters=taught | begun | dict(seed=seed), after=[start, logits])
+    if self.compare and (start or teachers): add('alone', parameters=untaught)
+    if self.compare and start and teachers: add('start', parameters=untaught | begun, after=[start])
+    names = [add(kind, parameters=taught | begun | dict(seed=seed), after=[start, *lessons])
              for kind, seed in self.members(place['seed'])]
-    self.follow(place, names, logits)
+    self.follow(place, names, lessons)
 
 # %% ../../nbs/experiment/40_chain.ipynb #e5aa7044
 @patch
@@ -274,14 +296,14 @@ def members(self:ChainPlan, seed) -> list: # of (kind of run, its seed)
 
 # %% ../../nbs/experiment/40_chain.ipynb #e495e9a1
 @patch
-def follow(self:ChainPlan, place, names, logits): # of the runs of the student, and of the logits
+def follow(self:ChainPlan, place, names, lessons): # of the runs of the student, and of those that teach it
     "What is made of students: a soup, networks for devices, eight bits, an entry"
     name, seed = names[0], place['seed']
     if 'soup' in self.links: name = self.then('soup', 'soup', place, names, runs=[*map(self.out, names)])
     if 'devices' in self.links: name = self.then('devices', 'devices', place, [name], folder=self.out(name), seed=seed)
     if 'quantize' in self.links:
-        given = dict(source=self.out(name), seed=seed, **self.taught_again(logits))
-        name = self.then('quantize', 'int8', place, [name, *([logits] if 'teacher' in given else [])], **given)
+        given = dict(source=self.out(name), seed=seed, **self.taught_again(lessons))
+        name = self.then('quantize', 'int8', place, [name, *(lessons if 'teacher' in given else [])], **given)
     if 'entry' in self.links: self.then('entry', 'entry', place, [name], runs=[self.out(name)])
 
 # %% ../../nbs/experiment/40_chain.ipynb #9df62430
@@ -292,8 +314,8 @@ def then(self:ChainPlan, link, kind, place, after, **parameters) -> str: # its n
 
 # %% ../../nbs/experiment/40_chain.ipynb #3d007566
 @patch
-def taught_again(self:ChainPlan, logits) -> dict:
+def taught_again(self:ChainPlan, lessons) -> dict:
     "Who teaches the training in eight bits, where that is the average of the chain"
     if self.links['quantize'].get('teacher') != 'average': return {}
-    if logits: return dict(teacher=self.out(logits))
-    raise InputError('quantize: teacher: average, and the chain has no teachers; leave teacher out')
+    if lessons and not self.links['student'].get('live'): return dict(teacher=self.out(*lessons))
+    raise InputError('quantize: teacher: average, and the chain averages no logits; leave teacher out')

@@ -94,9 +94,9 @@ def test_what_does_not_fit_is_refused(tmp_path, links, common, sentence):
 def test_pretraining_on_the_tested_corpus_is_refused():
     "The corpus that a chain is measured on is not the one to be trained on first"
     corpora = check_targets(chain_targets())
-    with pytest.raises(InputError, match='the corpus that the chain is measured on'):
+    with pytest.raises(InputError, match='is a corpus that is tested on'):
         check_pretrained(dict(pretrain=dict(data='synthetic')), corpora)
-    with pytest.raises(InputError, match='the corpus that the chain is measured on'):
+    with pytest.raises(InputError, match='is a corpus that is tested on'):
         check_pretrained(dict(teachers=['runs/a', dict(pretrain=dict(data='synthetic'))]), corpora)
 
 

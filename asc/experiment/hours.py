@@ -55,7 +55,7 @@ def training_seconds(parameters) -> float: # of train.ipynb
 def kind_minutes(cells,         # that are missing
                  measured,      # kind of run -> minutes that such runs took, a list
                  ) -> dict:     # kind of run -> minutes
-    "How long each kind of run takes: as those that have finished, or as tried here; NaN for what is no training"
+    "How long each kind of run takes, as those that have finished or as tried here; NaN where nobody knows"
     minutes = {}
     for cell in cells:
         kind = cell.swept['kind']

@@ -44,10 +44,10 @@ def _lists(parameters):
 def run_identities(cells,   # of a plan
                    folder,  # of their runs
                    ) -> dict: # name -> notebook, parameters, lists, needs
-    "What each run is, wherever it is made"
+    "What each compared run is, wherever it is made"
     by_name, found = {cell.name: cell for cell in cells}, {}
-    for cell in cells: _identity(cell, by_name, folder, found)
-    return found
+    compared = [cell for cell in cells if 'change' in cell.swept]
+    return {cell.name: _identity(cell, by_name, folder, found) for cell in compared}
 
 # %% ../../nbs/experiment/46_measured.ipynb #555ae681
 _ELSEWHERE = *NOT_OF_THE_RUN, 'data', 'data_dir', 'train_list', 'test_list'   # where something lies

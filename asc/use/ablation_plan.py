@@ -13,6 +13,7 @@ from ..core import write_text
 from ..experiment.ablation import AblationPlan, check_ablation, read_ablation
 from ..experiment.cells import TRIAL, check_devices_of
 from ..experiment.chain import chain_targets, check_targets
+from ..experiment.chain_checks import check_other_corpus, check_pretrained
 
 # %% ../../nbs/use/27_ablation_plan.ipynb #77d5cf4f
 @dataclass
@@ -42,6 +43,9 @@ def plan_ablation(recipe='', data='', data_dir=(), folds=(), subsets=(25,), seed
     plan = AblationPlan(table, folder, parameters, device, judge)
     cells = plan(targets, subsets, seeds)
     check_ablation(table, cells)
+    for change in table['changes'].values():
+        check_other_corpus(table['starts'].get(change.get('start')), corpora.values())
+        check_pretrained(dict(teachers=table['teachers'].get(change.get('teachers'), [])), corpora.values())
     if local: check_devices_of(cells)
     rests = plan.rests(corpora, targets, subsets)
     return PlannedAblation(table['changes'], corpora, [*targets.values()][0]['fold'], cells, plan.folder, rests)
